@@ -1,0 +1,240 @@
+//! Bytes in, frames out, and back. No I/O.
+//!
+//! Every frame is a 16-byte header and a payload. Most payloads are JSON, which tolerates new fields; TOKENS, sent every
+//! step, is binary. All numbers are big-endian.
+
+use bytes::{Buf, BufMut, BytesMut};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::error::{DecodeError, EncodeError};
+use crate::frame::{Frame, MemberTokens};
+use crate::{BatchId, HANDSHAKE_VERSION, MemberIndex, VERSIONS};
+
+/// The first two bytes of every frame: "PL".
+pub const MAGIC: u16 = 0x504c;
+
+/// Bytes in a header.
+pub const HEADER: usize = 16;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// A frame's type: its byte in the header, its name, and how long its payload may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    byte: u8,
+    name: &'static str,
+    limit: usize,
+}
+
+const fn kind(byte: u8, name: &'static str, limit: usize) -> Kind {
+    Kind { byte, name, limit }
+}
+
+const HELLO: Kind = kind(0x01, "HELLO", 64 * KIB);
+const WELCOME: Kind = kind(0x02, "WELCOME", 64 * KIB);
+const GOODBYE: Kind = kind(0x03, "GOODBYE", 64 * KIB);
+const CREDIT: Kind = kind(0x10, "CREDIT", KIB);
+const BATCH: Kind = kind(0x11, "BATCH", 64 * MIB);
+const TOKENS: Kind = kind(0x20, "TOKENS", 16 * MIB);
+const FINISHED: Kind = kind(0x21, "FINISHED", 4 * MIB);
+const FAILED: Kind = kind(0x22, "FAILED", 4 * MIB);
+const YIELDED: Kind = kind(0x23, "YIELDED", 4 * MIB);
+const DONE: Kind = kind(0x24, "DONE", KIB);
+const CANCEL: Kind = kind(0x30, "CANCEL", 4 * MIB);
+const YIELD: Kind = kind(0x31, "YIELD", 0);
+const HEARTBEAT: Kind = kind(0x40, "HEARTBEAT", KIB);
+const DRAINING: Kind = kind(0x41, "DRAINING", 0);
+const RELEASE: Kind = kind(0x42, "RELEASE", 0);
+
+const KINDS: [Kind; 15] = [
+    HELLO, WELCOME, GOODBYE, CREDIT, BATCH, TOKENS, FINISHED, FAILED, YIELDED, DONE, CANCEL, YIELD, HEARTBEAT,
+    DRAINING, RELEASE,
+];
+
+/// The most bytes of prompts that a proxy may put into one BATCH. JSON writes a control character in six bytes, so the
+/// payload stays under its limit whatever the texts are.
+pub const MAX_BATCH_TEXT: usize = 8 * MIB;
+
+/// The most members a batch may have.
+pub const MAX_BATCH_MEMBERS: usize = 4096;
+
+const _: () = assert!(MAX_BATCH_TEXT * 6 + MAX_BATCH_MEMBERS * KIB <= BATCH.limit);
+
+#[derive(Serialize, Deserialize)]
+struct Grant {
+    grant: u32,
+}
+
+/// A list in an object, so that later versions can say more beside it.
+#[derive(Serialize, Deserialize)]
+struct Members<T> {
+    members: T,
+}
+
+/// Takes one frame off the front of `wire`, or returns `None` where it is not all there yet.
+///
+/// Memory is reserved for a payload only after its promised length was found to be within the limit of its type.
+///
+/// # Errors
+/// The bytes are no frame. `wire` is then of no further use.
+pub fn decode(wire: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
+    let Some(header) = wire.first_chunk::<HEADER>() else { return Ok(None) };
+    let mut header = &header[..];
+    let magic = header.get_u16();
+    if magic != MAGIC {
+        return Err(DecodeError::Magic(magic));
+    }
+    let version = header.get_u8();
+    if version != HANDSHAKE_VERSION && !VERSIONS.contains(&version) {
+        return Err(DecodeError::Version(version));
+    }
+    let byte = header.get_u8();
+    let kind = KINDS.into_iter().find(|kind| kind.byte == byte).ok_or(DecodeError::Type(byte))?;
+    let batch = BatchId(header.get_u64());
+    let length = header.get_u32() as usize;
+    if length > kind.limit {
+        return Err(DecodeError::TooLong { kind: kind.name, length, limit: kind.limit });
+    }
+    if wire.len() < HEADER + length {
+        wire.reserve(HEADER + length - wire.len());
+        return Ok(None);
+    }
+    wire.advance(HEADER);
+    let payload = wire.split_to(length);
+    read_payload(kind, batch, &payload).map(Some)
+}
+
+fn read_payload(kind: Kind, batch: BatchId, payload: &[u8]) -> Result<Frame, DecodeError> {
+    Ok(match kind {
+        HELLO => Frame::Hello(from_json(kind, payload)?),
+        WELCOME => Frame::Welcome(from_json(kind, payload)?),
+        GOODBYE => Frame::Goodbye(from_json(kind, payload)?),
+        CREDIT => Frame::Credit { grant: from_json::<Grant>(kind, payload)?.grant },
+        BATCH => Frame::Batch(batch, from_json(kind, payload)?),
+        TOKENS => Frame::Tokens(batch, read_tokens(payload)?),
+        FINISHED => Frame::Finished(batch, from_json::<Members<_>>(kind, payload)?.members),
+        FAILED => Frame::Failed(batch, from_json::<Members<_>>(kind, payload)?.members),
+        YIELDED => Frame::Yielded(batch, from_json::<Members<_>>(kind, payload)?.members),
+        DONE => Frame::Done(batch, from_json(kind, payload)?),
+        CANCEL => Frame::Cancel(batch, from_json::<Members<_>>(kind, payload)?.members),
+        YIELD => Frame::Yield(batch),
+        HEARTBEAT => Frame::Heartbeat(from_json(kind, payload)?),
+        DRAINING => Frame::Draining,
+        RELEASE => Frame::Release,
+        Kind { byte, .. } => return Err(DecodeError::Type(byte)),
+    })
+}
+
+fn from_json<T: DeserializeOwned>(kind: Kind, payload: &[u8]) -> Result<T, DecodeError> {
+    serde_json::from_slice(payload).map_err(|source| DecodeError::Json { kind: kind.name, source })
+}
+
+fn read_tokens(mut payload: &[u8]) -> Result<Vec<MemberTokens>, DecodeError> {
+    const ENTRY: usize = 12;
+    let count = payload.try_get_u32().map_err(|_| DecodeError::Tokens("no count"))? as usize;
+    if count > payload.len() / ENTRY {
+        return Err(DecodeError::Tokens("more members than bytes for them"));
+    }
+    let mut members = Vec::with_capacity(count);
+    for _ in 0..count {
+        if payload.len() < ENTRY {
+            return Err(DecodeError::Tokens("a member is cut short"));
+        }
+        let member = payload.get_u32();
+        let ids = payload.get_u32() as usize;
+        let text = payload.get_u32() as usize;
+        if payload.len() / 4 < ids || payload.len() - 4 * ids < text {
+            return Err(DecodeError::Tokens("a member promises more than there is"));
+        }
+        let ids = (0..ids).map(|_| payload.get_u32()).collect();
+        let (bytes, rest) = payload.split_at(text);
+        payload = rest;
+        let text = std::str::from_utf8(bytes).map_err(|_| DecodeError::Tokens("a text is not UTF-8"))?.to_owned();
+        members.push(MemberTokens { member, ids, text });
+    }
+    if payload.is_empty() { Ok(members) } else { Err(DecodeError::Tokens("bytes left over")) }
+}
+
+/// Appends `frame` to `wire`.
+///
+/// # Errors
+/// The payload is over its type's limit; `wire` is then as it was.
+pub fn encode(frame: &Frame, wire: &mut BytesMut) -> Result<(), EncodeError> {
+    match frame {
+        Frame::Hello(hello) => put_json(HELLO, BatchId(0), hello, wire),
+        Frame::Welcome(welcome) => put_json(WELCOME, BatchId(0), welcome, wire),
+        Frame::Goodbye(goodbye) => put_json(GOODBYE, BatchId(0), goodbye, wire),
+        Frame::Credit { grant } => put_json(CREDIT, BatchId(0), &Grant { grant: *grant }, wire),
+        Frame::Batch(id, batch) => put_json(BATCH, *id, batch, wire),
+        Frame::Tokens(id, members) => put(TOKENS, *id, wire, |wire| {
+            put_tokens(members, wire);
+            Ok(())
+        }),
+        Frame::Finished(id, members) => put_json(FINISHED, *id, &Members { members }, wire),
+        Frame::Failed(id, members) => put_json(FAILED, *id, &Members { members }, wire),
+        Frame::Yielded(id, members) => put_members(YIELDED, *id, members, wire),
+        Frame::Done(id, cost) => put_json(DONE, *id, cost, wire),
+        Frame::Cancel(id, members) => put_members(CANCEL, *id, members, wire),
+        Frame::Yield(id) => put(YIELD, *id, wire, |_| Ok(())),
+        Frame::Heartbeat(heartbeat) => put_json(HEARTBEAT, BatchId(0), heartbeat, wire),
+        Frame::Draining => put(DRAINING, BatchId(0), wire, |_| Ok(())),
+        Frame::Release => put(RELEASE, BatchId(0), wire, |_| Ok(())),
+    }
+}
+
+fn put_members(kind: Kind, id: BatchId, members: &[MemberIndex], wire: &mut BytesMut) -> Result<(), EncodeError> {
+    put_json(kind, id, &Members { members }, wire)
+}
+
+fn put_json(kind: Kind, id: BatchId, value: &impl Serialize, wire: &mut BytesMut) -> Result<(), EncodeError> {
+    put(kind, id, wire, |wire| {
+        serde_json::to_writer(wire.writer(), value).map_err(|source| EncodeError::Json { kind: kind.name, source })
+    })
+}
+
+/// Writes the header, the payload, and then the payload's length into the header.
+fn put(
+    kind: Kind,
+    id: BatchId,
+    wire: &mut BytesMut,
+    payload: impl FnOnce(&mut BytesMut) -> Result<(), EncodeError>,
+) -> Result<(), EncodeError> {
+    let start = wire.len();
+    wire.put_u16(MAGIC);
+    wire.put_u8(HANDSHAKE_VERSION);
+    wire.put_u8(kind.byte);
+    wire.put_u64(id.0);
+    wire.put_u32(0);
+    let length = match payload(wire) {
+        Ok(()) => wire.len() - start - HEADER,
+        Err(error) => {
+            wire.truncate(start);
+            return Err(error);
+        }
+    };
+    match u32::try_from(length) {
+        Ok(written) if length <= kind.limit => {
+            wire[start + HEADER - 4..start + HEADER].copy_from_slice(&written.to_be_bytes());
+            Ok(())
+        }
+        _ => {
+            wire.truncate(start);
+            Err(EncodeError::TooLong { kind: kind.name, length, limit: kind.limit })
+        }
+    }
+}
+
+fn put_tokens(members: &[MemberTokens], wire: &mut BytesMut) {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    wire.put_u32(count(members.len()));
+    for MemberTokens { member, ids, text } in members {
+        wire.put_u32(*member);
+        wire.put_u32(count(ids.len()));
+        wire.put_u32(count(text.len()));
+        for id in ids {
+            wire.put_u32(*id);
+        }
+        wire.put_slice(text.as_bytes());
+    }
+}

@@ -1,0 +1,144 @@
+//! Buffered frames over any `AsyncRead` and `AsyncWrite`.
+
+use std::io;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::codec;
+use crate::error::{EncodeError, ReadError};
+use crate::frame::Frame;
+
+/// A buffer that has grown past this is given back once it is empty.
+const KEEP: usize = 1024 * 1024;
+
+/// The reading half of a connection.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    io: R,
+    wire: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Reads frames from `io`.
+    pub fn new(io: R) -> Self {
+        Self { io, wire: BytesMut::with_capacity(16 * 1024) }
+    }
+
+    /// The next frame; `None` where the stream ended between two frames. Dropping the future loses no bytes.
+    ///
+    /// # Errors
+    /// The stream failed or ended within a frame, or the peer sent something that is no frame.
+    pub async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(Some(frame));
+            }
+            if self.io.read_buf(&mut self.wire).await? == 0 {
+                return if self.wire.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the stream ended within a frame").into())
+                };
+            }
+        }
+    }
+
+    /// The next frame if it has been read already: lets a caller deal with all that came at once before it waits.
+    ///
+    /// # Errors
+    /// The peer sent something that is no frame.
+    pub fn buffered(&mut self) -> Result<Option<Frame>, ReadError> {
+        let frame = codec::decode(&mut self.wire)?;
+        if self.wire.is_empty() && self.wire.capacity() > KEEP {
+            self.wire = BytesMut::new();
+        }
+        Ok(frame)
+    }
+}
+
+/// The writing half of a connection: frames are put into a buffer and leave in one go.
+#[derive(Debug)]
+pub struct FrameWriter<W> {
+    io: W,
+    wire: BytesMut,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    /// Writes frames to `io`.
+    pub fn new(io: W) -> Self {
+        Self { io, wire: BytesMut::new() }
+    }
+
+    /// Appends a frame to what [`flush`](Self::flush) will send.
+    ///
+    /// # Errors
+    /// The frame is over its type's limit; the buffer is then as it was.
+    pub fn put(&mut self, frame: &Frame) -> Result<(), EncodeError> {
+        codec::encode(frame, &mut self.wire)
+    }
+
+    /// Bytes put and not yet sent.
+    pub fn pending(&self) -> usize {
+        self.wire.len()
+    }
+
+    /// Sends all that was put. Dropping the future may send a part; the rest goes with the next call.
+    ///
+    /// # Errors
+    /// The stream failed.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        self.io.write_all_buf(&mut self.wire).await?;
+        if self.wire.capacity() > KEEP {
+            self.wire = BytesMut::new();
+        }
+        self.io.flush().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    #[test]
+    fn frames_put_together_arrive_one_by_one() {
+        runtime().block_on(async {
+            let (near, far) = tokio::io::duplex(7);
+            let frames = [Frame::Credit { grant: 2 }, Frame::Draining, Frame::Release];
+            let send = async {
+                let mut writer = FrameWriter::new(near);
+                for frame in &frames {
+                    writer.put(frame).unwrap();
+                }
+                writer.flush().await.unwrap();
+            };
+            let receive = async {
+                let mut reader = FrameReader::new(far);
+                let mut seen = Vec::new();
+                while let Some(frame) = reader.next().await.unwrap() {
+                    seen.push(frame);
+                }
+                seen
+            };
+            let ((), seen) = tokio::join!(send, receive);
+            assert_eq!(seen, frames);
+        });
+    }
+
+    #[test]
+    fn an_end_within_a_frame_is_an_error() {
+        runtime().block_on(async {
+            let mut wire = BytesMut::new();
+            codec::encode(&Frame::Credit { grant: 1 }, &mut wire).unwrap();
+            for cut in 1..wire.len() {
+                let mut reader = FrameReader::new(&wire[..cut]);
+                let error = reader.next().await.unwrap_err();
+                assert!(matches!(error, ReadError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof), "cut at {cut}");
+            }
+        });
+    }
+}

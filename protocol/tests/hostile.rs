@@ -1,0 +1,186 @@
+//! Bytes from a peer that is broken or means harm: refused with a reason, and nothing taken for them.
+
+use bytes::{BufMut, BytesMut};
+use pillion_protocol::connection::FrameReader;
+use pillion_protocol::frame::{Batch, Goodbye, GoodbyeReason, Options};
+use pillion_protocol::{BatchId, DecodeError, EncodeError, Frame, ReadError, codec};
+
+const TYPES: [u8; 15] = [0x01, 0x02, 0x03, 0x10, 0x11, 0x20, 0x21, 0x22, 0x23, 0x24, 0x30, 0x31, 0x40, 0x41, 0x42];
+const JSON: [u8; 11] = [0x01, 0x02, 0x03, 0x10, 0x11, 0x21, 0x22, 0x23, 0x24, 0x30, 0x40];
+const TOKENS: u8 = 0x20;
+
+fn header(kind: u8, length: u32) -> BytesMut {
+    let mut wire = BytesMut::new();
+    wire.put_slice(&[b'P', b'L', 1, kind, 0, 0, 0, 0, 0, 0, 0, 0]);
+    wire.put_u32(length);
+    wire
+}
+
+fn decode(kind: u8, payload: &[u8]) -> Result<Option<Frame>, DecodeError> {
+    let mut wire = header(kind, u32::try_from(payload.len()).unwrap());
+    wire.put_slice(payload);
+    codec::decode(&mut wire)
+}
+
+fn numbers(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_be_bytes()).collect()
+}
+
+#[track_caller]
+fn tokens_refused(payload: &[u8], why: &str) {
+    match decode(TOKENS, payload) {
+        Err(DecodeError::Tokens(reason)) => assert_eq!(reason, why),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_huge_length_is_refused_before_memory_is_taken() {
+    for kind in TYPES {
+        let mut wire = header(kind, u32::MAX);
+        let before = wire.capacity();
+        assert!(matches!(codec::decode(&mut wire), Err(DecodeError::TooLong { .. })), "type {kind:#04x}");
+        assert_eq!(wire.capacity(), before, "type {kind:#04x}");
+    }
+}
+
+#[test]
+fn one_byte_over_each_limit_is_refused_and_the_limit_itself_is_not() {
+    const KIB: u32 = 1024;
+    const MIB: u32 = 1024 * KIB;
+    let limits =
+        [64 * KIB, 64 * KIB, 64 * KIB, KIB, 64 * MIB, 16 * MIB, 4 * MIB, 4 * MIB, 4 * MIB, KIB, 4 * MIB, 0, KIB, 0, 0];
+    for (kind, limit) in TYPES.into_iter().zip(limits) {
+        let over = codec::decode(&mut header(kind, limit + 1));
+        assert!(matches!(over, Err(DecodeError::TooLong { .. })), "type {kind:#04x}: {over:?}");
+        let at = codec::decode(&mut header(kind, limit));
+        assert!(at.is_ok(), "type {kind:#04x}: {at:?}");
+    }
+}
+
+#[test]
+fn unknown_types_magics_and_versions_are_refused_by_the_header_alone() {
+    for kind in (0..=u8::MAX).filter(|kind| !TYPES.contains(kind)) {
+        assert!(matches!(codec::decode(&mut header(kind, 0)), Err(DecodeError::Type(k)) if k == kind));
+    }
+    for version in (0..=u8::MAX).filter(|version| *version != 1) {
+        let mut wire = header(0x41, 0);
+        wire[2] = version;
+        assert!(matches!(codec::decode(&mut wire), Err(DecodeError::Version(v)) if v == version));
+    }
+    let mut http = BytesMut::from("GET / HTTP/1.1\r\n\r\n");
+    assert!(matches!(codec::decode(&mut http), Err(DecodeError::Magic(0x4745))));
+}
+
+#[test]
+fn tokens_that_lie_are_refused() {
+    tokens_refused(&[], "no count");
+    tokens_refused(&[0, 0, 0], "no count");
+    tokens_refused(&numbers(&[1]), "more members than bytes for them");
+    tokens_refused(&numbers(&[u32::MAX, 0, 0, 0]), "more members than bytes for them");
+    let one_more_id = numbers(&[1, 0, 2, 0, 7]);
+    tokens_refused(&one_more_id, "a member promises more than there is");
+    tokens_refused(&numbers(&[1, 0, u32::MAX, 0, 7]), "a member promises more than there is");
+    tokens_refused(&numbers(&[1, 0, 1, 1, 7]), "a member promises more than there is");
+    tokens_refused(&numbers(&[1, 0, 0, u32::MAX]), "a member promises more than there is");
+    tokens_refused(&numbers(&[1, 0, u32::MAX, u32::MAX]), "a member promises more than there is");
+    let first_eats_the_second = numbers(&[2, 0, 2, 0, 1, 2, 3]);
+    tokens_refused(&first_eats_the_second, "a member is cut short");
+    tokens_refused(&numbers(&[0, 9]), "bytes left over");
+    tokens_refused(&numbers(&[1, 0, 0, 0, 9]), "bytes left over");
+}
+
+#[test]
+fn text_that_is_not_utf8_is_refused() {
+    for bad in [&b"\xff"[..], b"\xc3", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xc0\xaf"] {
+        let mut payload = numbers(&[1, 0, 0, u32::try_from(bad.len()).unwrap()]);
+        payload.extend_from_slice(bad);
+        tokens_refused(&payload, "a text is not UTF-8");
+    }
+    let split = [&numbers(&[2, 0, 0, 1])[..], b"\xc3", &numbers(&[1, 0, 1]), b"\xa9"].concat();
+    tokens_refused(&split, "a text is not UTF-8");
+    assert!(decode(0x03, b"{\"reason\":\"drained\",\"message\":\"\xff\"}").is_err());
+}
+
+#[test]
+fn json_of_the_wrong_shape_is_refused() {
+    let shapes: [&[u8]; 11] =
+        [b"", b" ", b"{", b"null", b"7", b"\"text\"", b"{}", b"{\"members\":{}}", b"{\"grant\":-1}", b"\xff", b"{} {}"];
+    for kind in JSON {
+        for shape in shapes {
+            let seen = decode(kind, shape);
+            assert!(
+                matches!(seen, Err(DecodeError::Json { .. })),
+                "type {kind:#04x}, {}: {seen:?}",
+                shape.escape_ascii()
+            );
+        }
+    }
+}
+
+#[test]
+fn numbers_out_of_range_bytes_left_over_and_fields_twice_are_refused() {
+    for payload in ["4294967296", "-1", "1.5", "1e3", "\"1\"", "null", "true", "99999999999999999999999999"] {
+        let json = format!("{{\"grant\":{payload}}}");
+        assert!(decode(0x10, json.as_bytes()).is_err(), "{json}");
+    }
+    assert!(decode(0x10, b"{\"grant\":1}x").is_err());
+    assert!(decode(0x10, b"{\"grant\":1,\"grant\":2}").is_err());
+    assert!(
+        decode(0x21, br#"{"members":[{"member":0,"reason":"bored","prompt_tokens":1,"completion_tokens":1}]}"#)
+            .is_err()
+    );
+    assert!(decode(0x11, br#"{"options":{},"members":[]}"#).is_err());
+}
+
+#[test]
+fn deep_nesting_does_not_reach_the_end_of_the_stack() {
+    for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+        let depth = 8000;
+        let nest = format!("{}1{}", open.repeat(depth), close.repeat(depth));
+        for kind in JSON.into_iter().filter(|kind| !matches!(kind, 0x10 | 0x24 | 0x40)) {
+            assert!(decode(kind, nest.as_bytes()).is_err(), "type {kind:#04x}");
+            assert!(decode(kind, format!("{{\"members\":{nest}}}").as_bytes()).is_err(), "type {kind:#04x}");
+            // Whether a reader skips an unknown field of such depth or refuses it is its own affair.
+            let skipped = format!("{{\"reason\":\"drained\",\"message\":\"\",\"new\":{nest}}}");
+            let _ = decode(kind, skipped.as_bytes());
+        }
+    }
+}
+
+#[test]
+fn a_reader_reports_a_violation_and_an_end_within_a_frame_apart() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let error = FrameReader::new(&b"garbage garbage garbage"[..]).next().await.unwrap_err();
+        assert!(matches!(error, ReadError::Decode(DecodeError::Magic(_))));
+        let error = FrameReader::new(&header(0x10, 20)[..]).next().await.unwrap_err();
+        assert!(matches!(error, ReadError::Io(_)));
+    });
+}
+
+#[test]
+fn a_frame_over_its_limit_is_not_written_and_leaves_what_was_there() {
+    let mut wire = BytesMut::new();
+    codec::encode(&Frame::Draining, &mut wire).unwrap();
+    let before = wire.clone();
+    let long = Frame::Goodbye(Goodbye { reason: GoodbyeReason::Internal, message: "x".repeat(64 * 1024) });
+    assert!(matches!(codec::encode(&long, &mut wire), Err(EncodeError::TooLong { kind: "GOODBYE", .. })));
+    assert_eq!(wire, before);
+}
+
+#[test]
+fn a_number_that_json_cannot_say_is_not_written() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for options in [
+            Options { sampling_topp: bad, ..Options::default() },
+            Options { sampling_temperature: bad, ..Options::default() },
+            Options { repetition_penalty: bad, ..Options::default() },
+        ] {
+            let mut wire = BytesMut::new();
+            let batch = Frame::Batch(BatchId(1), Batch { options, members: Vec::new() });
+            assert!(matches!(codec::encode(&batch, &mut wire), Err(EncodeError::Json { kind: "BATCH", .. })));
+            assert!(wire.is_empty());
+        }
+    }
+}
