@@ -1,0 +1,268 @@
+//! The proxy put together: listeners in front, workers behind, and an end in good order.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::BuildError;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{interval, sleep, timeout};
+use tracing::{error, info, warn};
+
+use crate::admission::{Admission, Bounds};
+use crate::batcher::{self, Batcher, Handle, LinkPort, Settings};
+use crate::config::Config;
+use crate::http::{Limits, Scope, Service};
+use crate::lifecycle::Signals;
+use crate::link;
+use crate::metrics::Metrics;
+use crate::socket::WorkerSocket;
+
+/// Workers that may be connected at once, those that are shaking hands included.
+const MAX_WORKERS: usize = 256;
+/// Admin connections at once: probes and scrapers are few.
+const MAX_ADMIN_CONNECTIONS: usize = 64;
+/// How long to wait before accepting again when the system has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long workers may take to hear the proxy's goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Why the proxy cannot run, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// An address is taken, or not this machine's.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The workers' socket cannot be bound.
+    #[error("cannot bind the workers' socket {}", path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Signals cannot be heard.
+    #[error("cannot take over the signals")]
+    Signals(#[source] io::Error),
+    /// The metrics cannot be set up; that would be a bug.
+    #[error("cannot set up the metrics")]
+    Metrics(#[from] BuildError),
+    /// The drain timeout passed, or a second signal came, while requests were unanswered.
+    #[error("stopped with {connections} connections unfinished")]
+    Unfinished {
+        /// Connections that were still busy.
+        connections: usize,
+    },
+}
+
+/// A proxy without its listeners: give it connections of clients and of workers, over whatever carries bytes.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    service: Arc<Service>,
+    handle: Handle,
+    port: LinkPort,
+    metrics: Arc<Metrics>,
+    max_batch_size: usize,
+}
+
+impl Proxy {
+    /// The proxy, and its batcher's task, which must be run for anything to happen.
+    ///
+    /// # Errors
+    /// The metrics cannot be set up; that would be a bug.
+    pub fn new(config: &Config) -> Result<(Self, Batcher), BuildError> {
+        let metrics = Arc::new(Metrics::new()?);
+        let bounds = Bounds { texts: config.max_queue, bytes: config.max_queue_bytes };
+        let settings = Settings {
+            max_batch_size: config.max_batch_size,
+            batch_timeout: config.batch_timeout,
+            worker_wait: config.worker_wait,
+            max_attempts: config.max_attempts,
+            max_requests: config.max_connections,
+        };
+        let admission = Admission::new(bounds, metrics.clone());
+        let (handle, port, batcher) = batcher::batcher(settings, admission, metrics.clone());
+        let limits = Limits {
+            body_bytes: config.max_body_bytes,
+            texts: config.max_queue,
+            request_timeout: config.request_timeout,
+        };
+        let service = Arc::new(Service::new(handle.clone(), metrics.clone(), limits, config.log_prompts));
+        let max_batch_size = config.max_batch_size;
+        Ok((Self { service, handle, port, metrics, max_batch_size }, batcher))
+    }
+
+    /// Serves a client's connection until it ends, or `shutdown` says so and its request has been answered.
+    pub async fn serve_client<I>(self, io: I, scope: Scope, shutdown: watch::Receiver<bool>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.service.serve(io, scope, shutdown).await;
+    }
+
+    /// Serves a worker's connection until it ends.
+    pub async fn serve_worker<I: AsyncRead + AsyncWrite>(self, io: I) {
+        link::serve(io, self.max_batch_size, self.port, self.metrics).await;
+    }
+
+    /// From now on nothing is admitted, and the proxy is not ready.
+    pub fn drain(&self) {
+        self.service.drain();
+    }
+
+    /// Ends the batcher and, through it, the workers' connections.
+    pub async fn close(&self) {
+        self.handle.close().await;
+    }
+
+    /// What the proxy counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Logs what is queued and in flight, without texts.
+    pub fn dump(&self) {
+        self.handle.dump();
+    }
+}
+
+/// Runs the proxy until it is told to stop and has answered what it admitted.
+///
+/// # Errors
+/// It could not start, or ended with requests unanswered.
+pub async fn run(config: Config) -> Result<(), AppError> {
+    let mut signals = Signals::new().map_err(AppError::Signals)?;
+    let clients = listen(config.listen).await?;
+    let admin = match config.admin_listen {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+    let socket = WorkerSocket::bind(&config.socket, &config.allow_peer)
+        .map_err(|source| AppError::Socket { path: config.socket.clone(), source })?;
+    let (proxy, batcher) = Proxy::new(&config)?;
+    let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    info!(
+        listen = %address(&clients),
+        admin_listen = %admin.as_ref().map(address).unwrap_or_default(),
+        socket = %config.socket.display(),
+        "listening"
+    );
+
+    let (shutdown, shutting_down) = watch::channel(false);
+    let (stay, staying) = watch::channel(false);
+    let client_places = Arc::new(Semaphore::new(config.max_connections));
+    let worker_places = Arc::new(Semaphore::new(MAX_WORKERS));
+    tokio::spawn(batcher.run());
+    tokio::spawn(upkeep(proxy.clone()));
+    let workers = tokio::spawn(accept_workers(socket, proxy.clone(), worker_places.clone()));
+    let front = accept_clients(clients, proxy.clone(), Scope::All, client_places.clone(), shutting_down);
+    let front = tokio::spawn(front);
+    let back = admin.map(|listener| {
+        let places = Arc::new(Semaphore::new(MAX_ADMIN_CONNECTIONS));
+        tokio::spawn(accept_clients(listener, proxy.clone(), Scope::Admin, places, staying))
+    });
+
+    signals.stop(|| proxy.dump()).await;
+    info!(drain_timeout = %humantime::format_duration(config.drain_timeout), "stopping: answering what was admitted");
+    front.abort();
+    proxy.drain();
+    shutdown.send_replace(true);
+    let everyone = u32::try_from(config.max_connections).unwrap_or(u32::MAX);
+    let drained = tokio::select! {
+        gone = timeout(config.drain_timeout, client_places.acquire_many(everyone)) => gone.is_ok(),
+        () = signals.stop(|| proxy.dump()) => false,
+    };
+    let unfinished = config.max_connections - client_places.available_permits();
+
+    proxy.close().await;
+    workers.abort();
+    let _ = timeout(GOODBYE, worker_places.acquire_many(u32::try_from(MAX_WORKERS).unwrap_or(u32::MAX))).await;
+    drop(stay);
+    if let Some(back) = back {
+        back.abort();
+    }
+    if drained {
+        info!("stopped: everything admitted was answered");
+        Ok(())
+    } else {
+        Err(AppError::Unfinished { connections: unfinished })
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source })
+}
+
+async fn upkeep(proxy: Proxy) {
+    let mut tick = interval(Duration::from_secs(5));
+    loop {
+        tick.tick().await;
+        proxy.metrics.upkeep();
+    }
+}
+
+/// Accepts clients; each holds a place until its connection ends, and with no place free nobody is accepted.
+async fn accept_clients(
+    listener: TcpListener,
+    proxy: Proxy,
+    scope: Scope,
+    places: Arc<Semaphore>,
+    shutdown: watch::Receiver<bool>,
+) {
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let stream = accept(&listener).await;
+        let connection = proxy.clone().serve_client(stream, scope, shutdown.clone());
+        tokio::spawn(async move {
+            connection.await;
+            drop(place);
+        });
+    }
+}
+
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Answers are whole when they are written: waiting for more to send gains nothing.
+                let _ = stream.set_nodelay(true);
+                return stream;
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a client");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn accept_workers(socket: WorkerSocket, proxy: Proxy, places: Arc<Semaphore>) {
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let connection = match socket.accept().await {
+            Ok(Ok(stream)) => proxy.clone().serve_worker(stream),
+            Ok(Err(user)) => {
+                error!(uid = user.as_raw(), "a process of another user dialled the workers' socket; see --allow-peer");
+                continue;
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a worker");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        tokio::spawn(async move {
+            connection.await;
+            drop(place);
+        });
+    }
+}

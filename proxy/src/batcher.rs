@@ -1,0 +1,379 @@
+//! The one task that owns the queue: jobs come in, batches leave into the credit that workers grant.
+//!
+//! [`batcher`] returns the handles and the unspawned task. What is decided is decided by plain data: [`Queue`] says who
+//! can ride together, [`policy`] says when, [`Workers`](workers::Workers) says to whom.
+//!
+//! Its inbox is bounded. A request reserves its places there at admission, one for its jobs and one for their possible
+//! cancellation, so a client that goes away never has to wait to say so.
+
+mod handle;
+pub mod workers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pillion_protocol::codec::{MAX_BATCH_MEMBERS, MAX_BATCH_TEXT};
+use pillion_protocol::frame::Hello;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+pub use self::handle::{Handle, LinkPort, Ticket};
+use self::workers::{WorkerId, Workers};
+use crate::admission::Admission;
+use crate::job::{Failure, Job, JobRange};
+use crate::metrics::{Metrics, Trigger};
+use crate::policy::{self, Decision, View};
+use crate::queue::{Filled, Limits, Queue};
+
+/// How batches are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The most members of a batch, 1 to [`MAX_BATCH_MEMBERS`].
+    pub max_batch_size: usize,
+    /// The longest that a request may be held for companions.
+    pub batch_timeout: Duration,
+    /// The longest that a request waits while no worker is connected.
+    pub worker_wait: Duration,
+    /// How often a job is sent to a worker before it fails, at least 1.
+    pub max_attempts: u32,
+    /// The most requests there can be at once: the inbox is sized by it.
+    pub max_requests: usize,
+}
+
+/// To the batcher.
+#[derive(Debug)]
+enum Message {
+    /// Jobs of one request.
+    Submit(Vec<Job>),
+    /// The request's client went away.
+    Cancel(JobRange),
+    /// From a link.
+    Link(WorkerId, FromLink),
+    /// Log what waits.
+    Dump,
+    /// End: whoever still waits hears of it.
+    Close,
+}
+
+/// From a link to the batcher.
+#[derive(Debug)]
+pub enum FromLink {
+    /// A worker is connected; this is its link's inbox.
+    Up(Hello, mpsc::Sender<ToLink>),
+    /// It will take so many batches more.
+    Credit(u32),
+    /// A batch of so many members has ended and took so long.
+    Done(usize, Duration),
+    /// Jobs that must go on elsewhere though the worker lives.
+    Yielded(Vec<Job>),
+    /// It wants to leave.
+    Draining,
+    /// The connection has ended; these were in flight.
+    Down(Vec<Job>),
+}
+
+/// From the batcher to a link.
+#[derive(Debug)]
+pub enum ToLink {
+    /// A batch, paid for with one credit.
+    Batch(Vec<Job>),
+    /// Clients of these jobs went away.
+    Cancel(JobRange),
+    /// The worker may leave.
+    Release,
+    /// Log what is in flight.
+    Dump,
+}
+
+/// Messages dealt with before the batcher looks at the queue again.
+const MESSAGES_AT_ONCE: usize = 256;
+
+/// The batcher's state, and its task in [`run`](Batcher::run).
+#[derive(Debug)]
+pub struct Batcher {
+    settings: Settings,
+    admission: Admission,
+    metrics: Arc<Metrics>,
+    inbox: mpsc::Receiver<Message>,
+    ready: watch::Sender<usize>,
+    queue: Queue,
+    workers: Workers,
+    no_worker_since: Instant,
+    lost_workers: usize,
+    batch_cost: Option<Duration>,
+    rate: Rate,
+}
+
+/// Texts answered a second, over the last seconds.
+#[derive(Debug)]
+struct Rate {
+    since: Instant,
+    texts: usize,
+}
+
+/// A batcher with its handles: for requests, and for links.
+pub fn batcher(settings: Settings, admission: Admission, metrics: Arc<Metrics>) -> (Handle, LinkPort, Batcher) {
+    // Two places a request, and some for links, which wait for theirs.
+    let (outbox, inbox) = mpsc::channel(settings.max_requests.saturating_mul(2).saturating_add(1024));
+    let (ready, serving) = watch::channel(0);
+    let handle = Handle::new(outbox.clone(), admission.clone(), serving);
+    let batcher = Batcher {
+        settings,
+        admission,
+        metrics,
+        inbox,
+        ready,
+        queue: Queue::default(),
+        workers: Workers::default(),
+        no_worker_since: Instant::now(),
+        lost_workers: 0,
+        batch_cost: None,
+        rate: Rate { since: Instant::now(), texts: 0 },
+    };
+    (handle, LinkPort::new(outbox), batcher)
+}
+
+impl Batcher {
+    /// Runs until it is closed, or every handle is dropped. Whoever still waits then hears of it.
+    pub async fn run(mut self) {
+        let mut messages = Vec::with_capacity(MESSAGES_AT_ONCE);
+        loop {
+            let hold = self.hold_ends();
+            let wake = [self.next_due(), hold].into_iter().flatten().min();
+            tokio::select! {
+                biased;
+                received = self.inbox.recv_many(&mut messages, MESSAGES_AT_ONCE) => {
+                    if received == 0 {
+                        return;
+                    }
+                }
+                () = self.admission.arrived(), if hold.is_some() => {}
+                () = sleep_until(wake) => {}
+            }
+            for message in messages.drain(..) {
+                if matches!(message, Message::Close) {
+                    return;
+                }
+                self.take(message);
+            }
+            let now = Instant::now();
+            self.expire(now);
+            self.dispatch(now);
+            self.release();
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Submit(jobs) => jobs.into_iter().for_each(|job| self.queue.push(job)),
+            Message::Cancel(jobs) => self.cancel(&jobs),
+            Message::Link(worker, news) => self.hear(worker, news),
+            Message::Dump => self.dump(),
+            Message::Close => {}
+        }
+    }
+
+    fn hear(&mut self, id: WorkerId, news: FromLink) {
+        match news {
+            FromLink::Up(hello, link) => {
+                self.metrics.workers_connected(&hello.model).increment(1.0);
+                if self.lost_workers > 0 {
+                    self.lost_workers -= 1;
+                    self.metrics.worker_reconnects.increment(1);
+                }
+                self.workers.add(id, hello, link);
+            }
+            FromLink::Credit(grant) => {
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.credit = worker.credit.saturating_add(grant);
+                }
+            }
+            FromLink::Done(members, cost) => {
+                self.batch_cost = Some(policy::smooth(self.batch_cost, cost));
+                self.count_answered(members);
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.members = worker.members.saturating_sub(members);
+                }
+            }
+            FromLink::Yielded(jobs) => {
+                self.metrics.resumed_yielded.increment(jobs.len() as u64);
+                // Nothing went wrong: it does not count as an attempt.
+                for job in jobs {
+                    self.come_back(Job { attempts: job.attempts.saturating_sub(1), ..job });
+                }
+            }
+            FromLink::Draining => {
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.draining = true;
+                }
+            }
+            FromLink::Down(jobs) => {
+                if let Some(worker) = self.workers.remove(id) {
+                    self.metrics.workers_connected(&worker.hello.model).decrement(1.0);
+                    self.lost_workers += 1;
+                }
+                for job in jobs {
+                    if job.attempts >= self.settings.max_attempts {
+                        let attempts = job.attempts;
+                        job.reply.fail(Failure::WorkerLost { attempts });
+                    } else {
+                        self.metrics.resumed_worker_lost.increment(1);
+                        self.come_back(job);
+                    }
+                }
+            }
+        }
+        self.tell_ready();
+    }
+
+    /// A job whose attempt ended early goes on waiting, in its old place.
+    fn come_back(&mut self, mut job: Job) {
+        if job.reply.is_abandoned() {
+            self.metrics.cancelled_running.increment(1);
+        } else {
+            job.slot = Some(self.admission.readmit());
+            self.queue.push(job);
+        }
+    }
+
+    fn tell_ready(&mut self) {
+        let serving = self.workers.iter().filter(|worker| !worker.released).count();
+        let changed = self.ready.send_if_modified(|known| std::mem::replace(known, serving) != serving);
+        if changed && serving == 0 {
+            self.no_worker_since = Instant::now();
+        }
+    }
+
+    fn count_answered(&mut self, texts: usize) {
+        const WINDOW: Duration = Duration::from_secs(2);
+        self.rate.texts += texts;
+        let elapsed = self.rate.since.elapsed();
+        if elapsed >= WINDOW {
+            self.admission.set_rate(crate::metrics::count(self.rate.texts) / elapsed.as_secs_f64());
+            self.rate = Rate { since: Instant::now(), texts: 0 };
+        }
+    }
+
+    fn cancel(&mut self, jobs: &JobRange) {
+        let mut elsewhere = false;
+        for id in jobs.clone() {
+            match self.queue.remove(crate::job::JobId(id)) {
+                Some(_) => self.metrics.cancelled_queued.increment(1),
+                None => elsewhere = true,
+            }
+        }
+        if elsewhere {
+            for worker in self.workers.iter() {
+                // A full inbox means a link that is failing; the member then ends with its deadline.
+                let _ = worker.link.try_send(ToLink::Cancel(jobs.clone()));
+            }
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        for job in self.queue.take_expired(now) {
+            job.reply.fail(Failure::Deadline);
+        }
+        if self.workers.none_serving() {
+            for job in self.queue.take_unserved(now, self.no_worker_since, self.settings.worker_wait) {
+                job.reply.fail(Failure::NoWorker);
+            }
+        }
+    }
+
+    /// The next instant at which something is due though nothing happens.
+    fn next_due(&self) -> Option<Instant> {
+        let head = self.queue.head()?;
+        let unserved =
+            self.workers.none_serving().then(|| head.since.max(self.no_worker_since) + self.settings.worker_wait);
+        [self.queue.next_deadline(), unserved].into_iter().flatten().min()
+    }
+
+    /// When the present hold for companions ends, if there is one.
+    fn hold_ends(&self) -> Option<Instant> {
+        if self.workers.iter().all(|worker| worker.credit == 0 || worker.released) {
+            return None;
+        }
+        match self.decide(Instant::now())? {
+            Decision::HoldUntil(instant) => Some(instant),
+            Decision::Go { .. } => None,
+        }
+    }
+
+    fn decide(&self, now: Instant) -> Option<Decision> {
+        let head = self.queue.head()?;
+        let view = View {
+            waiting: head.waiting,
+            since: head.since,
+            arriving: self.admission.count_arriving(),
+            max_batch_size: self.settings.max_batch_size,
+            batch_timeout: self.settings.batch_timeout,
+            batch_cost: self.batch_cost,
+        };
+        Some(policy::decide(&view, now))
+    }
+
+    /// Every free credit takes what waits, as far as the policy allows.
+    fn dispatch(&mut self, now: Instant) {
+        while let Some(decision) = self.decide(now) {
+            let Decision::Go { held } = decision else { return };
+            let Some(worker) = self.workers.least_loaded() else { return };
+            let limits = Limits {
+                members: self.settings.max_batch_size.min(MAX_BATCH_MEMBERS),
+                tokens: u64::from(worker.hello.max_batch_tokens),
+                bytes: MAX_BATCH_TEXT,
+            };
+            // A link without room is one that has ended; its last word, which takes the worker out, is on its way.
+            let Ok(room) = worker.link.try_reserve() else {
+                worker.credit = 0;
+                continue;
+            };
+            let Some((mut jobs, filled)) = self.queue.take_batch(&limits) else { return };
+            let trigger = match filled {
+                Filled::Members => Trigger::Full,
+                Filled::Tokens => Trigger::Tokens,
+                Filled::Everyone if held => Trigger::Hold,
+                Filled::Everyone => Trigger::Idle,
+            };
+            self.metrics.batch(trigger, jobs.len());
+            for job in &mut jobs {
+                job.leave_queue(&worker.fingerprint);
+                self.metrics.queue_duration.record((now - job.admitted).as_secs_f64());
+            }
+            worker.credit -= 1;
+            worker.members += jobs.len();
+            room.send(ToLink::Batch(jobs));
+        }
+    }
+
+    fn release(&mut self) {
+        for id in self.workers.releasable(self.queue.is_empty()) {
+            if let Some(worker) = self.workers.get_mut(id)
+                && worker.link.try_send(ToLink::Release).is_ok()
+            {
+                worker.released = true;
+                worker.credit = 0;
+                info!(worker = id.0, "the worker may leave");
+            }
+        }
+        self.tell_ready();
+    }
+
+    fn dump(&self) {
+        let oldest = self.queue.head().map(|head| head.since.elapsed());
+        warn!(queued = self.queue.len(), ?oldest, "dump: the queue");
+        for worker in self.workers.iter() {
+            let (id, model, credit, members) = (worker.id.0, &worker.hello.model, worker.credit, worker.members);
+            warn!(worker = id, %model, credit, members, draining = worker.draining, "dump: a worker");
+            let _ = worker.link.try_send(ToLink::Dump);
+        }
+    }
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}

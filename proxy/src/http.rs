@@ -1,0 +1,203 @@
+//! HTTP/1.1 in front: which path is whose, and what every request has in common.
+
+mod admin;
+mod body;
+mod generate;
+mod request;
+pub mod response;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::debug;
+
+use self::response::ApiError;
+use crate::batcher::Handle;
+use crate::metrics::{Endpoint, Metrics};
+
+/// What requests are measured against.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a body.
+    pub body_bytes: usize,
+    /// Texts that the queue takes: a longer list can never be admitted.
+    pub texts: usize,
+    /// The longest that a request may take, and what it may take where it does not say.
+    pub request_timeout: Duration,
+}
+
+/// What every connection shares.
+#[derive(Debug)]
+pub struct Service {
+    handle: Handle,
+    metrics: Arc<Metrics>,
+    limits: Limits,
+    draining: AtomicBool,
+    log_prompts: bool,
+    request_ids: RequestIds,
+}
+
+/// What a listener offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything.
+    All,
+    /// Probes and metrics alone.
+    Admin,
+}
+
+/// A client may take so long for a request's head, idle time between requests included.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// Bytes of a request's head, and of what is read at once.
+const MAX_HEAD: usize = 64 * 1024;
+/// Headers of a request.
+const MAX_HEADERS: usize = 100;
+
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An answer: always whole, because nothing streams yet.
+pub type Answer = Response<Full<Bytes>>;
+
+impl Service {
+    /// A service that puts requests into `handle`.
+    pub fn new(handle: Handle, metrics: Arc<Metrics>, limits: Limits, log_prompts: bool) -> Self {
+        let request_ids = RequestIds::new();
+        Self { handle, metrics, limits, draining: AtomicBool::new(false), log_prompts, request_ids }
+    }
+
+    /// From now on nothing is admitted, and the service is not ready.
+    pub fn drain(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Serves one connection until the client closes it, or until `shutdown` says so and the request in progress has
+    /// been answered.
+    pub async fn serve<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(move |request| {
+            let service = self.clone();
+            async move { Ok::<_, Infallible>(service.answer(request, scope).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS)
+            .serve_connection(TokioIo::new(io), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = told(&mut shutdown) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%error, "a connection ended early");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>, scope: Scope) -> Answer {
+        let started = Instant::now();
+        let request_id = self.request_ids.of(request.headers());
+        let endpoint = match endpoint(request.uri().path()) {
+            Endpoint::Generate if scope == Scope::Admin => Endpoint::Other,
+            endpoint => endpoint,
+        };
+        let answer = match (endpoint, request.method()) {
+            (Endpoint::Generate, &Method::POST) => self.generate(request, &request_id, started).await,
+            (Endpoint::Generate, _) => Err(ApiError::Method { allow: "POST" }),
+            (Endpoint::Other, _) => Err(ApiError::NotFound { path: request.uri().path().to_owned() }),
+            (_, &Method::GET | &Method::HEAD) => Ok(self.administer(endpoint)),
+            _ => Err(ApiError::Method { allow: "GET, HEAD" }),
+        };
+        let mut answer = answer.unwrap_or_else(|error| error.into_answer(&request_id));
+        answer.headers_mut().insert(&X_REQUEST_ID, request_id);
+        self.metrics.request(endpoint, answer.status().as_u16());
+        if endpoint == Endpoint::Generate {
+            self.metrics.request_duration.record(started.elapsed().as_secs_f64());
+        }
+        answer
+    }
+}
+
+/// Resolves when the value is true, or its sender is gone.
+async fn told(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|&told| told).await;
+}
+
+fn endpoint(path: &str) -> Endpoint {
+    match path {
+        "/generate" => Endpoint::Generate,
+        "/livez" => Endpoint::Livez,
+        "/healthz" => Endpoint::Healthz,
+        "/readyz" => Endpoint::Readyz,
+        "/metrics" => Endpoint::Metrics,
+        _ => Endpoint::Other,
+    }
+}
+
+/// Numbers for requests that come without one: unique within a process, and unlike those of another.
+#[derive(Debug)]
+struct RequestIds {
+    base: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    fn new() -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        Self { base: RandomState::new().hash_one(std::process::id()), next: AtomicU64::new(0) }
+    }
+
+    /// The client's own where it sent a sane one: 1 to 128 visible ASCII characters.
+    fn of(&self, headers: &HeaderMap) -> HeaderValue {
+        let sane = |value: &&HeaderValue| {
+            (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+        };
+        if let Some(value) = headers.get(&X_REQUEST_ID).filter(sane) {
+            return value.clone();
+        }
+        let number = self.base.wrapping_add(self.next.fetch_add(1, Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        HeaderValue::from_str(&format!("{number:016x}")).unwrap_or(HeaderValue::from_static("unnumbered"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sane_request_id_is_kept_and_any_other_replaced() {
+        let ids = RequestIds::new();
+        let of = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(&X_REQUEST_ID, HeaderValue::from_bytes(value).unwrap());
+            ids.of(&headers)
+        };
+        assert_eq!(of(b"abc-1"), "abc-1");
+        for insane in [&b""[..], b"two words", &[b'x'; 129], "\u{e9}".as_bytes()] {
+            assert_ne!(of(insane).as_bytes(), insane);
+        }
+        assert_ne!(ids.of(&HeaderMap::new()), ids.of(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,257 @@
+//! What a body of `POST /generate` may say: every field checked, every fault told by the field's name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pillion_protocol::frame::{Options, Prompt};
+use serde_json::{Map, Value};
+
+use super::Limits;
+use super::response::ApiError;
+use crate::job::{Ask, Class};
+
+/// A valid request.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct GenerateRequest {
+    /// One per text.
+    pub asks: Vec<Ask>,
+    /// Whether `text` was a list, so that the answer is one.
+    pub is_list: bool,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+const DEFAULT_NEW_TOKENS: u32 = 128;
+/// More than any model has positions; the model's own limit is the worker's to check.
+const MOST_NEW_TOKENS: u32 = 1 << 24;
+const MOST_STOPS: usize = 16;
+const LONGEST_STOP: usize = 1024;
+
+/// Reads and checks a body.
+pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<GenerateRequest, ApiError> {
+    let value = serde_json::from_slice(body).map_err(|error| ApiError::NotJson(error.to_string()))?;
+    let Value::Object(map) = value else {
+        return Err(ApiError::Field { param: None, message: "the body must be a JSON object".into() });
+    };
+    let mut fields = Fields(map);
+    let (texts, is_list) = fields.texts(limits.texts)?;
+    let max_new_tokens = fields.integer("max_new_tokens", 1, MOST_NEW_TOKENS)?.unwrap_or(DEFAULT_NEW_TOKENS);
+    let min_new_tokens = fields.integer("min_new_tokens", 0, MOST_NEW_TOKENS)?.unwrap_or(0);
+    if min_new_tokens > max_new_tokens {
+        let message = format!("min_new_tokens is {min_new_tokens}, more than max_new_tokens, {max_new_tokens}");
+        return Err(fault("min_new_tokens", message));
+    }
+    let default = Options::default();
+    let options = Options {
+        sampling_topk: fields.integer("sampling_topk", 0, MOST_NEW_TOKENS)?.unwrap_or(default.sampling_topk),
+        sampling_topp: fields.number("sampling_topp", 1.0)?.unwrap_or(default.sampling_topp),
+        sampling_temperature: fields.number("sampling_temperature", 100.0)?.unwrap_or(default.sampling_temperature),
+        repetition_penalty: fields.number("repetition_penalty", 100.0)?.unwrap_or(default.repetition_penalty),
+        no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
+    };
+    let stop: Arc<[String]> = fields.stop()?.into();
+    let longest = u32::try_from(limits.request_timeout.as_millis()).unwrap_or(u32::MAX);
+    let timeout = fields.integer("timeout_ms", 1, longest)?;
+    fields.no_more()?;
+    let class = Class::new(&options, min_new_tokens);
+    let asks = texts.into_iter().map(Prompt::Text);
+    let asks = asks.map(|prompt| Ask { prompt, class, max_new_tokens, stop: stop.clone() }).collect();
+    let timeout = timeout.map_or(limits.request_timeout, |ms| Duration::from_millis(u64::from(ms)));
+    Ok(GenerateRequest { asks, is_list, timeout })
+}
+
+fn fault(param: &str, message: impl Into<String>) -> ApiError {
+    ApiError::Field { param: Some(param.into()), message: message.into() }
+}
+
+/// The fields that have not been read yet.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// The field's value; `null` counts as absent.
+    fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name).filter(|value| !value.is_null())
+    }
+
+    fn texts(&mut self, most: usize) -> Result<(Vec<String>, bool), ApiError> {
+        let fine = |text: &str| if text.is_empty() { Err(fault("text", "a text must not be empty")) } else { Ok(()) };
+        match self.take("text") {
+            Some(Value::String(text)) => fine(&text).map(|()| (vec![text], false)),
+            Some(Value::Array(items)) => {
+                if items.is_empty() || items.len() > most {
+                    return Err(fault("text", format!("text must hold 1 to {most} texts, not {}", items.len())));
+                }
+                let strings = items.into_iter().map(|item| match item {
+                    Value::String(text) => fine(&text).map(|()| text),
+                    other => Err(fault("text", format!("text must hold strings, not {}", kind(&other)))),
+                });
+                Ok((strings.collect::<Result<_, _>>()?, true))
+            }
+            Some(other) => {
+                Err(fault("text", format!("text must be a string or a list of strings, not {}", kind(&other))))
+            }
+            None => Err(fault("text", "text is missing: a string or a list of strings")),
+        }
+    }
+
+    fn integer(&mut self, name: &str, least: u32, most: u32) -> Result<Option<u32>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let number = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (least..=most).contains(n));
+        let wrong =
+            || fault(name, format!("{name} must be a whole number from {least} to {most}, not {}", shown(&value)));
+        number.map(Some).ok_or_else(wrong)
+    }
+
+    /// A number over 0 and at most `most`.
+    #[allow(clippy::cast_possible_truncation, reason = "the engine computes in single precision")]
+    fn number(&mut self, name: &str, most: f32) -> Result<Option<f32>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let number = value.as_f64().map(|n| n as f32).filter(|&n| n > 0.0 && n <= most);
+        let wrong = || fault(name, format!("{name} must be a number over 0 and at most {most}, not {}", shown(&value)));
+        number.map(Some).ok_or_else(wrong)
+    }
+
+    fn stop(&mut self) -> Result<Vec<String>, ApiError> {
+        let items = match self.take("stop") {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(items)) => items,
+            Some(one) => vec![one],
+        };
+        if items.len() > MOST_STOPS {
+            return Err(fault("stop", format!("stop must hold at most {MOST_STOPS} strings, not {}", items.len())));
+        }
+        let strings = items.into_iter().map(|item| match item {
+            Value::String(text) if (1..=LONGEST_STOP).contains(&text.len()) => Ok(text),
+            Value::String(_) => Err(fault("stop", format!("a stop string must have 1 to {LONGEST_STOP} bytes"))),
+            other => Err(fault("stop", format!("stop must be a string or a list of strings, not {}", kind(&other)))),
+        });
+        strings.collect()
+    }
+
+    fn no_more(self) -> Result<(), ApiError> {
+        match self.0.into_iter().next() {
+            Some((name, _)) => {
+                let name: String = name.chars().take(64).collect();
+                Err(fault(&name, format!("{name} is not a field of this request")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A number as it was written; of anything else only what it is, because it may be long or secret.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Number(number) => number.to_string(),
+        other => kind(other).to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { body_bytes: 1024, texts: 4, request_timeout: Duration::from_secs(60) };
+
+    fn param(body: &str) -> Option<String> {
+        match parse(body.as_bytes(), &LIMITS) {
+            Err(ApiError::Field { param, message }) => {
+                assert!(!message.is_empty());
+                param
+            }
+            other => panic!("{body} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let request = parse(br#"{"text": "a"}"#, &LIMITS).unwrap();
+        assert!(!request.is_list);
+        assert_eq!(request.timeout, Duration::from_secs(60));
+        assert_eq!(
+            request.asks,
+            [Ask {
+                prompt: Prompt::Text("a".into()),
+                class: Class::new(&Options::default(), 0),
+                max_new_tokens: 128,
+                stop: Arc::new([]),
+            }]
+        );
+    }
+
+    #[test]
+    fn every_field_arrives() {
+        let body = br#"{"text": ["a", "b"], "max_new_tokens": 9, "min_new_tokens": 2, "sampling_topk": 5,
+            "sampling_topp": 0.5, "sampling_temperature": 2, "repetition_penalty": 1.5, "no_repeat_ngram_size": 3,
+            "stop": ["x", "y"], "timeout_ms": 250}"#;
+        let request = parse(body, &LIMITS).unwrap();
+        let options = Options {
+            sampling_topk: 5,
+            sampling_topp: 0.5,
+            sampling_temperature: 2.0,
+            repetition_penalty: 1.5,
+            no_repeat_ngram_size: 3,
+        };
+        assert!(request.is_list);
+        assert_eq!(request.timeout, Duration::from_millis(250));
+        assert_eq!(request.asks.len(), 2);
+        assert_eq!(request.asks[1].class, Class::new(&options, 2));
+        assert_eq!(
+            (request.asks[1].max_new_tokens, &*request.asks[1].stop),
+            (9, &["x".to_owned(), "y".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        for (body, name) in [
+            (r"{}", "text"),
+            (r#"{"text": ""}"#, "text"),
+            (r#"{"text": 5}"#, "text"),
+            (r#"{"text": []}"#, "text"),
+            (r#"{"text": ["a", ""]}"#, "text"),
+            (r#"{"text": ["a", 1]}"#, "text"),
+            (r#"{"text": ["a", "a", "a", "a", "a"]}"#, "text"),
+            (r#"{"text": "a", "max_new_tokens": -1}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": 0}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": 1.5}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": 1e300}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": "5"}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": 5, "min_new_tokens": 6}"#, "min_new_tokens"),
+            (r#"{"text": "a", "sampling_topk": -1}"#, "sampling_topk"),
+            (r#"{"text": "a", "sampling_topp": 0}"#, "sampling_topp"),
+            (r#"{"text": "a", "sampling_topp": 1.01}"#, "sampling_topp"),
+            (r#"{"text": "a", "sampling_temperature": -0.5}"#, "sampling_temperature"),
+            (r#"{"text": "a", "repetition_penalty": 1e39}"#, "repetition_penalty"),
+            (r#"{"text": "a", "no_repeat_ngram_size": true}"#, "no_repeat_ngram_size"),
+            (r#"{"text": "a", "stop": ""}"#, "stop"),
+            (r#"{"text": "a", "stop": [1]}"#, "stop"),
+            (r#"{"text": "a", "timeout_ms": 0}"#, "timeout_ms"),
+            (r#"{"text": "a", "timeout_ms": 60001}"#, "timeout_ms"),
+            (r#"{"text": "a", "max_tokens": 5}"#, "max_tokens"),
+        ] {
+            assert_eq!(param(body).as_deref(), Some(name), "{body}");
+        }
+        assert_eq!(param("[1]"), None);
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_apart_from_what_is_wrong() {
+        for body in [&b""[..], b"{", b"text", b"{\"text\": \"\xff\"}", b"{\"text\": \"\\ud800\"}"] {
+            assert!(matches!(parse(body, &LIMITS), Err(ApiError::NotJson(_))), "{body:?}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(matches!(parse(deep.as_bytes(), &LIMITS), Err(ApiError::NotJson(_))));
+    }
+}

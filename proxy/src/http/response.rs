@@ -1,0 +1,255 @@
+//! Answers. The only file that knows a status code.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use pillion_protocol::frame::FailureCode;
+use serde::Serialize;
+
+use super::Answer;
+use crate::admission::Rejected;
+use crate::job::Failure;
+
+/// Whatever is wrong with a request, or with its answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// The body is not JSON.
+    #[error("the body is not valid JSON: {0}")]
+    NotJson(String),
+    /// The body ended early, or was framed wrongly.
+    #[error("the body could not be read: {0}")]
+    Body(String),
+    /// A field is wrong.
+    #[error("{message}")]
+    Field {
+        /// The field, where one can be named.
+        param: Option<String>,
+        /// What was wrong and what is allowed.
+        message: String,
+    },
+    /// No such path.
+    #[error("there is nothing at {path}")]
+    NotFound {
+        /// The path.
+        path: String,
+    },
+    /// The path takes other methods.
+    #[error("this path takes {allow}")]
+    Method {
+        /// Those it takes.
+        allow: &'static str,
+    },
+    /// The body is said to be something else than JSON.
+    #[error("the body must be application/json, not {0}")]
+    ContentType(String),
+    /// The body came too slowly.
+    #[error("the body did not arrive within {0:?}")]
+    BodyTimeout(Duration),
+    /// The body is too large.
+    #[error("the body is larger than {limit} bytes")]
+    TooLarge {
+        /// The most bytes allowed.
+        limit: usize,
+    },
+    /// It was not admitted.
+    #[error("{0}")]
+    Rejected(#[from] Rejected),
+    /// It was admitted and has no answer.
+    #[error("{0}")]
+    Failed(#[from] Failure),
+}
+
+/// What of an error reaches the client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ErrorBody {
+    message: String,
+    r#type: &'static str,
+    code: &'static str,
+    param: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
+}
+
+impl ApiError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NotJson(_) | Self::Body(_) => StatusCode::BAD_REQUEST,
+            Self::Field { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::NotFound { .. } => StatusCode::NOT_FOUND,
+            Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::ContentType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Rejected(Rejected::Draining) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Rejected(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Failed(failure) => failure_status(failure),
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NotJson(_) => "not_json",
+            Self::Body(_) => "unreadable_body",
+            Self::Field { .. } => "invalid_field",
+            Self::NotFound { .. } => "not_found",
+            Self::Method { .. } => "method_not_allowed",
+            Self::ContentType(_) => "unsupported_content_type",
+            Self::BodyTimeout(_) => "body_timeout",
+            Self::TooLarge { .. } => "body_too_large",
+            Self::Rejected(Rejected::QueueFull { .. }) => "queue_full",
+            Self::Rejected(Rejected::QueueBytes { .. }) => "queue_bytes_full",
+            Self::Rejected(Rejected::Draining) => "draining",
+            Self::Failed(failure) => failure_code(failure),
+        }
+    }
+
+    fn param(&self) -> Option<String> {
+        match self {
+            Self::Field { param, .. } => param.clone(),
+            Self::Failed(Failure::Worker { code, .. }) => match code {
+                FailureCode::EmptyPrompt => Some("text".into()),
+                FailureCode::TooManyTokens => Some("max_new_tokens".into()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The error as a client reads it.
+    pub fn body(&self, request_id: Option<&HeaderValue>) -> ErrorBody {
+        let kind = if self.status().is_server_error() {
+            "server_error"
+        } else if self.status() == StatusCode::TOO_MANY_REQUESTS {
+            "rate_limit_error"
+        } else {
+            "invalid_request_error"
+        };
+        let request_id = request_id.and_then(|id| id.to_str().ok()).map(str::to_owned);
+        ErrorBody { message: self.to_string(), r#type: kind, code: self.code(), param: self.param(), request_id }
+    }
+
+    /// The error as an answer.
+    pub fn into_answer(self, request_id: &HeaderValue) -> Answer {
+        #[derive(Serialize)]
+        struct Envelope {
+            error: ErrorBody,
+        }
+        let mut answer = json(self.status(), &Envelope { error: self.body(Some(request_id)) });
+        let headers = answer.headers_mut();
+        match &self {
+            Self::Method { allow } => {
+                headers.insert(ALLOW, HeaderValue::from_static(allow));
+            }
+            Self::Rejected(Rejected::QueueFull { retry_after } | Rejected::QueueBytes { retry_after }) => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)));
+            }
+            Self::Rejected(Rejected::Draining) | Self::BodyTimeout(_) => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        answer
+    }
+}
+
+fn failure_status(failure: &Failure) -> StatusCode {
+    match failure {
+        Failure::Deadline => StatusCode::GATEWAY_TIMEOUT,
+        Failure::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
+        Failure::WorkerLost { .. } => StatusCode::BAD_GATEWAY,
+        Failure::Worker { code, .. } => match code {
+            FailureCode::EmptyPrompt | FailureCode::TooManyTokens | FailureCode::InvalidRequest => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            FailureCode::NotResumable | FailureCode::Engine | FailureCode::Other => StatusCode::BAD_GATEWAY,
+        },
+        Failure::Unsendable(_) | Failure::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+fn failure_code(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Deadline => "deadline",
+        Failure::NoWorker => "no_worker",
+        Failure::WorkerLost { .. } => "worker_lost",
+        Failure::Worker { code, .. } => match code {
+            FailureCode::EmptyPrompt => "empty_prompt",
+            FailureCode::TooManyTokens => "too_many_tokens",
+            FailureCode::InvalidRequest => "invalid_for_model",
+            FailureCode::NotResumable | FailureCode::Engine | FailureCode::Other => "worker_failed",
+        },
+        Failure::Unsendable(_) | Failure::Internal => "internal",
+    }
+}
+
+/// `value` as JSON.
+pub fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    // The types that are written here have no maps with other keys than strings, so writing them cannot fail.
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    with_type(status, "application/json", body.into())
+}
+
+/// `value` as JSON, for a request that went well.
+pub fn ok(value: &impl Serialize) -> Answer {
+    json(StatusCode::OK, value)
+}
+
+/// A probe's answer: ready or alive, or not and why.
+pub fn probe(fault: Option<&'static str>) -> Answer {
+    let status = if fault.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    with_type(status, "text/plain; charset=utf-8", format!("{}\n", fault.unwrap_or("ok")).into())
+}
+
+/// The metrics, in the version of Prometheus's text format that its scraper names.
+pub fn metrics(text: String) -> Answer {
+    with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into())
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn socket_failure_codes_reach_no_client_unmapped() {
+        for (code, status) in [
+            (FailureCode::EmptyPrompt, 422),
+            (FailureCode::TooManyTokens, 422),
+            (FailureCode::InvalidRequest, 422),
+            (FailureCode::NotResumable, 502),
+            (FailureCode::Engine, 502),
+            (FailureCode::Other, 502),
+        ] {
+            let error = ApiError::Failed(Failure::Worker { code, message: "why".into() });
+            assert_eq!(error.status().as_u16(), status, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_where_and_which_request() {
+        let error = ApiError::Field { param: Some("stop".into()), message: "no".into() };
+        let body = serde_json::to_value(error.body(Some(&HeaderValue::from_static("r1")))).unwrap();
+        let expected = serde_json::json!({
+            "message": "no", "type": "invalid_request_error", "code": "invalid_field", "param": "stop",
+            "request_id": "r1"
+        });
+        assert_eq!(body, expected);
+    }
+
+    #[test]
+    fn a_full_queue_says_when_to_come_back() {
+        let error = ApiError::Rejected(Rejected::QueueFull { retry_after: Duration::from_secs(7) });
+        let answer = error.into_answer(&HeaderValue::from_static("r1"));
+        assert_eq!(answer.status(), 429);
+        assert_eq!(answer.headers()[RETRY_AFTER], "7");
+    }
+}

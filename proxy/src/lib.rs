@@ -1,0 +1,15 @@
+//! Pillion's proxy: it takes HTTP requests, lets them ride together in batches, and passes the batches to workers over
+//! a Unix-domain socket. `README.md` beside this crate has the picture and the invariants.
+
+pub mod admission;
+pub mod app;
+pub mod batcher;
+pub mod config;
+pub mod http;
+pub mod job;
+pub mod lifecycle;
+pub mod link;
+pub mod metrics;
+pub mod policy;
+pub mod queue;
+pub mod socket;

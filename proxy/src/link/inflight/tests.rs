@@ -1,0 +1,117 @@
+use std::time::Duration;
+
+use pillion_protocol::frame::{Options, Prompt};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::job::{Ask, Class, JobId, Progress, Reply};
+
+const BATCH: BatchId = BatchId(7);
+
+fn job(id: u64, deadline: Instant) -> Job {
+    let (sender, _events) = mpsc::channel(1);
+    Job {
+        id: JobId(id),
+        ask: Ask {
+            prompt: Prompt::Text("text".into()),
+            class: Class::new(&Options::default(), 0),
+            max_new_tokens: 2,
+            stop: Arc::new([]),
+        },
+        admitted: deadline,
+        deadline,
+        progress: Progress::default(),
+        attempts: 1,
+        slot: None,
+        reply: Reply::reserve(0, &sender).unwrap(),
+    }
+}
+
+/// A table with one batch of the jobs 10 and 11; 10 is due in a second, 11 in two.
+fn table() -> (InFlight, Instant) {
+    let now = Instant::now();
+    let mut table = InFlight::default();
+    let jobs = vec![job(10, now + Duration::from_secs(1)), job(11, now + Duration::from_secs(2))];
+    table.insert(BATCH, jobs, now);
+    (table, now)
+}
+
+fn tokens(member: MemberIndex, ids: &[u32], text: &str) -> MemberTokens {
+    MemberTokens { member, ids: ids.to_vec(), text: text.into() }
+}
+
+#[test]
+fn a_member_ends_once() {
+    let (mut table, _) = table();
+    assert_eq!(table.end(BATCH, 0).unwrap().unwrap().id, JobId(10));
+    assert_eq!(table.end(BATCH, 0).unwrap_err(), Violation::AlreadyEnded(BATCH, 0));
+}
+
+#[test]
+fn what_is_not_held_cannot_be_spoken_of() {
+    let (mut table, now) = table();
+    let fingerprint = Arc::from("f");
+    assert_eq!(table.end(BATCH, 2).unwrap_err(), Violation::UnknownMember(BATCH, 2));
+    assert_eq!(table.end(BatchId(8), 0).unwrap_err(), Violation::UnknownBatch(BatchId(8)));
+    let error = table.tokens(BatchId(8), &tokens(0, &[], ""), &fingerprint, now).unwrap_err();
+    assert_eq!(error, Violation::UnknownBatch(BatchId(8)));
+}
+
+#[test]
+fn tokens_add_up_to_what_was_asked_and_no_further() {
+    let (mut table, now) = table();
+    let fingerprint = Arc::from("f");
+    table.tokens(BATCH, &tokens(1, &[5], "a"), &fingerprint, now).unwrap();
+    table.tokens(BATCH, &tokens(1, &[6], "b"), &fingerprint, now).unwrap();
+    let error = table.tokens(BATCH, &tokens(1, &[7], ""), &fingerprint, now).unwrap_err();
+    assert_eq!(error, Violation::TooMuch(BATCH, 1));
+    let job = table.end(BATCH, 1).unwrap().unwrap();
+    assert_eq!((job.progress.produced, job.progress.text.as_str()), (vec![5, 6], "ab"));
+}
+
+#[test]
+fn an_endless_text_is_refused() {
+    let (mut table, now) = table();
+    let error = table.tokens(BATCH, &tokens(0, &[1], &"x".repeat(4000)), &Arc::from("f"), now).unwrap_err();
+    assert_eq!(error, Violation::TooMuch(BATCH, 0));
+}
+
+#[test]
+fn a_batch_is_done_only_when_every_member_has_ended() {
+    let (mut table, now) = table();
+    table.end(BATCH, 0).unwrap();
+    assert_eq!(table.done(BATCH).unwrap_err(), Violation::Unfinished(BATCH));
+    table.end(BATCH, 1).unwrap();
+    assert_eq!(table.done(BATCH).unwrap(), (2, now));
+    assert_eq!(table.done(BATCH).unwrap_err(), Violation::UnknownBatch(BATCH));
+    assert!(table.is_empty());
+}
+
+#[test]
+fn the_worker_may_still_speak_of_a_member_that_was_cancelled() {
+    let (mut table, now) = table();
+    let left = table.cancel(&(10..11));
+    assert_eq!(
+        left.iter().map(|(batch, member, job)| (*batch, *member, job.id)).collect::<Vec<_>>(),
+        [(BATCH, 0, JobId(10))]
+    );
+    table.tokens(BATCH, &tokens(0, &[1, 2, 3], "late"), &Arc::from("f"), now).unwrap();
+    assert!(table.end(BATCH, 0).unwrap().is_none());
+}
+
+#[test]
+fn only_members_past_their_deadline_expire() {
+    let (mut table, now) = table();
+    let expired = table.expire(now + Duration::from_secs(1));
+    assert_eq!(expired.iter().map(|(_, _, job)| job.id).collect::<Vec<_>>(), [JobId(10)]);
+    assert_eq!(table.wanted().map(|job| job.id).collect::<Vec<_>>(), [JobId(11)]);
+}
+
+#[test]
+fn a_lost_worker_leaves_what_clients_wait_for_the_oldest_first() {
+    let (mut table, now) = table();
+    table.insert(BatchId(8), vec![job(3, now)], now);
+    table.end(BATCH, 0).unwrap();
+    assert_eq!(table.drain().iter().map(|job| job.id).collect::<Vec<_>>(), [JobId(3), JobId(11)]);
+    assert!(table.is_empty());
+}

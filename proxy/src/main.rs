@@ -1,0 +1,54 @@
+//! `pillion-proxy`: reads its configuration, runs, and says by its exit code how it ended.
+
+use std::error::Error as _;
+use std::process::ExitCode;
+
+use pillion_proxy::app::{self, AppError};
+use pillion_proxy::config::{Config, ConfigError, LogFormat};
+use tracing_subscriber::EnvFilter;
+
+const BAD_FLAG: u8 = 64;
+const UNAVAILABLE: u8 = 69;
+const INTERNAL: u8 = 70;
+const UNFINISHED: u8 = 75;
+
+fn main() -> ExitCode {
+    let config = match Config::read(std::env::args_os()) {
+        Ok(config) => config,
+        Err(ConfigError::Flags(error)) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { BAD_FLAG } else { 0 });
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(BAD_FLAG);
+        }
+    };
+    log(config.log_format);
+    config.log();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(app::run(config)),
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            return ExitCode::from(INTERNAL);
+        }
+    };
+    let Err(error) = ended else { return ExitCode::SUCCESS };
+    let cause = error.source().map(ToString::to_string).unwrap_or_default();
+    tracing::error!(%error, %cause, "ended");
+    ExitCode::from(match error {
+        AppError::Listen { .. } | AppError::Socket { .. } => UNAVAILABLE,
+        AppError::Unfinished { .. } => UNFINISHED,
+        AppError::Signals(_) | AppError::Metrics(_) => INTERNAL,
+    })
+}
+
+fn log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+}

@@ -1,0 +1,111 @@
+//! The Unix-domain socket that workers dial: bound so that a successor can take it over, open to few.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use interprocess::local_socket::tokio::{Listener, Stream, prelude::*};
+use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName};
+use interprocess::os::unix::local_socket::ListenerOptionsExt;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Uid;
+
+/// Owner and group may connect: containers of a pod share a group.
+const MODE: u32 = 0o660;
+
+/// A listening socket. Dropping it removes its file, unless a successor's is there by then.
+#[derive(Debug)]
+pub struct WorkerSocket {
+    listener: Listener,
+    path: PathBuf,
+    inode: u64,
+    allowed: Vec<u32>,
+}
+
+impl WorkerSocket {
+    /// Binds `path` for workers of this user and of the users `allowed`.
+    ///
+    /// The socket is made under another name and renamed into place, so that whoever dials the path finds either the
+    /// old one or one that listens. A socket that a dead process left behind is replaced.
+    ///
+    /// # Errors
+    /// The folder cannot be made or written, or something that is no socket has the path.
+    pub fn bind(path: &Path, allowed: &[u32]) -> io::Result<Self> {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        if let Ok(there) = fs::symlink_metadata(path)
+            && !std::os::unix::fs::FileTypeExt::is_socket(&there.file_type())
+        {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is not a socket"));
+        }
+        let temporary = path.with_extension(format!("{}.new", std::process::id()));
+        let _ = fs::remove_file(&temporary);
+        let name = temporary.as_path().to_fs_name::<GenericFilePath>()?;
+        let listener = ListenerOptions::new().name(name).mode(MODE).reclaim_name(false).create_tokio()?;
+        // The umask has taken its part of the mode away.
+        fs::set_permissions(&temporary, Permissions::from_mode(MODE))?;
+        let inode = fs::symlink_metadata(&temporary)?.ino();
+        fs::rename(&temporary, path)?;
+        Ok(Self { listener, path: path.to_owned(), inode, allowed: allowed.to_owned() })
+    }
+
+    /// The next worker, and whether its user may be one: its number where it may not.
+    ///
+    /// # Errors
+    /// The system has no descriptor or memory left for it.
+    pub async fn accept(&self) -> io::Result<Result<Stream, Uid>> {
+        let stream = self.listener.accept().await?;
+        let Stream::UdSocket(socket) = &stream;
+        let user = Uid::from_raw(getsockopt(socket.inner(), PeerCredentials)?.uid());
+        let welcome = user == Uid::effective() || self.allowed.contains(&user.as_raw());
+        Ok(if welcome { Ok(stream) } else { Err(user) })
+    }
+}
+
+impl Drop for WorkerSocket {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("pillion-socket-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        folder
+    }
+
+    #[tokio::test]
+    async fn a_successor_takes_over_and_the_old_one_leaves_its_socket_alone() {
+        let folder = folder("successor");
+        let path = folder.join("worker.sock");
+        let old = WorkerSocket::bind(&path, &[]).unwrap();
+        let new = WorkerSocket::bind(&path, &[]).unwrap();
+        drop(old);
+        let name = path.as_path().to_fs_name::<GenericFilePath>().unwrap();
+        let (dialled, accepted) = tokio::join!(Stream::connect(name), new.accept());
+        assert!(dialled.is_ok() && accepted.unwrap().is_ok());
+        assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+        drop(new);
+        assert!(!path.exists());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = folder("file");
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("worker.sock");
+        fs::write(&path, "precious").unwrap();
+        assert!(WorkerSocket::bind(&path, &[]).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        fs::remove_dir_all(folder).unwrap();
+    }
+}
