@@ -29,14 +29,14 @@ struct Flags {
     #[arg(long, env = "PILLION_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
     /// The most requests (texts) in one batch
-    #[arg(long, env = "PILLION_MAX_BATCH_SIZE", default_value_t = 50, value_name = "TEXTS",
+    #[arg(long, env = "PILLION_MAX_BATCH_SIZE", allow_negative_numbers = true, default_value_t = 50, value_name = "TEXTS",
         value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH_MEMBERS as i64))]
     max_batch_size: u32,
     /// The longest that a request may be held for companions while a worker is free; nobody pays it otherwise
     #[arg(long, env = "PILLION_BATCH_TIMEOUT", default_value = "100ms", value_name = "DURATION", value_parser = duration)]
     batch_timeout: Duration,
     /// Texts that may wait; more are refused with 429
-    #[arg(long, env = "PILLION_MAX_QUEUE", default_value_t = 1024, value_name = "TEXTS",
+    #[arg(long, env = "PILLION_MAX_QUEUE", allow_negative_numbers = true, default_value_t = 1024, value_name = "TEXTS",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_queue: u32,
     /// Memory for the bodies of admitted requests; more are refused with 429
@@ -46,7 +46,7 @@ struct Flags {
     #[arg(long, env = "PILLION_MAX_BODY_BYTES", default_value = "2MiB", value_name = "BYTES", value_parser = bytes)]
     max_body_bytes: usize,
     /// HTTP connections at once; more wait to be accepted
-    #[arg(long, env = "PILLION_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "CONNECTIONS",
+    #[arg(long, env = "PILLION_MAX_CONNECTIONS", allow_negative_numbers = true, default_value_t = 10_000, value_name = "CONNECTIONS",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_connections: u32,
     /// The longest that a request may take, and what it may take where it says nothing
@@ -56,14 +56,14 @@ struct Flags {
     #[arg(long, env = "PILLION_WORKER_WAIT", default_value = "30s", value_name = "DURATION", value_parser = duration)]
     worker_wait: Duration,
     /// How often a text is tried when workers die under it, before 502
-    #[arg(long, env = "PILLION_MAX_ATTEMPTS", default_value_t = 3, value_name = "TIMES",
+    #[arg(long, env = "PILLION_MAX_ATTEMPTS", allow_negative_numbers = true, default_value_t = 3, value_name = "TIMES",
         value_parser = clap::value_parser!(u32).range(1..=100))]
     max_attempts: u32,
     /// The longest that a shutdown waits for admitted requests; not shorter than --request-timeout
     #[arg(long, env = "PILLION_DRAIN_TIMEOUT", default_value = "65s", value_name = "DURATION", value_parser = duration)]
     drain_timeout: Duration,
     /// User number of workers to accept beside one's own; may be repeated
-    #[arg(long, env = "PILLION_ALLOW_PEER", value_name = "UID", value_delimiter = ',')]
+    #[arg(long, env = "PILLION_ALLOW_PEER", allow_negative_numbers = true, value_name = "UID", value_delimiter = ',')]
     allow_peer: Vec<u32>,
     /// How log lines are written
     #[arg(long, env = "PILLION_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
@@ -242,6 +242,7 @@ mod tests {
         for (flags, told) in [
             (&["--batch-timeout", "fast"][..], &["--batch-timeout", "fast", "500ms"][..]),
             (&["--max-batch-size", "0"], &["--max-batch-size", "0", "1..=4096"]),
+            (&["--max-queue", "-1"], &["--max-queue", "-1", "1..=1000000"]),
             (&["--listen", "here"], &["--listen", "here"]),
             (&["--max-body-bytes", "9MiB"], &["--max-body-bytes", "9.0 MiB", "8.0 MiB"]),
             (&["--drain-timeout", "59s"], &["--drain-timeout", "59s", "--request-timeout", "1m"]),
