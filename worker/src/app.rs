@@ -1,0 +1,200 @@
+//! From settings to a worker that serves, in this order: the model is checked, the threads are measured, the engine is
+//! loaded and warmed up, and only then is the proxy dialled.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pillion_protocol::VERSIONS;
+use pillion_protocol::frame::Hello;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::config::Config;
+use crate::engine::ct2::{Ct2, Device, Setting};
+use crate::engine::{Engine, EngineFailed, EnginePool};
+use crate::error::Error;
+use crate::liveness::{Liveness, Stuck};
+use crate::model::Model;
+use crate::pace::Pace;
+use crate::session::Worker;
+use crate::shared::{Limits, Shared};
+use crate::tokeniser::Tokeniser;
+use crate::tokens::Tokens;
+use crate::warmup::{self, Sample};
+use crate::{lifecycle, signals};
+
+/// The least that a call may hold where nobody says.
+const LEAST_BATCH_TOKENS: u32 = 32_768;
+const WATCH: Duration = Duration::from_secs(1);
+
+/// How a worker ended.
+#[derive(Debug)]
+pub struct End {
+    /// Well, or why not.
+    pub result: Result<(), Error>,
+    /// Whether an engine is in a call, or still being loaded: then the process cannot be left in the usual way.
+    pub engine_runs: bool,
+}
+
+impl End {
+    fn before_any_engine(error: Error) -> Self {
+        Self { result: Err(error), engine_runs: false }
+    }
+}
+
+/// Runs a worker to its end.
+pub fn run(config: Config) -> End {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        model = %config.model.display(),
+        model_name = config.model_name,
+        socket = %config.socket.display(),
+        device = ?config.device,
+        device_index = config.device_index,
+        compute_type = %config.compute_type,
+        threads = config.threads.map_or_else(|| "auto".to_owned(), |threads| threads.to_string()),
+        slots = config.slots,
+        max_batch_tokens = config.max_batch_tokens.map_or_else(|| "auto".to_owned(), |tokens| tokens.to_string()),
+        drain_timeout = ?config.drain_timeout,
+        log_format = ?config.log_format,
+        log_prompts = config.log_prompts,
+        "configuration"
+    );
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(serve(config)),
+        Err(error) => End::before_any_engine(internal(&error)),
+    }
+}
+
+async fn serve(config: Config) -> End {
+    let socket = config.socket.clone();
+    let started = signals::listen().and_then(|controls| Ok((controls, start_loading(config)?)));
+    let (mut controls, mut loaded) = match started {
+        Ok(started) => started,
+        Err(error) => return End::before_any_engine(internal(&error)),
+    };
+    let worker = loop {
+        tokio::select! {
+            worker = &mut loaded => match worker {
+                Ok(Ok(worker)) => break worker,
+                Ok(Err(error)) => return End::before_any_engine(error),
+                Err(_) => return End::before_any_engine(Error::Internal("the loader failed".to_owned())),
+            },
+            Some(control) = controls.recv() => match control {
+                signals::Control::Dump => tracing::info!("dump: loading the model"),
+                _ => return End { result: Ok(()), engine_runs: true },
+            },
+        }
+    };
+    let result = tokio::select! {
+        result = lifecycle::serve(&worker, async || lifecycle::dial(&socket).await, &mut controls) => result,
+        stuck = watch(&worker.shared.liveness) => {
+            Err(Error::Stuck { slot: stuck.slot, seconds: stuck.silent.as_secs() })
+        }
+    };
+    // Whatever still runs, nobody waits for it; an engine that is stuck would never let its thread be joined.
+    let engine_runs = worker.shared.liveness.busy();
+    if engine_runs {
+        worker.tokeniser.abandon();
+    }
+    End { result, engine_runs }
+}
+
+/// Loads on a thread of its own, so that a signal is heard meanwhile.
+fn start_loading(config: Config) -> std::io::Result<oneshot::Receiver<Result<Worker, Error>>> {
+    let (sender, loaded) = oneshot::channel();
+    let work = move || {
+        // Where nobody listens any more, the process is about to end.
+        let _ = sender.send(load(&config));
+    };
+    std::thread::Builder::new().name("loader".to_owned()).spawn(work)?;
+    Ok(loaded)
+}
+
+async fn watch(liveness: &Liveness) -> Stuck {
+    let mut interval = tokio::time::interval(WATCH);
+    loop {
+        interval.tick().await;
+        if let Some(stuck) = liveness.stuck(Instant::now()) {
+            return stuck;
+        }
+    }
+}
+
+fn load(config: &Config) -> Result<Worker, Error> {
+    let device = Device::choose(config.device, config.device_index)?;
+    let model = Model::open(&config.model)?;
+    let tokens = Tokens::load(&model)?;
+    if !model.positions_known {
+        tracing::info!(positions = model.positions, "the model sets no limit to positions, so this one is assumed");
+    }
+    let sample = Sample { vocabulary: tokens.vocabulary(), positions: model.positions };
+    let (engine, threads) = engine(config, &model, device, sample)?;
+    let pace = Pace::default();
+    warmup::warm_up(&*engine, sample, &pace).map_err(|error| engine_failed(&error))?;
+    let batch_tokens = config.max_batch_tokens.unwrap_or(model.positions.max(LEAST_BATCH_TOKENS));
+    let slots = config.slots as usize;
+    let limits = Limits {
+        positions: model.positions,
+        batch_tokens: batch_tokens.into(),
+        slots,
+        top_p_candidates: device.top_p_candidates(),
+    };
+    let hello = Hello {
+        versions: VERSIONS.to_vec(),
+        software: concat!("pillion-worker/", env!("CARGO_PKG_VERSION")).to_owned(),
+        pid: std::process::id(),
+        model: config.model_name.clone(),
+        fingerprint: model.fingerprint,
+        positions: model.positions,
+        vocabulary: tokens.vocabulary(),
+        max_batch_tokens: batch_tokens,
+        slots: config.slots,
+    };
+    tracing::info!(
+        ?device,
+        threads,
+        positions = hello.positions,
+        vocabulary = hello.vocabulary,
+        max_batch_tokens = batch_tokens,
+        fingerprint = hello.fingerprint,
+        cost_ns = ?pace.cost(),
+        step_us = u64::try_from(pace.step().as_micros()).unwrap_or(u64::MAX),
+        "loaded"
+    );
+    let shared = Arc::new(Shared { tokens, pace, liveness: Liveness::new(config.slots, Instant::now()), limits });
+    let pool = EnginePool::start(&engine, &shared).map_err(|error| internal(&error))?;
+    let tokeniser = Tokeniser::start(Arc::clone(&shared), pool).map_err(|error| internal(&error))?;
+    Ok(Worker {
+        hello,
+        shared,
+        tokeniser,
+        places: Arc::new(Semaphore::new(2 * slots)),
+        drain_timeout: config.drain_timeout,
+        log_prompts: config.log_prompts,
+    })
+}
+
+/// Loads the engine, with as many threads as were asked for or as serve fastest.
+fn engine(config: &Config, model: &Model, device: Device, sample: Sample) -> Result<(Arc<dyn Engine>, usize), Error> {
+    let vocabulary = Arc::new(model.vocabulary.clone());
+    let setting = Setting { device, compute_type: config.compute_type, slots: config.slots };
+    let load =
+        |threads| -> Result<Arc<dyn Engine>, Error> { Ok(Arc::new(Ct2::load(model, &vocabulary, setting, threads)?)) };
+    match (config.threads, device) {
+        (Some(threads), _) => Ok((load(threads.get())?, threads.get())),
+        // The processor has little to do there.
+        (None, Device::Cuda(_)) => Ok((load(1)?, 1)),
+        (None, Device::Cpu) => {
+            let available = std::thread::available_parallelism().map_or(1, usize::from) / config.slots as usize;
+            warmup::fastest(available, sample, load, |error| engine_failed(&error))
+        }
+    }
+}
+
+fn engine_failed(error: &EngineFailed) -> Error {
+    Error::Internal(format!("the engine failed in its first calls: {error}"))
+}
+
+fn internal(error: &std::io::Error) -> Error {
+    Error::Internal(error.to_string())
+}

@@ -1,0 +1,230 @@
+//! What the worker is told at start: raw from flags and environment, then validated. Only [`Config`] goes on.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use clap::builder::BoolishValueParser;
+
+mod compute;
+mod refusal;
+#[cfg(test)]
+mod tests;
+
+pub use compute::ComputeType;
+pub use refusal::FlagError;
+use refusal::{explain, refuse};
+
+/// The longest path that fits into a Unix socket's address.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Holds a CTranslate2 model and serves batches to a Pillion proxy over a Unix socket.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pillion-worker",
+    version,
+    about,
+    after_help = "Every flag can be set by the environment too: \
+    PILLION_ and the flag in capitals, such as PILLION_MAX_BATCH_TOKENS. RUST_LOG chooses what is logged."
+)]
+struct Raw {
+    /// Directory of the converted model: model.bin, config.json, vocabulary.json and tokenizer.json
+    #[arg(long, env = "PILLION_MODEL", value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Socket of the proxy [default: /run/pillion/worker.sock where that folder can be written, else a file under the
+    /// user's runtime folder]
+    #[arg(long, env = "PILLION_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// auto, cpu or cuda
+    #[arg(long, env = "PILLION_DEVICE", value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// Which of the CUDA devices, from 0
+    #[arg(long, env = "PILLION_DEVICE_INDEX", value_name = "N", default_value = "0")]
+    device_index: String,
+    /// default: as the model was converted; auto: the fastest there is; or a type by name
+    #[arg(long, env = "PILLION_COMPUTE_TYPE", value_name = "TYPE", default_value = "default",
+        long_help = compute::HELP)]
+    compute_type: String,
+    /// Processor threads of each engine: a number, or auto to measure at start which serves a batch fastest
+    #[arg(long, env = "PILLION_THREADS", value_name = "N", default_value = "auto")]
+    threads: String,
+    /// Batches run at once, each on a copy of the model
+    #[arg(long, env = "PILLION_SLOTS", value_name = "N", default_value = "1")]
+    slots: String,
+    /// The most tokens, prompts and answers together, that one call of the engine holds: a number, or auto for the
+    /// model's positions but at least 32768
+    #[arg(long, env = "PILLION_MAX_BATCH_TOKENS", value_name = "N", default_value = "auto")]
+    max_batch_tokens: String,
+    /// The model's name for clients and metrics [default: the name of its directory]
+    #[arg(long, env = "PILLION_MODEL_NAME", value_name = "NAME")]
+    model_name: Option<String>,
+    /// How long a worker told to stop goes on serving: 65s, 2m, ...
+    #[arg(long, env = "PILLION_DRAIN_TIMEOUT", value_name = "TIME", default_value = "65s")]
+    drain_timeout: String,
+    /// text or json
+    #[arg(long, env = "PILLION_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: String,
+    /// Log prompts and answers
+    #[arg(long, env = "PILLION_LOG_PROMPTS", value_parser = BoolishValueParser::new())]
+    log_prompts: bool,
+}
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// CUDA where it is to be had, else the processor.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A CUDA device.
+    Cuda,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Valid settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The model's directory.
+    pub model: PathBuf,
+    /// The proxy's socket.
+    pub socket: PathBuf,
+    /// Where the model runs.
+    pub device: DeviceChoice,
+    /// Which of the CUDA devices.
+    pub device_index: u32,
+    /// Arithmetic of the model.
+    pub compute_type: ComputeType,
+    /// Processor threads of an engine; `None` to measure.
+    pub threads: Option<NonZeroUsize>,
+    /// Batches run at once.
+    pub slots: u32,
+    /// The most tokens of one call; `None` for what suits the model.
+    pub max_batch_tokens: Option<u32>,
+    /// The model's name.
+    pub model_name: String,
+    /// How long a drain may take.
+    pub drain_timeout: Duration,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// Whether prompts and answers may be logged.
+    pub log_prompts: bool,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve.
+    Serve(Box<Config>),
+    /// Print this and exit well: the help or the version.
+    Print(String),
+}
+
+impl Config {
+    /// Reads the command line (with the program's name first) and the environment.
+    ///
+    /// # Errors
+    /// A flag that is none, or a value that it does not take.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, FlagError> {
+        match Raw::try_parse_from(arguments) {
+            Ok(raw) => Self::validate(raw).map(|config| Command::Serve(Box::new(config))),
+            Err(error) if !error.use_stderr() => Ok(Command::Print(error.render().to_string())),
+            Err(error) => Err(explain(&error)),
+        }
+    }
+
+    fn validate(raw: Raw) -> Result<Self, FlagError> {
+        let model = raw
+            .model
+            .filter(|path| !path.as_os_str().is_empty())
+            .ok_or_else(|| FlagError::missing("--model", "the directory of a converted model"))?;
+        let socket = match raw.socket {
+            None => default_socket(),
+            Some(path) if path.as_os_str().is_empty() => return refuse("--socket", "", "the path of a Unix socket"),
+            Some(path) => path,
+        };
+        if socket.as_os_str().len() > SOCKET_PATH_MAX {
+            return refuse("--socket", &socket.to_string_lossy(), "a path of at most 107 bytes");
+        }
+        let device = match raw.device.as_str() {
+            "auto" => DeviceChoice::Auto,
+            "cpu" => DeviceChoice::Cpu,
+            "cuda" => DeviceChoice::Cuda,
+            other => return refuse("--device", other, "auto, cpu or cuda"),
+        };
+        let threads = match raw.threads.as_str() {
+            "auto" => None,
+            number => NonZeroUsize::new(within("--threads", number, 1, 1024, "auto or ")? as usize),
+        };
+        let max_batch_tokens = match raw.max_batch_tokens.as_str() {
+            "auto" => None,
+            number => Some(within("--max-batch-tokens", number, 1, 1 << 30, "auto or ")?),
+        };
+        let log_format = match raw.log_format.as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            other => return refuse("--log-format", other, "text or json"),
+        };
+        Ok(Self {
+            device,
+            device_index: within("--device-index", &raw.device_index, 0, 1023, "")?,
+            compute_type: ComputeType::parse(&raw.compute_type)?,
+            threads,
+            slots: within("--slots", &raw.slots, 1, 64, "")?,
+            max_batch_tokens,
+            model_name: model_name(raw.model_name, &model)?,
+            drain_timeout: duration("--drain-timeout", &raw.drain_timeout)?,
+            log_format,
+            log_prompts: raw.log_prompts,
+            model,
+            socket,
+        })
+    }
+}
+
+fn within(flag: &'static str, text: &str, least: u32, most: u32, or: &str) -> Result<u32, FlagError> {
+    match text.parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => refuse(flag, text, &format!("{or}a whole number from {least} to {most}")),
+    }
+}
+
+fn duration(flag: &'static str, text: &str) -> Result<Duration, FlagError> {
+    const MOST: Duration = Duration::from_secs(24 * 60 * 60);
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= MOST => Ok(duration),
+        _ => refuse(flag, text, "a time with its unit, such as 500ms, 65s or 2m, of at most 24h"),
+    }
+}
+
+fn model_name(given: Option<String>, model: &Path) -> Result<String, FlagError> {
+    const MOST: usize = 256;
+    let name = given.unwrap_or_else(|| {
+        let folder = model.canonicalize().unwrap_or_else(|_| model.to_owned());
+        folder.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+    });
+    if name.is_empty() || name.len() > MOST || name.chars().any(char::is_control) {
+        return refuse("--model-name", &name, "a name of 1 to 256 bytes without control characters");
+    }
+    Ok(name)
+}
+
+fn default_socket() -> PathBuf {
+    let writable = |folder: &Path| nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK).is_ok();
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    pillion_protocol::default_socket_path(
+        writable,
+        runtime.as_deref(),
+        &std::env::temp_dir(),
+        nix::unistd::Uid::current().as_raw(),
+    )
+}

@@ -1,0 +1,213 @@
+//! CTranslate2 as an [`Engine`]. The only file that names it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ct2rs::sys::{
+    ComputeType as Ct2ComputeType, Config, Device as Ct2Device, GenerationOptions, GenerationStepResult, Generator,
+    get_device_count,
+};
+use pillion_protocol::frame::Options;
+
+use super::{Call, Engine, EngineFailed, LoadError, NewToken};
+use crate::config::{ComputeType, DeviceChoice, FlagError};
+use crate::model::{Model, ModelError};
+
+/// The most candidates that CTranslate2's top-p kernel for CUDA takes.
+const CUDA_TOP_P_CANDIDATES: u32 = 8192;
+
+/// A device that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// The CUDA device of this number.
+    Cuda(u32),
+}
+
+impl Device {
+    /// The device that was asked for.
+    ///
+    /// # Errors
+    /// It is not to be had, or its number is none.
+    pub fn choose(choice: DeviceChoice, index: u32) -> Result<Self, LoadError> {
+        const BUILT_IN: bool = cfg!(feature = "cuda");
+        let devices = if BUILT_IN { u32::try_from(get_device_count(Ct2Device::CUDA)).unwrap_or(0) } else { 0 };
+        match choice {
+            DeviceChoice::Cuda if !BUILT_IN => Err(LoadError::Device(
+                "--device cuda is not to be had: this pillion-worker was built without CUDA".to_owned(),
+            )),
+            DeviceChoice::Cuda if devices == 0 => Err(LoadError::Device(
+                "--device cuda is not to be had: there is no CUDA device, or no driver recent enough for it".to_owned(),
+            )),
+            DeviceChoice::Cuda | DeviceChoice::Auto if devices > 0 => {
+                if index < devices {
+                    Ok(Self::Cuda(index))
+                } else {
+                    let allowed = format!("0 to {}, the CUDA devices that are there", devices - 1);
+                    Err(FlagError::refused("--device-index", &index.to_string(), &allowed).into())
+                }
+            }
+            _ if index != 0 => {
+                Err(FlagError::refused("--device-index", &index.to_string(), "0 where the processor serves").into())
+            }
+            _ => Ok(Self::Cpu),
+        }
+    }
+
+    /// The most candidates that top-p sampling may choose among.
+    pub fn top_p_candidates(self) -> u32 {
+        match self {
+            Self::Cpu => u32::MAX,
+            Self::Cuda(_) => CUDA_TOP_P_CANDIDATES,
+        }
+    }
+}
+
+/// A model loaded by CTranslate2, once for each slot.
+pub struct Ct2 {
+    generator: Generator,
+    vocabulary: Arc<Vec<String>>,
+}
+
+/// How to load a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Where.
+    pub device: Device,
+    /// With which arithmetic.
+    pub compute_type: ComputeType,
+    /// How many copies, for as many calls at once.
+    pub slots: u32,
+}
+
+impl Ct2 {
+    /// Loads a model, whose `vocabulary` is the model's own, with so many processor threads for each slot.
+    ///
+    /// # Errors
+    /// The device does not have the arithmetic or the memory, or CTranslate2 does not take the model.
+    pub fn load(
+        model: &Model,
+        vocabulary: &Arc<Vec<String>>,
+        setting: Setting,
+        threads: usize,
+    ) -> Result<Self, LoadError> {
+        let (device, index) = match setting.device {
+            Device::Cpu => (Ct2Device::CPU, 0),
+            Device::Cuda(index) => (Ct2Device::CUDA, i32::try_from(index).unwrap_or(0)),
+        };
+        let config = Config {
+            device,
+            compute_type: compute_type(setting.compute_type),
+            device_indices: (0..setting.slots).map(|_| index).collect(),
+            num_threads_per_replica: threads,
+            ..Config::default()
+        };
+        let generator = Generator::new(&model.directory, &config)
+            .map_err(|error| explain(&error.to_string(), &model.directory, setting))?;
+        Ok(Self { generator, vocabulary: Arc::clone(vocabulary) })
+    }
+
+    fn token(&self, id: u32) -> Result<&str, EngineFailed> {
+        let token = usize::try_from(id).ok().and_then(|id| self.vocabulary.get(id));
+        token.map(String::as_str).ok_or_else(|| EngineFailed(format!("there is no token {id}")))
+    }
+}
+
+impl Engine for Ct2 {
+    fn generate(
+        &self,
+        call: &Call<'_>,
+        on_token: &mut (dyn FnMut(NewToken) -> bool + Send),
+    ) -> Result<(), EngineFailed> {
+        let prompts = call
+            .prompts
+            .iter()
+            .map(|prompt| prompt.iter().map(|&id| self.token(id)).collect::<Result<Vec<&str>, _>>())
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut callback = |result: GenerationStepResult| {
+            on_token(NewToken {
+                step: result.step as u64,
+                member: result.batch_id,
+                // The vocabulary has fewer than 2^32 entries; one that is none ends as any unknown id would.
+                id: u32::try_from(result.token_id).unwrap_or(u32::MAX),
+            })
+        };
+        let result = self.generator.generate_batch(&prompts, &options(call), Some(&mut callback));
+        result.map(drop).map_err(|error| EngineFailed(error.to_string()))
+    }
+}
+
+/// A call's options. The prompt must not be part of the result: else it would not be fed in bulk.
+fn options(call: &Call<'_>) -> GenerationOptions<String, String, String> {
+    let Options { sampling_topk, sampling_topp, sampling_temperature, repetition_penalty, no_repeat_ngram_size } =
+        call.options;
+    GenerationOptions {
+        beam_size: 1,
+        max_length: call.most as usize,
+        min_length: call.least as usize,
+        sampling_topk: sampling_topk as usize,
+        sampling_topp,
+        sampling_temperature,
+        repetition_penalty,
+        no_repeat_ngram_size: no_repeat_ngram_size as usize,
+        include_prompt_in_result: false,
+        return_end_token: false,
+        cache_static_prompt: false,
+        max_batch_size: 0,
+        ..GenerationOptions::default()
+    }
+}
+
+fn compute_type(compute_type: ComputeType) -> Ct2ComputeType {
+    match compute_type {
+        ComputeType::Default => Ct2ComputeType::DEFAULT,
+        ComputeType::Auto => Ct2ComputeType::AUTO,
+        ComputeType::Float32 => Ct2ComputeType::FLOAT32,
+        ComputeType::Float16 => Ct2ComputeType::FLOAT16,
+        ComputeType::Bfloat16 => Ct2ComputeType::BFLOAT16,
+        ComputeType::Int16 => Ct2ComputeType::INT16,
+        ComputeType::Int8 => Ct2ComputeType::INT8,
+        ComputeType::Int8Float32 => Ct2ComputeType::INT8_FLOAT32,
+        ComputeType::Int8Float16 => Ct2ComputeType::INT8_FLOAT16,
+        ComputeType::Int8Bfloat16 => Ct2ComputeType::INT8_BFLOAT16,
+    }
+}
+
+/// What CTranslate2's message means for whoever started the worker.
+fn explain(message: &str, directory: &Path, setting: Setting) -> LoadError {
+    let message = message.trim();
+    if message.contains("compute type") {
+        let asked = setting.compute_type.to_string();
+        return FlagError::refused("--compute-type", &asked, &format!("what this device can do ({message})")).into();
+    }
+    if matches!(setting.device, Device::Cuda(_))
+        && ["CUDA", "cuBLAS", "cublas", "libcu"].iter().any(|word| message.contains(word))
+    {
+        return LoadError::Device(format!("the CUDA device is not to be had: {message}"));
+    }
+    ModelError::new(directory, format!("is not a model that CTranslate2 takes: {message}")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_cuda_says_so() {
+        if !cfg!(feature = "cuda") {
+            let error = Device::choose(DeviceChoice::Cuda, 0).unwrap_err();
+            assert!(error.to_string().ends_with("was built without CUDA"), "{error}");
+            assert_eq!(Device::choose(DeviceChoice::Auto, 0).unwrap(), Device::Cpu);
+            assert!(matches!(Device::choose(DeviceChoice::Cpu, 1).unwrap_err(), LoadError::Flag(_)));
+        }
+    }
+
+    #[test]
+    fn a_refused_compute_type_names_the_flag() {
+        let setting = Setting { device: Device::Cpu, compute_type: ComputeType::Int8Float16, slots: 1 };
+        let message = "Requested int8_float16 compute type, but the target device or backend do not support it.";
+        let error = explain(message, Path::new("/m"), setting);
+        assert!(error.to_string().starts_with("--compute-type does not take \"int8_float16\""), "{error}");
+    }
+}

@@ -1,0 +1,169 @@
+//! One batch on one engine: split into cohorts, a call for each, and calls that fail split again.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use pillion_protocol::frame::{BatchCost, FailureCode, FinishReason};
+
+use super::ride::Ride;
+use super::{Call, Engine};
+use crate::batch::{Ending, Event, Job, Progress};
+use crate::cohort;
+use crate::liveness::silence;
+use crate::shared::Shared;
+use crate::tokens::Answer;
+
+/// An engine's own message is cut to so many characters.
+const LONGEST_MESSAGE: usize = 300;
+
+/// Serves a batch to its end: every rider ends once, and DONE comes last.
+pub(super) fn serve(mut job: Job, engine: &dyn Engine, shared: &Shared, slot: usize) {
+    let mut cost = BatchCost::default();
+    let all: Vec<usize> = (0..job.riders.len()).collect();
+    let mut cohorts: VecDeque<Vec<usize>> = split(&job, &all, shared).into();
+    let mut announced = false;
+    while let Some(mut cohort) = cohorts.pop_front() {
+        settle(&mut job, &mut cohort, shared);
+        if cohort.is_empty() {
+            continue;
+        }
+        let start = Instant::now();
+        let result = call(&mut job, &cohort, engine, shared, slot, !announced && cohorts.is_empty());
+        let spent = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        cost.engine_us = cost.engine_us.saturating_add(spent);
+        cost.cohorts = cost.cohorts.saturating_add(1);
+        cost.steps = cost.steps.saturating_add(result.steps);
+        cost.forced_steps = cost.forced_steps.saturating_add(result.forced);
+        announced |= result.announced;
+        if let Some(message) = result.failure {
+            for half in halves(&mut job, &cohort, result.unfinished, &message, shared) {
+                cohorts.extend(split(&job, &half, shared));
+            }
+        }
+    }
+    // Where the session is gone, nobody needs to know.
+    let _ = job.events.blocking_send(Event::Done(job.batch, cost));
+}
+
+fn split(job: &Job, places: &[usize], shared: &Shared) -> Vec<Vec<usize>> {
+    let shapes: Vec<cohort::Shape> = places.iter().map(|&place| job.riders[place].shape()).collect();
+    let rules = cohort::Rules {
+        look_back: job.options.look_back(),
+        max_tokens: shared.limits.batch_tokens,
+        cost: shared.pace.cost(),
+    };
+    let cohorts = cohort::split(&shapes, rules);
+    cohorts.into_iter().map(|cohort| cohort.into_iter().map(|nth| places[nth]).collect()).collect()
+}
+
+/// Ends the riders that need no engine any more.
+fn settle(job: &mut Job, cohort: &mut Vec<usize>, shared: &Shared) {
+    let now = Instant::now();
+    let mut progress = Progress::of(job.batch);
+    cohort.retain(|&place| {
+        let rider = &mut job.riders[place];
+        let ending = match job.signals.interruption(rider.member, rider.deadline, now) {
+            None if rider.produced() >= rider.most => Some(Ending::Finished(FinishReason::Length)),
+            interruption => interruption,
+        };
+        match ending {
+            Some(how) => {
+                rider.end(how, &shared.tokens, &mut progress);
+                false
+            }
+            None => true,
+        }
+    });
+    send(job, progress);
+}
+
+fn send(job: &Job, progress: Progress) {
+    if !progress.is_empty() && job.events.blocking_send(Event::Progress(progress)).is_err() {
+        job.signals.cancel_all();
+    }
+}
+
+struct Outcome {
+    unfinished: Vec<usize>,
+    failure: Option<String>,
+    announced: bool,
+    steps: u64,
+    forced: u64,
+}
+
+fn call(job: &mut Job, cohort: &[usize], engine: &dyn Engine, shared: &Shared, slot: usize, last: bool) -> Outcome {
+    // The engine reads the prompts while the riders grow, so it gets copies.
+    let prompts: Vec<Vec<u32>> = cohort.iter().map(|&place| job.riders[place].tokens.clone()).collect();
+    let shapes: Vec<cohort::Shape> = cohort.iter().map(|&place| job.riders[place].shape()).collect();
+    let shortest = shapes.iter().map(|shape| shape.prompt).min().unwrap_or(0);
+    let longest = shapes.iter().map(|shape| shape.prompt).max().unwrap_or(0);
+    let call = Call {
+        prompts: prompts.iter().map(Vec::as_slice).collect(),
+        options: job.options,
+        least: shapes.first().map_or(0, |shape| shape.least),
+        most: shapes.iter().map(|shape| shape.most).max().unwrap_or(1),
+    };
+    let fed = u64::from(shortest.saturating_sub(1)).saturating_mul(cohort.len() as u64);
+    let forced = u64::from(longest.saturating_sub(shortest));
+    shared.liveness.call(slot, Instant::now(), silence(&shared.pace, fed, forced));
+    let mut ride = Ride::new(job, cohort, shared, slot, last);
+    ride.depart(fed);
+    let result = engine.generate(&call, &mut |token| ride.hear(token));
+    let mut arrival = ride.arrive();
+    shared.liveness.idle(slot);
+    arrival.time.fed = fed;
+    shared.pace.called(arrival.time);
+    let failure = match result {
+        Err(error) => Some(error.0.chars().take(LONGEST_MESSAGE).collect()),
+        Ok(()) if arrival.unfinished.is_empty() => None,
+        Ok(()) => Some("the engine returned without an end of the answer".to_owned()),
+    };
+    Outcome {
+        unfinished: arrival.unfinished,
+        failure,
+        announced: last && arrival.announced,
+        steps: arrival.steps,
+        forced: arrival.forced,
+    }
+}
+
+/// After a failed call: a rider that was alone has failed; others try again in two halves, with what they have produced.
+/// Where options look back they start again, since the engine would take produced tokens for prompt.
+fn halves(
+    job: &mut Job,
+    cohort: &[usize],
+    mut unfinished: Vec<usize>,
+    message: &str,
+    shared: &Shared,
+) -> Vec<Vec<usize>> {
+    tracing::warn!(batch = job.batch.0, riders = cohort.len(), unfinished = unfinished.len(), message, "a call failed");
+    let mut progress = Progress::of(job.batch);
+    let alone = cohort.len() == 1;
+    let look_back = job.options.look_back();
+    unfinished.retain(|&place| {
+        let rider = &mut job.riders[place];
+        let failure = if alone {
+            Some((FailureCode::Engine, message.to_owned()))
+        } else if look_back && rider.told > rider.prompt as usize {
+            let message = "the engine failed after a part was sent, and these options allow no continuation".to_owned();
+            Some((FailureCode::NotResumable, message))
+        } else {
+            None
+        };
+        if let Some((code, message)) = failure {
+            rider.end(Ending::Failed(code, message), &shared.tokens, &mut progress);
+            return false;
+        }
+        if look_back {
+            rider.tokens.truncate(rider.prompt as usize);
+            rider.text.clear();
+            if !rider.stop.is_empty() {
+                rider.answer = Some(Answer::new(rider.stop.clone(), 0));
+            }
+        }
+        true
+    });
+    send(job, progress);
+    let second = unfinished.split_off(unfinished.len() / 2);
+    [unfinished, second].into_iter().filter(|half| !half.is_empty()).collect()
+}

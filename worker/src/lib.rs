@@ -1,0 +1,29 @@
+//! Holds a CTranslate2 model and serves batches to a Pillion proxy over a Unix socket.
+//!
+//! `README.md` beside this crate has the picture. A batch goes `session` → `tokeniser` (`prepare`, `tokens`) → `engine`
+//! (`cohort`, `steps`), and its tokens come back as events that the session turns into frames. What decides is pure:
+//! [`cohort`], [`steps`], [`credit`], and the stop strings in [`tokens`].
+
+pub mod app;
+pub mod batch;
+pub mod cohort;
+pub mod config;
+pub mod credit;
+pub mod engine;
+mod error;
+pub mod leave;
+pub mod lifecycle;
+pub mod liveness;
+pub mod log;
+pub mod model;
+pub mod pace;
+pub mod prepare;
+pub mod session;
+pub mod shared;
+pub mod signals;
+pub mod steps;
+pub mod tokeniser;
+pub mod tokens;
+pub mod warmup;
+
+pub use error::Error;

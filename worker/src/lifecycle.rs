@@ -1,0 +1,104 @@
+//! From one connection to the next, until the worker is told to stop.
+//!
+//! The model stays loaded while the proxy is away; the loss is logged once and the return once.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use interprocess::local_socket::tokio::{Stream, prelude::*};
+use interprocess::local_socket::{GenericFilePath, ToFsName};
+use pillion_protocol::frame::GoodbyeReason;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use crate::error::Error;
+use crate::session::{self, End, Worker};
+use crate::signals::Control;
+
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// After a proxy that refused this worker: it will say the same again until one of both is replaced.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Dials a proxy's socket.
+///
+/// # Errors
+/// Nobody listens there.
+pub async fn dial(socket: &Path) -> io::Result<(impl AsyncRead + Unpin + use<>, impl AsyncWrite + Unpin + use<>)> {
+    let stream = Stream::connect(socket.to_fs_name::<GenericFilePath>()?).await?;
+    Ok(tokio::io::split(stream))
+}
+
+/// Serves proxies, one connection after the other, until told to stop.
+///
+/// # Errors
+/// The worker was told to stop and had work left at the end of its patience.
+pub async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    worker: &Worker,
+    mut dial: impl AsyncFnMut() -> io::Result<(R, W)>,
+    controls: &mut mpsc::Receiver<Control>,
+) -> Result<(), Error> {
+    let mut pause = SHORTEST_PAUSE;
+    let mut away = false;
+    loop {
+        let lost = match dial().await {
+            Err(error) => format!("cannot connect to the proxy: {error}"),
+            Ok((reader, writer)) => match session::run(reader, writer, worker, controls).await {
+                Ok(end) => {
+                    // The session said HELLO and was welcome: the proxy was there.
+                    (pause, away) = (SHORTEST_PAUSE, false);
+                    match end {
+                        End::Drained => return Ok(()),
+                        End::DrainTimeout(members) => return stopped(members, "--drain-timeout passed"),
+                        End::Quit(members) => return stopped(members, "a second signal came"),
+                        End::Goodbye { draining: true, .. } | End::Lost { draining: true, .. } => {
+                            tracing::info!("the proxy left while this worker drained");
+                            return Ok(());
+                        }
+                        End::Goodbye { goodbye, .. } => {
+                            if goodbye.reason != GoodbyeReason::Drained {
+                                pause = REFUSED_PAUSE;
+                            }
+                            format!("the proxy said goodbye: {}", goodbye.message)
+                        }
+                        End::Lost { reason, .. } => reason,
+                    }
+                }
+                Err(error) => {
+                    if error.is_about_versions() {
+                        pause = REFUSED_PAUSE;
+                    }
+                    error.to_string()
+                }
+            },
+        };
+        if !away {
+            tracing::warn!(reason = lost, "waiting for the proxy");
+            away = true;
+        }
+        if wait(pause, controls).await {
+            return Ok(());
+        }
+        pause = (pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+    }
+}
+
+/// True where the worker is told to stop meanwhile: nobody is connected, so nobody waits for anything.
+async fn wait(pause: Duration, controls: &mut mpsc::Receiver<Control>) -> bool {
+    let sleep = tokio::time::sleep(pause);
+    tokio::pin!(sleep);
+    loop {
+        tokio::select! {
+            () = &mut sleep => return false,
+            Some(control) = controls.recv() => match control {
+                Control::Drain | Control::Quit => return true,
+                Control::Dump => tracing::info!("dump: not connected, nothing under way"),
+            },
+        }
+    }
+}
+
+fn stopped(members: usize, when: &'static str) -> Result<(), Error> {
+    if members == 0 { Ok(()) } else { Err(Error::WorkLeft { members, when }) }
+}

@@ -1,0 +1,147 @@
+//! Whether the engines make progress: what heartbeats say, and when a stuck worker gives itself up.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use pillion_protocol::frame::Heartbeat;
+
+use crate::pace::Pace;
+
+/// The least silence that is granted to an engine.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(30);
+/// How much slower than measured a call may be before it counts as stuck.
+const GENEROSITY: u32 = 10;
+
+/// The progress of all engines, written by their threads.
+#[derive(Debug)]
+pub struct Liveness {
+    start: Instant,
+    steps: AtomicU64,
+    engines: Vec<Progress>,
+}
+
+/// One engine's. Times are milliseconds since the start.
+#[derive(Debug, Default)]
+struct Progress {
+    last_step: AtomicU64,
+    /// How long it may go without a step; 0 while it is idle.
+    silence: AtomicU64,
+}
+
+/// An engine that has been silent for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stuck {
+    /// Which.
+    pub slot: usize,
+    /// For how long.
+    pub silent: Duration,
+}
+
+impl Liveness {
+    /// So many engines, all idle, at `now`.
+    pub fn new(slots: u32, now: Instant) -> Self {
+        let engines = (0..slots).map(|_| Progress::default()).collect();
+        Self { start: now, steps: AtomicU64::new(0), engines }
+    }
+
+    /// An engine starts a call and may be silent for so long at a time.
+    pub fn call(&self, slot: usize, now: Instant, silence: Duration) {
+        if let Some(engine) = self.engines.get(slot) {
+            engine.last_step.store(self.millis(now), Relaxed);
+            engine.silence.store(millis(silence).max(1), Relaxed);
+        }
+    }
+
+    /// An engine made so many steps.
+    pub fn step(&self, slot: usize, now: Instant, steps: u64) {
+        self.steps.fetch_add(steps, Relaxed);
+        if let Some(engine) = self.engines.get(slot) {
+            engine.last_step.store(self.millis(now), Relaxed);
+        }
+    }
+
+    /// An engine's call has ended.
+    pub fn idle(&self, slot: usize) {
+        if let Some(engine) = self.engines.get(slot) {
+            engine.silence.store(0, Relaxed);
+        }
+    }
+
+    /// Whether an engine is in a call.
+    pub fn busy(&self) -> bool {
+        self.engines.iter().any(|engine| engine.silence.load(Relaxed) > 0)
+    }
+
+    /// What to tell the proxy.
+    pub fn heartbeat(&self) -> Heartbeat {
+        let silence = self.engines.iter().map(|engine| engine.silence.load(Relaxed)).max().unwrap_or(0);
+        Heartbeat { steps: self.steps.load(Relaxed), silence_ms: silence.max(millis(SHORTEST_SILENCE)) }
+    }
+
+    /// The first engine that has been silent for longer than it may.
+    pub fn stuck(&self, now: Instant) -> Option<Stuck> {
+        let now = self.millis(now);
+        self.engines.iter().enumerate().find_map(|(slot, engine)| {
+            let silence = engine.silence.load(Relaxed);
+            let silent = now.saturating_sub(engine.last_step.load(Relaxed));
+            (silence > 0 && silent > silence).then_some(Stuck { slot, silent: Duration::from_millis(silent) })
+        })
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        millis(now.saturating_duration_since(self.start))
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long a call may be silent that feeds `fed` tokens in bulk and then has up to `forced` steps in which nobody may be
+/// heard: half a minute, and many times what was measured.
+pub fn silence(pace: &Pace, fed: u64, forced: u64) -> Duration {
+    let step = u64::try_from(pace.step().as_nanos()).unwrap_or(u64::MAX);
+    let expected = pace.feeding(fed).saturating_add(Duration::from_nanos(step.saturating_mul(forced)));
+    SHORTEST_SILENCE.saturating_add(expected.saturating_mul(GENEROSITY))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_engine_may_be_silent_for_ever() {
+        let start = Instant::now();
+        let liveness = Liveness::new(2, start);
+        assert_eq!(liveness.stuck(start + Duration::from_secs(9_999)), None);
+    }
+
+    #[test]
+    fn a_busy_engine_is_stuck_after_the_silence_it_was_promised() {
+        let start = Instant::now();
+        let liveness = Liveness::new(2, start);
+        liveness.call(1, start, Duration::from_secs(40));
+        assert_eq!(liveness.stuck(start + Duration::from_secs(40)), None);
+        liveness.step(1, start + Duration::from_secs(40), 1);
+        assert_eq!(liveness.stuck(start + Duration::from_secs(80)), None);
+        let stuck = Stuck { slot: 1, silent: Duration::from_secs(41) };
+        assert_eq!(liveness.stuck(start + Duration::from_secs(81)), Some(stuck));
+        assert_eq!(liveness.heartbeat(), Heartbeat { steps: 1, silence_ms: 40_000 });
+        liveness.idle(1);
+        assert_eq!(liveness.stuck(start + Duration::from_secs(999)), None);
+        assert_eq!(liveness.heartbeat(), Heartbeat { steps: 1, silence_ms: 30_000 });
+    }
+
+    #[test]
+    fn long_prompts_are_granted_more() {
+        let pace = Pace::default();
+        assert_eq!(silence(&pace, 1_000_000, 1000), SHORTEST_SILENCE);
+        pace.called(crate::engine::CallTime {
+            first: Duration::from_secs(2),
+            rest: Duration::from_secs(1),
+            steps: 1,
+            fed: 1000,
+        });
+        assert_eq!(silence(&pace, 2000, 5), SHORTEST_SILENCE + Duration::from_secs(10 * (2 + 5)));
+    }
+}

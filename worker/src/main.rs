@@ -1,0 +1,33 @@
+//! The worker's process: settings in, exit code out.
+
+use std::process::ExitCode;
+
+use pillion_worker::config::{Command, Config};
+use pillion_worker::{Error, app, leave, log};
+
+fn main() -> ExitCode {
+    if let Some(code) = leave::handed_over(std::env::args_os()) {
+        return ExitCode::from(code);
+    }
+    match Config::read(std::env::args_os()) {
+        Ok(Command::Print(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Serve(config)) => {
+            log::start(config.log_format);
+            let end = app::run(*config);
+            let code = end.result.map_or_else(|error| report(&error), |()| 0);
+            if end.engine_runs {
+                leave::at_once(code);
+            }
+            ExitCode::from(code)
+        }
+        Err(error) => ExitCode::from(report(&error.into())),
+    }
+}
+
+fn report(error: &Error) -> u8 {
+    eprintln!("pillion-worker: {error}");
+    error.exit_code()
+}

@@ -1,0 +1,249 @@
+//! From a batch as it came to riders that the engine can take. A member that is unfit fails alone, before the call.
+
+use std::time::{Duration, Instant};
+
+use pillion_protocol::MemberIndex;
+use pillion_protocol::frame::{FailureCode, FinishReason, Member, Options, Prompt};
+
+use crate::batch::{Ended, Ending, Progress, Rider};
+use crate::shared::Limits;
+use crate::tokens::{Answer, TokenizerFailed, Tokens};
+
+/// Deadlines further away than this are as good as none.
+const FARTHEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Why a member cannot be served.
+#[derive(Debug, PartialEq, Eq)]
+struct Unfit(FailureCode, String);
+
+impl From<TokenizerFailed> for Unfit {
+    fn from(error: TokenizerFailed) -> Self {
+        invalid(error.to_string())
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Unfit {
+    Unfit(FailureCode::InvalidRequest, message.into())
+}
+
+/// Readies members that came at `received`. Those that end at once, well or badly, go into `progress`.
+pub fn riders(
+    members: Vec<Member>,
+    options: &Options,
+    received: Instant,
+    tokens: &Tokens,
+    limits: &Limits,
+    progress: &mut Progress,
+) -> Vec<Rider> {
+    let unfit = check_options(options, tokens, limits).err();
+    let mut riders = Vec::with_capacity(members.len());
+    for (index, member) in (0..).zip(members) {
+        let ready = match &unfit {
+            Some(Unfit(code, message)) => Err(Unfit(*code, message.clone())),
+            None => rider(index, member, options, received, tokens, limits),
+        };
+        match ready {
+            Ok((rider, None)) => riders.push(rider),
+            Ok((mut rider, Some(reason))) => rider.end(Ending::Finished(reason), tokens, progress),
+            Err(Unfit(code, message)) => progress.ended.push(Ended {
+                member: index,
+                how: Ending::Failed(code, message),
+                prompt_tokens: 0,
+                completion_tokens: 0,
+            }),
+        }
+    }
+    riders
+}
+
+/// A member is continued with what it has produced, except where its options look back over the output: the engine would
+/// take that for prompt. Then it starts again, if nothing of it was sent.
+pub fn forget_what_cannot_be_continued(member: &mut Member, options: &Options) {
+    if options.look_back() && member.sent == 0 {
+        member.produced = Vec::new();
+    }
+}
+
+fn rider(
+    index: MemberIndex,
+    member: Member,
+    options: &Options,
+    received: Instant,
+    tokens: &Tokens,
+    limits: &Limits,
+) -> Result<(Rider, Option<FinishReason>), Unfit> {
+    let Member { prompt, max_new_tokens: most, min_new_tokens: least, stop, deadline_ms, stream, produced, sent } =
+        member;
+    if options.look_back() && !produced.is_empty() {
+        let message = "a part was sent, and repetition_penalty or no_repeat_ngram_size allow no continuation elsewhere";
+        return Err(Unfit(FailureCode::NotResumable, message.to_owned()));
+    }
+    if most == 0 {
+        return Err(invalid("max_new_tokens is 0, at least 1 is needed"));
+    }
+    if least > most {
+        return Err(invalid(format!("min_new_tokens {least} is over max_new_tokens {most}")));
+    }
+    let mut ids = match prompt {
+        Prompt::Text(text) => tokens.encode(&text)?,
+        Prompt::Ids(ids) => ids,
+    };
+    if ids.is_empty() {
+        return Err(Unfit(FailureCode::EmptyPrompt, "the prompt has no tokens".to_owned()));
+    }
+    let prompt = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+    if prompt.checked_add(most).is_none_or(|sum| sum > limits.positions) {
+        let positions = limits.positions;
+        let message =
+            format!("{prompt} prompt tokens and {most} new tokens are more than the model's {positions} positions");
+        return Err(Unfit(FailureCode::TooManyTokens, message));
+    }
+    let vocabulary = tokens.vocabulary();
+    if let Some(id) = ids.iter().chain(&produced).find(|id| **id >= vocabulary) {
+        return Err(invalid(format!("there is no token {id}, only 0 to {}", vocabulary.saturating_sub(1))));
+    }
+    let mut text = String::new();
+    let (answer, stopped) = if stop.is_empty() {
+        (None, false)
+    } else {
+        let (answer, stopped) = Answer::resume(tokens, stop.clone(), &produced, sent, &mut text)?;
+        ((!stopped).then_some(answer), stopped)
+    };
+    let over = if stopped {
+        Some(FinishReason::Stop)
+    } else {
+        (produced.len() >= most as usize).then_some(FinishReason::Length)
+    };
+    ids.extend(produced);
+    let deadline = received + Duration::from_millis(deadline_ms).min(FARTHEST_DEADLINE);
+    let told = ids.len();
+    let rider = Rider { member: index, tokens: ids, prompt, most, least, deadline, stream, stop, answer, text, told };
+    Ok((rider, over))
+}
+
+fn check_options(options: &Options, tokens: &Tokens, limits: &Limits) -> Result<(), Unfit> {
+    let Options { sampling_topk, sampling_topp, sampling_temperature, repetition_penalty, no_repeat_ngram_size: _ } =
+        *options;
+    let vocabulary = tokens.vocabulary();
+    if sampling_topk > vocabulary {
+        return Err(invalid(format!(
+            "sampling_topk {sampling_topk} is over the {vocabulary} tokens of the vocabulary"
+        )));
+    }
+    if !(sampling_topp > 0.0 && sampling_topp <= 1.0) {
+        return Err(invalid(format!("sampling_topp {sampling_topp} is not over 0 and at most 1")));
+    }
+    for (name, value) in [("sampling_temperature", sampling_temperature), ("repetition_penalty", repetition_penalty)] {
+        if !(value > 0.0 && value.is_finite()) {
+            return Err(invalid(format!("{name} {value} is not over 0")));
+        }
+    }
+    let candidates = if sampling_topk == 0 { vocabulary } else { sampling_topk };
+    if sampling_topp < 1.0 && candidates > limits.top_p_candidates {
+        let most = limits.top_p_candidates;
+        return Err(invalid(format!(
+            "sampling_topp below 1 needs sampling_topk from 1 to {most} on this device, and it is {sampling_topk}"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::tests::byte_tokens;
+
+    pub(crate) fn member(text: &str) -> Member {
+        Member {
+            prompt: Prompt::Text(text.to_owned()),
+            max_new_tokens: 8,
+            min_new_tokens: 0,
+            stop: Vec::new(),
+            deadline_ms: 60_000,
+            stream: false,
+            produced: Vec::new(),
+            sent: 0,
+        }
+    }
+
+    const LIMITS: Limits = Limits { positions: 20, batch_tokens: 1000, slots: 1, top_p_candidates: 100 };
+
+    fn ready(member: Member, options: &Options) -> Result<Rider, Ended> {
+        let mut progress = Progress::default();
+        let riders = riders(vec![member], options, Instant::now(), &byte_tokens(), &LIMITS, &mut progress);
+        riders.into_iter().next().ok_or_else(|| progress.ended.remove(0))
+    }
+
+    fn code(member: Member, options: &Options) -> FailureCode {
+        match ready(member, options).unwrap_err().how {
+            Ending::Failed(code, _) => code,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_prompt_may_fill_the_models_positions_but_no_more() {
+        let options = Options::default();
+        assert_eq!(ready(member("twelve bytes"), &options).unwrap().prompt, 12);
+        let ended = ready(member("thirteen byte"), &options).unwrap_err();
+        let message = "13 prompt tokens and 8 new tokens are more than the model's 20 positions".to_owned();
+        assert_eq!(ended.how, Ending::Failed(FailureCode::TooManyTokens, message));
+    }
+
+    #[test]
+    fn members_that_the_engine_cannot_take_fail_before_the_call() {
+        let options = Options::default();
+        assert_eq!(code(member(""), &options), FailureCode::EmptyPrompt);
+        assert_eq!(code(Member { max_new_tokens: 0, ..member("a") }, &options), FailureCode::InvalidRequest);
+        assert_eq!(code(Member { min_new_tokens: 9, ..member("a") }, &options), FailureCode::InvalidRequest);
+        assert_eq!(
+            code(Member { prompt: Prompt::Ids(vec![257]), ..member("") }, &options),
+            FailureCode::InvalidRequest
+        );
+        assert_eq!(code(Member { produced: vec![999], ..member("a") }, &options), FailureCode::InvalidRequest);
+    }
+
+    #[test]
+    fn options_that_the_engine_cannot_take_fail_before_the_call() {
+        let sound = Options { sampling_topk: 100, sampling_topp: 0.5, ..Options::default() };
+        assert!(ready(member("a"), &sound).is_ok());
+        for options in [
+            Options { sampling_topk: 258, ..Options::default() },
+            Options { sampling_topk: 101, ..sound },
+            Options { sampling_topk: 0, ..sound },
+            Options { sampling_topp: 0.0, ..sound },
+            Options { sampling_topp: f32::NAN, ..sound },
+            Options { sampling_temperature: 0.0, ..sound },
+            Options { sampling_temperature: f32::INFINITY, ..sound },
+            Options { repetition_penalty: -1.0, ..sound },
+        ] {
+            assert_eq!(code(member("a"), &options), FailureCode::InvalidRequest, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_produced_is_fed_again_and_counts() {
+        let resumed = Member { produced: vec![7, 8, 9], ..member("ab") };
+        let rider = ready(resumed, &Options::default()).unwrap();
+        assert_eq!((rider.tokens.len(), rider.prompt, rider.produced()), (5, 2, 3));
+        assert_eq!(rider.shape(), crate::cohort::Shape { prompt: 5, least: 0, most: 5 });
+    }
+
+    #[test]
+    fn a_member_that_has_all_its_tokens_already_ends_at_once() {
+        let ended = ready(Member { produced: vec![1; 8], ..member("ab") }, &Options::default()).unwrap_err();
+        assert_eq!(ended.how, Ending::Finished(FinishReason::Length));
+        assert_eq!((ended.prompt_tokens, ended.completion_tokens), (2, 8));
+    }
+
+    #[test]
+    fn options_that_look_back_start_again_or_not_at_all() {
+        let options = Options { repetition_penalty: 1.5, ..Options::default() };
+        let mut unsent = Member { produced: vec![7], ..member("ab") };
+        forget_what_cannot_be_continued(&mut unsent, &options);
+        assert_eq!(ready(unsent, &options).unwrap().produced(), 0);
+        let mut sent = Member { produced: vec![7], sent: 1, ..member("ab") };
+        forget_what_cannot_be_continued(&mut sent, &options);
+        assert_eq!(code(sent, &options), FailureCode::NotResumable);
+    }
+}

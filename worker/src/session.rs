@@ -1,0 +1,276 @@
+//! One connection to a proxy, from HELLO to GOODBYE.
+//!
+//! The session does no work of its own but text: it hands batches to the tokeniser, turns the engines' events into
+//! frames, and keeps the account of credit. It never waits for an engine, and reads on while it writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pillion_protocol::connection::{FrameReader, FrameWriter};
+use pillion_protocol::frame::{Batch, Goodbye, GoodbyeReason, Hello};
+use pillion_protocol::{BatchId, Frame};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+
+use crate::batch::{BatchSignals, Event};
+use crate::credit::Credit;
+use crate::prepare::forget_what_cannot_be_continued;
+use crate::shared::Shared;
+use crate::signals::Control;
+use crate::tokeniser::{Arrived, Tokeniser};
+
+mod end;
+mod flight;
+mod handshake;
+mod tell;
+#[cfg(test)]
+mod tests;
+
+pub use end::End;
+use end::Trouble;
+use flight::Flights;
+pub use handshake::HandshakeError;
+
+/// Events on their way from the engines: past this, an engine waits for the session.
+const EVENTS: usize = 256;
+/// Bytes on their way to the proxy: past this, the session takes no events until some have left.
+const UNSENT: usize = 16 * 1024 * 1024;
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// What a session needs of the worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// What the worker says it is.
+    pub hello: Hello,
+    /// What its threads share.
+    pub shared: Arc<Shared>,
+    /// The way in.
+    pub tokeniser: Tokeniser,
+    /// Places for batches, running or waiting, of whatever connection: two for each slot.
+    pub places: Arc<Semaphore>,
+    /// How long a drain may take.
+    pub drain_timeout: Duration,
+    /// Whether prompts may be logged.
+    pub log_prompts: bool,
+}
+
+/// Serves one connection. Members that are under way when it ends are cancelled: nobody waits for them here any more.
+///
+/// # Errors
+/// The proxy did not answer HELLO as it should.
+pub async fn run<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    reader: R,
+    writer: W,
+    worker: &Worker,
+    controls: &mut mpsc::Receiver<Control>,
+) -> Result<End, HandshakeError> {
+    let mut reader = FrameReader::new(reader);
+    let mut writer = FrameWriter::new(writer);
+    handshake::greet(&mut reader, &mut writer, &worker.hello).await?;
+    tracing::info!("connected to the proxy");
+    let (events, inbox) = mpsc::channel(EVENTS);
+    let mut session = Session::new(worker, writer, events);
+    let end = match session.serve(&mut reader, inbox, controls).await {
+        Ok(end) => end,
+        Err(trouble) => {
+            if let Some(reason) = trouble.goodbye() {
+                session.goodbye(reason, &trouble.to_string()).await;
+            }
+            End::Lost { reason: trouble.to_string(), draining: session.draining.is_some() }
+        }
+    };
+    Ok(end)
+}
+
+struct Session<'a, W> {
+    worker: &'a Worker,
+    writer: FrameWriter<W>,
+    events: mpsc::Sender<Event>,
+    credit: Credit,
+    /// Places of the credits that no batch has come into yet.
+    granted: Vec<OwnedSemaphorePermit>,
+    flights: Flights,
+    /// Set by the order to drain: when it has taken too long.
+    draining: Option<Instant>,
+    released: bool,
+    /// Since when something was to be sent and nothing left.
+    stalled: Option<Instant>,
+}
+
+impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
+    fn new(worker: &'a Worker, writer: FrameWriter<W>, events: mpsc::Sender<Event>) -> Self {
+        let slots = worker.hello.slots;
+        Self {
+            worker,
+            writer,
+            events,
+            credit: Credit::new(slots),
+            granted: Vec::new(),
+            flights: Flights::default(),
+            draining: None,
+            released: false,
+            stalled: None,
+        }
+    }
+
+    async fn serve<R: AsyncRead + Unpin>(
+        &mut self,
+        reader: &mut FrameReader<R>,
+        mut inbox: mpsc::Receiver<Event>,
+        controls: &mut mpsc::Receiver<Control>,
+    ) -> Result<End, Trouble> {
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let places = &self.worker.places;
+        loop {
+            self.grant()?;
+            if self.released && self.flights.is_empty() {
+                self.goodbye(GoodbyeReason::Drained, "drained").await;
+                return Ok(End::Drained);
+            }
+            let unsent = self.writer.pending();
+            let drain_end = self.draining.unwrap_or_else(Instant::now);
+            tokio::select! {
+                frame = reader.next() => {
+                    let mut frame = frame?;
+                    loop {
+                        match frame.ok_or(Trouble::Closed)? {
+                            Frame::Goodbye(goodbye) => return Ok(End::Goodbye { goodbye, draining: self.draining.is_some() }),
+                            other => self.take(other)?,
+                        }
+                        match reader.buffered()? {
+                            None => break,
+                            next => frame = next,
+                        }
+                    }
+                }
+                Some(event) = inbox.recv(), if unsent < UNSENT => {
+                    self.tell(event)?;
+                    while self.writer.pending() < UNSENT && let Ok(event) = inbox.try_recv() {
+                        self.tell(event)?;
+                    }
+                }
+                sent = self.writer.flush(), if unsent > 0 => {
+                    sent?;
+                    self.stalled = None;
+                }
+                Ok(place) = Arc::clone(places).acquire_owned(), if self.wants_credit() => self.granted.push(place),
+                _ = heartbeat.tick() => self.beat()?,
+                Some(control) = controls.recv() => match control {
+                    Control::Drain => self.drain()?,
+                    Control::Quit => return Ok(End::Quit(self.flights.members())),
+                    Control::Dump => self.dump(),
+                },
+                () = tokio::time::sleep_until(drain_end), if self.draining.is_some() => {
+                    return Ok(End::DrainTimeout(self.flights.members()));
+                }
+            }
+        }
+    }
+
+    fn wants_credit(&self) -> bool {
+        !self.released && self.credit.due() > 0
+    }
+
+    /// Sends the credits that are due, as far as there are places.
+    fn grant(&mut self) -> Result<(), Trouble> {
+        let mut grant = u32::try_from(self.granted.len()).unwrap_or(0).saturating_sub(self.credit.unused());
+        while self.wants_credit() && grant < self.credit.due() {
+            let Ok(place) = Arc::clone(&self.worker.places).try_acquire_owned() else { break };
+            self.granted.push(place);
+            grant += 1;
+        }
+        if grant > 0 {
+            self.credit.grant(grant);
+            self.writer.put(&Frame::Credit { grant })?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, frame: Frame) -> Result<(), Trouble> {
+        match frame {
+            Frame::Batch(id, batch) => return self.board(id, batch),
+            Frame::Cancel(id, members) => self.flights.signal(id, |signals| {
+                for &member in &members {
+                    signals.cancel(member);
+                }
+            }),
+            Frame::Yield(id) => self.flights.signal(id, BatchSignals::give_back),
+            Frame::Release if self.draining.is_some() => {
+                self.released = true;
+                self.flights.give_back();
+            }
+            Frame::Release => return Err(Trouble::Protocol("RELEASE without DRAINING".to_owned())),
+            other => return Err(Trouble::Protocol(format!("an unexpected frame: {}", name(&other)))),
+        }
+        Ok(())
+    }
+
+    fn board(&mut self, id: BatchId, mut batch: Batch) -> Result<(), Trouble> {
+        let protocol = |message: &str| Trouble::Protocol(format!("{id}: {message}"));
+        self.credit.spend().map_err(|error| protocol(&error.to_string()))?;
+        let place = self.granted.pop().ok_or_else(|| protocol("a batch without a place"))?;
+        if batch.members.is_empty() || batch.members.len() > pillion_protocol::codec::MAX_BATCH_MEMBERS {
+            return Err(protocol("a batch of no members, or of too many"));
+        }
+        if self.worker.log_prompts {
+            for (member, text) in batch.members.iter().enumerate() {
+                tracing::info!(batch = id.0, member, prompt = ?text.prompt, "prompt");
+            }
+        }
+        for member in &mut batch.members {
+            forget_what_cannot_be_continued(member, &batch.options);
+        }
+        let signals = Arc::new(BatchSignals::new(batch.members.len()));
+        if !self.flights.add(id, &batch.members, &signals) {
+            return Err(protocol("a batch of this name is under way"));
+        }
+        let at = std::time::Instant::now();
+        let arrived = Arrived { id, batch, at, signals, events: self.events.clone(), place };
+        self.worker.tokeniser.take(arrived).map_err(|error| Trouble::Internal(error.to_string()))
+    }
+
+    fn beat(&mut self) -> Result<(), Trouble> {
+        if self.writer.pending() > 0 {
+            let since = *self.stalled.get_or_insert_with(Instant::now);
+            if since.elapsed() >= end::LONGEST_STALL {
+                return Err(Trouble::Stalled);
+            }
+        }
+        Ok(self.writer.put(&Frame::Heartbeat(self.worker.shared.liveness.heartbeat()))?)
+    }
+
+    fn drain(&mut self) -> Result<(), Trouble> {
+        if self.draining.is_none() {
+            tracing::info!(timeout = ?self.worker.drain_timeout, "draining: serving on until the proxy needs no more");
+            self.draining = Some(Instant::now() + self.worker.drain_timeout);
+            self.writer.put(&Frame::Draining)?;
+        }
+        Ok(())
+    }
+
+    /// The last frame. The connection ends either way, so it gets a second and no more.
+    async fn goodbye(&mut self, reason: GoodbyeReason, message: &str) {
+        let goodbye = Goodbye { reason, message: message.to_owned() };
+        if self.writer.put(&Frame::Goodbye(goodbye)).is_ok() {
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.writer.flush()).await;
+        }
+    }
+
+    fn dump(&self) {
+        tracing::info!(
+            credit = ?self.credit,
+            draining = self.draining.is_some(),
+            unsent_bytes = self.writer.pending(),
+            places_free = self.worker.places.available_permits(),
+            "dump: connected"
+        );
+        self.flights.dump();
+    }
+}
+
+fn name(frame: &Frame) -> String {
+    let debug = format!("{frame:?}");
+    debug.split(['(', ' ', '{']).next().unwrap_or_default().to_uppercase()
+}

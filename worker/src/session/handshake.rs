@@ -1,0 +1,72 @@
+//! HELLO, and what the proxy says to it.
+
+use std::io;
+use std::time::Duration;
+
+use pillion_protocol::connection::{FrameReader, FrameWriter};
+use pillion_protocol::frame::{Goodbye, GoodbyeReason, Hello};
+use pillion_protocol::{Frame, ReadError, VERSIONS};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// How long the proxy may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a connection came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The proxy wants none of it.
+    #[error("the proxy refused this worker: {}", .0.message)]
+    Refused(Goodbye),
+    /// The proxy chose a version that was not offered.
+    #[error("the proxy speaks protocol version {0}, and this worker {VERSIONS:?}")]
+    Version(u8),
+    /// The proxy said nothing in time.
+    #[error("the proxy did not answer within {} seconds", PATIENCE.as_secs())]
+    Silence,
+    /// The proxy said something else.
+    #[error("the proxy did not answer HELLO with WELCOME")]
+    Other,
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// The proxy's answer is no frame, or is cut short.
+    #[error("{0}")]
+    Read(#[from] ReadError),
+}
+
+impl HandshakeError {
+    /// Whether trying again at once is pointless, since both sides would say the same again.
+    pub fn is_about_versions(&self) -> bool {
+        match self {
+            Self::Refused(goodbye) => goodbye.reason == GoodbyeReason::Version,
+            Self::Version(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Says HELLO and awaits WELCOME.
+pub(super) async fn greet<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    reader: &mut FrameReader<R>,
+    writer: &mut FrameWriter<W>,
+    hello: &Hello,
+) -> Result<(), HandshakeError> {
+    let exchange = async {
+        writer.put(&Frame::Hello(hello.clone())).map_err(io::Error::other)?;
+        writer.flush().await?;
+        match reader.next().await? {
+            Some(Frame::Welcome(welcome)) if VERSIONS.contains(&welcome.version) => Ok(()),
+            Some(Frame::Welcome(welcome)) => {
+                let message = format!("this worker speaks {VERSIONS:?}");
+                let goodbye = Frame::Goodbye(Goodbye { reason: GoodbyeReason::Version, message });
+                writer.put(&goodbye).map_err(io::Error::other)?;
+                writer.flush().await?;
+                Err(HandshakeError::Version(welcome.version))
+            }
+            Some(Frame::Goodbye(goodbye)) => Err(HandshakeError::Refused(goodbye)),
+            Some(_) => Err(HandshakeError::Other),
+            None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+        }
+    };
+    tokio::time::timeout(PATIENCE, exchange).await.unwrap_or(Err(HandshakeError::Silence))
+}

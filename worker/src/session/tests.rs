@@ -1,0 +1,196 @@
+//! A session between a hand-written proxy, over an in-memory pipe, and real threads with a scripted engine.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pillion_protocol::VERSIONS;
+use pillion_protocol::connection::{FrameReader, FrameWriter};
+use pillion_protocol::frame::{
+    Batch, FinishReason, Hello, Member, MemberFailed, MemberFinished, MemberTokens, Options, Prompt, Welcome,
+};
+use pillion_protocol::{BatchId, Frame};
+use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::*;
+use crate::engine::script::Script;
+use crate::engine::{Engine, EnginePool};
+use crate::liveness::Liveness;
+use crate::pace::Pace;
+use crate::shared::Limits;
+use crate::tokens::tests::byte_tokens;
+
+mod credit;
+mod ending;
+mod members;
+
+/// A worker around a scripted engine.
+pub(crate) fn worker(engine: &Arc<Script>, slots: u32) -> Worker {
+    let limits = Limits { positions: 1000, batch_tokens: 10_000, slots: slots as usize, top_p_candidates: 100 };
+    let liveness = Liveness::new(slots, Instant::now());
+    let shared = Arc::new(Shared { tokens: byte_tokens(), pace: Pace::default(), liveness, limits });
+    let engine: Arc<dyn Engine> = Arc::<Script>::clone(engine);
+    let pool = EnginePool::start(&engine, &shared).unwrap();
+    Worker {
+        hello: Hello {
+            versions: VERSIONS.to_vec(),
+            software: "test".to_owned(),
+            pid: 0,
+            model: "script".to_owned(),
+            fingerprint: "f".to_owned(),
+            positions: 1000,
+            vocabulary: 257,
+            max_batch_tokens: 10_000,
+            slots,
+        },
+        tokeniser: Tokeniser::start(Arc::clone(&shared), pool).unwrap(),
+        shared,
+        places: Arc::new(Semaphore::new(2 * slots as usize)),
+        drain_timeout: Duration::from_secs(5),
+        log_prompts: false,
+    }
+}
+
+/// The proxy's end.
+pub(crate) struct Proxy {
+    pub(crate) reader: FrameReader<ReadHalf<DuplexStream>>,
+    pub(crate) writer: FrameWriter<WriteHalf<DuplexStream>>,
+    pub(crate) controls: mpsc::Sender<Control>,
+}
+
+/// What came of one batch.
+#[derive(Debug, Default)]
+struct Outcome {
+    text: Vec<String>,
+    ids: Vec<Vec<u32>>,
+    finished: Vec<MemberFinished>,
+    failed: Vec<MemberFailed>,
+    yielded: Vec<u32>,
+    frames: Vec<Frame>,
+}
+
+impl Proxy {
+    /// Says WELCOME to the HELLO that comes first.
+    pub(crate) async fn welcome(&mut self) {
+        assert!(matches!(self.next().await, Frame::Hello(_)));
+        self.send(&Frame::Welcome(Welcome { version: 1, max_batch_size: 50 })).await;
+    }
+
+    pub(crate) async fn send(&mut self, frame: &Frame) {
+        self.writer.put(frame).unwrap();
+        self.writer.flush().await.unwrap();
+    }
+
+    async fn batch(&mut self, id: u64, options: Options, members: Vec<Member>) {
+        self.send(&Frame::Batch(BatchId(id), Batch { options, members })).await;
+    }
+
+    /// The next frame that is no heartbeat.
+    pub(crate) async fn next(&mut self) -> Frame {
+        loop {
+            match self.reader.next().await.unwrap().expect("the worker hung up") {
+                Frame::Heartbeat(_) => {}
+                frame => return frame,
+            }
+        }
+    }
+
+    /// The next frame that concerns a batch, or the end.
+    async fn told(&mut self) -> Frame {
+        loop {
+            match self.next().await {
+                Frame::Credit { .. } => {}
+                frame => return frame,
+            }
+        }
+    }
+
+    async fn expect_credit(&mut self, grant: u32) {
+        assert_eq!(self.next().await, Frame::Credit { grant });
+    }
+
+    /// Gathers what comes of a batch, and checks that TOKENS precede a member's one end, and DONE follows them all.
+    async fn outcome(&mut self, id: u64, members: usize) -> Outcome {
+        let mut outcome =
+            Outcome { text: vec![String::new(); members], ids: vec![Vec::new(); members], ..Outcome::default() };
+        let mut ended = vec![false; members];
+        let mut end =
+            |member: u32| assert!(!std::mem::replace(&mut ended[member as usize], true), "{member} ended twice");
+        loop {
+            let frame = self.next().await;
+            match frame.clone() {
+                Frame::Credit { .. } => {}
+                Frame::Tokens(batch, said) => {
+                    assert_eq!(batch, BatchId(id));
+                    for MemberTokens { member, ids, text } in said {
+                        outcome.text[member as usize].push_str(&text);
+                        outcome.ids[member as usize].extend(ids);
+                    }
+                }
+                Frame::Finished(_, members) => {
+                    members.iter().for_each(|member| end(member.member));
+                    outcome.finished.extend(members);
+                }
+                Frame::Failed(_, members) => {
+                    members.iter().for_each(|member| end(member.member));
+                    outcome.failed.extend(members);
+                }
+                Frame::Yielded(_, members) => {
+                    members.iter().for_each(|&member| end(member));
+                    outcome.yielded.extend(members);
+                }
+                Frame::Done(batch, _) => {
+                    assert_eq!(batch, BatchId(id));
+                    assert!(ended.iter().all(|ended| *ended), "DONE before every member's end");
+                    outcome.frames.push(frame);
+                    outcome.finished.sort_by_key(|member| member.member);
+                    return outcome;
+                }
+                other => panic!("{other:?}"),
+            }
+            outcome.frames.push(frame);
+        }
+    }
+}
+
+/// Two ends of a pipe: the worker's halves, and a proxy with the worker's controls.
+pub(crate) fn pipe() -> ((ReadHalf<DuplexStream>, WriteHalf<DuplexStream>), Proxy, mpsc::Receiver<Control>) {
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let (reader, writer) = tokio::io::split(far);
+    let (controls, receiver) = mpsc::channel(8);
+    let proxy = Proxy { reader: FrameReader::new(reader), writer: FrameWriter::new(writer), controls };
+    (tokio::io::split(near), proxy, receiver)
+}
+
+/// Plays a proxy that has been welcomed against a worker, and returns how the session ended.
+fn play(worker: &Worker, proxy: impl AsyncFnOnce(Proxy)) -> End {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let ((reader, writer), mut far, mut controls) = pipe();
+        let session = run(reader, writer, worker, &mut controls);
+        let far = async {
+            far.welcome().await;
+            proxy(far).await;
+        };
+        let both = async { tokio::join!(session, far) };
+        let (end, ()) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("the test takes too long");
+        end.unwrap()
+    })
+}
+
+fn member(text: &str, max_new_tokens: u32) -> Member {
+    Member {
+        prompt: Prompt::Text(text.to_owned()),
+        max_new_tokens,
+        min_new_tokens: 0,
+        stop: Vec::new(),
+        deadline_ms: 60_000,
+        stream: false,
+        produced: Vec::new(),
+        sent: 0,
+    }
+}
+
+fn reasons(outcome: &Outcome) -> Vec<(FinishReason, u32)> {
+    outcome.finished.iter().map(|member| (member.reason, member.completion_tokens)).collect()
+}

@@ -1,0 +1,176 @@
+//! How a session ends, and what it leaves behind.
+
+use pillion_protocol::frame::{Goodbye, GoodbyeReason};
+
+use std::io;
+
+use super::*;
+use crate::error::Error;
+use crate::lifecycle;
+
+#[test]
+fn a_draining_worker_serves_until_it_is_released() {
+    let worker = worker(&Arc::default(), 1);
+    let end = play(&worker, async |mut proxy: Proxy| {
+        proxy.expect_credit(1).await;
+        proxy.controls.send(Control::Drain).await.unwrap();
+        assert_eq!(proxy.next().await, Frame::Draining);
+        proxy.batch(1, Options::default(), vec![member("ab", 3)]).await;
+        assert_eq!(proxy.outcome(1, 1).await.text, ["cde"]);
+        proxy.send(&Frame::Release).await;
+        assert!(matches!(proxy.told().await, Frame::Goodbye(Goodbye { reason: GoodbyeReason::Drained, .. })));
+    });
+    assert_eq!(end, End::Drained);
+}
+
+#[test]
+fn a_released_worker_gives_back_what_it_holds() {
+    let (script, gate) = Script::gated();
+    let worker = worker(&Arc::new(script), 1);
+    let end = play(&worker, async |mut proxy: Proxy| {
+        proxy.expect_credit(1).await;
+        proxy.batch(1, Options::default(), vec![member("ab", 900)]).await;
+        proxy.controls.send(Control::Drain).await.unwrap();
+        assert_eq!(proxy.told().await, Frame::Draining);
+        proxy.send(&Frame::Release).await;
+        // The session has heard it by then: it runs on this thread.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        gate.send(()).unwrap();
+        let outcome = proxy.outcome(1, 1).await;
+        assert_eq!(outcome.yielded, [0]);
+        assert!(matches!(proxy.told().await, Frame::Goodbye(Goodbye { reason: GoodbyeReason::Drained, .. })));
+    });
+    assert_eq!(end, End::Drained);
+}
+
+#[test]
+fn a_second_signal_ends_at_once_and_counts_what_is_left() {
+    let (script, gate) = Script::gated();
+    let worker = worker(&Arc::new(script), 1);
+    let end = play(&worker, async |mut proxy: Proxy| {
+        proxy.expect_credit(1).await;
+        proxy.batch(1, Options::default(), vec![member("ab", 900), member("xa", 1)]).await;
+        gate.send(()).unwrap();
+        assert!(matches!(proxy.told().await, Frame::Tokens(..)));
+        proxy.controls.send(Control::Drain).await.unwrap();
+        proxy.controls.send(Control::Quit).await.unwrap();
+        while proxy.reader.next().await.unwrap().is_some() {}
+    });
+    drop(gate);
+    assert_eq!(end, End::Quit(1));
+}
+
+#[test]
+fn a_release_that_nobody_asked_for_breaks_the_protocol() {
+    let worker = worker(&Arc::default(), 1);
+    let end = play(&worker, async |mut proxy: Proxy| {
+        proxy.expect_credit(1).await;
+        proxy.send(&Frame::Release).await;
+        while proxy.reader.next().await.unwrap().is_some() {}
+    });
+    assert!(matches!(end, End::Lost { reason, .. } if reason.contains("RELEASE without DRAINING")));
+}
+
+/// No engine is at work in the tests below, so their time can be paused.
+fn paused<T>(body: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(body)
+}
+
+#[test]
+fn a_drain_ends_at_its_timeout() {
+    let worker = worker(&Arc::default(), 1);
+    paused(async {
+        let ((reader, writer), mut proxy, mut controls) = pipe();
+        let far = async {
+            proxy.welcome().await;
+            proxy.controls.send(Control::Drain).await.unwrap();
+            while proxy.reader.next().await.unwrap().is_some() {}
+        };
+        let before = tokio::time::Instant::now();
+        let (end, ()) = tokio::join!(run(reader, writer, &worker, &mut controls), far);
+        assert_eq!(end.unwrap(), End::DrainTimeout(0));
+        assert_eq!(before.elapsed().as_secs(), 5);
+    });
+}
+
+#[test]
+fn heartbeats_come_every_second() {
+    let worker = worker(&Arc::default(), 1);
+    paused(async {
+        let ((reader, writer), mut proxy, mut controls) = pipe();
+        let far = async {
+            proxy.welcome().await;
+            let before = tokio::time::Instant::now();
+            let mut beats = 0;
+            while beats < 10 {
+                if let Some(Frame::Heartbeat(heartbeat)) = proxy.reader.next().await.unwrap() {
+                    assert_eq!((heartbeat.steps, heartbeat.silence_ms), (0, 30_000));
+                    beats += 1;
+                }
+            }
+            assert_eq!(before.elapsed().as_secs(), 9);
+            drop(proxy);
+        };
+        let (end, ()) = tokio::join!(run(reader, writer, &worker, &mut controls), far);
+        assert!(matches!(end, Ok(End::Lost { .. })));
+    });
+}
+
+#[test]
+fn a_proxy_that_says_nothing_is_left() {
+    let worker = worker(&Arc::default(), 1);
+    paused(async {
+        let ((reader, writer), proxy, mut controls) = pipe();
+        let before = tokio::time::Instant::now();
+        let error = run(reader, writer, &worker, &mut controls).await.unwrap_err();
+        assert!(matches!(error, HandshakeError::Silence));
+        assert_eq!(before.elapsed().as_secs(), 5);
+        drop(proxy);
+    });
+}
+
+/// Dials `times` in vain and then a proxy that says goodbye for this reason; returns when each dial came, in
+/// milliseconds. The worker is told to stop after that.
+fn dials(times: usize, reason: Option<GoodbyeReason>) -> (Vec<u128>, Result<(), Error>) {
+    let worker = worker(&Arc::default(), 1);
+    paused(async {
+        let start = tokio::time::Instant::now();
+        let mut dials = Vec::new();
+        let (controls, mut receiver) = mpsc::channel(8);
+        let dial = async || {
+            dials.push(start.elapsed().as_millis());
+            if dials.len() > times + 1 {
+                controls.send(Control::Drain).await.unwrap();
+            }
+            if dials.len() != times + 1 {
+                return Err(io::Error::from(io::ErrorKind::NotFound));
+            }
+            let ((reader, writer), mut proxy, _) = pipe();
+            tokio::spawn(async move {
+                if let Some(reason) = reason {
+                    proxy.send(&Frame::Goodbye(Goodbye { reason, message: "no".to_owned() })).await;
+                }
+                while proxy.reader.next().await.unwrap().is_some() {}
+            });
+            Ok((reader, writer))
+        };
+        let result = lifecycle::serve(&worker, dial, &mut receiver).await;
+        (dials, result)
+    })
+}
+
+#[test]
+fn a_missing_proxy_is_dialled_again_within_50_milliseconds() {
+    let (times, result) = dials(9, Some(GoodbyeReason::Drained));
+    assert_eq!(times[..10], [0, 1, 3, 7, 15, 31, 63, 113, 163, 213]);
+    assert!(result.is_ok());
+}
+
+#[test]
+fn a_proxy_of_other_versions_is_dialled_again_after_a_second() {
+    let (times, _) = dials(0, Some(GoodbyeReason::Version));
+    assert_eq!(times, [0, 1000]);
+}

@@ -1,0 +1,141 @@
+//! What a member gets, whoever rides along.
+
+use pillion_protocol::frame::FailureCode;
+
+use super::*;
+
+/// Serves one batch and returns what came of it.
+fn serve(script: Script, options: Options, members: Vec<Member>) -> (Outcome, Vec<Vec<usize>>) {
+    let script = Arc::new(script);
+    let worker = worker(&script, 1);
+    let mut outcome = None;
+    play(&worker, async |mut proxy: Proxy| {
+        proxy.expect_credit(1).await;
+        let count = members.len();
+        proxy.batch(7, options, members).await;
+        outcome = Some(proxy.outcome(7, count).await);
+    });
+    (outcome.unwrap(), std::mem::take(&mut script.calls.lock().unwrap()))
+}
+
+#[test]
+fn members_of_all_lengths_get_their_own_answers() {
+    let members = vec![member("a", 3), member("xyAB", 2), member("0123456", 4), member("KLM", 1)];
+    let (outcome, calls) = serve(Script::default(), Options::default(), members);
+    assert_eq!(outcome.text, ["bcd", "CD", "789:", "N"]);
+    assert_eq!(outcome.finished[2].prompt_tokens, 7);
+    assert_eq!(reasons(&outcome), [3, 2, 4, 1].map(|tokens| (FinishReason::Length, tokens)));
+    assert_eq!(calls, [vec![1], vec![3, 4, 7]]);
+}
+
+#[test]
+fn a_sequence_ends_without_its_end_token() {
+    let script = Script { ends: true, ..Script::default() };
+    let (outcome, _) = serve(script, Options::default(), vec![member("aX{", 99)]);
+    assert_eq!(outcome.text, ["|}~"]);
+    assert_eq!(reasons(&outcome), [(FinishReason::Stop, 3)]);
+}
+
+#[test]
+fn a_minimum_holds_off_the_end() {
+    let script = Script { ends: true, ..Script::default() };
+    let members = vec![Member { min_new_tokens: 5, ..member("aX{", 99) }, member("bX{", 99)];
+    let (outcome, calls) = serve(script, Options::default(), members);
+    assert_eq!(outcome.text, ["|}~~~", "|}~"]);
+    assert_eq!(calls.len(), 2, "unequal minimums share no call");
+}
+
+#[test]
+fn a_stop_string_ends_the_member_and_is_no_part_of_it() {
+    let members = vec![
+        Member { stop: vec!["de".to_owned()], ..member("xa", 9) },
+        Member { stop: vec!["de".to_owned()], stream: true, ..member("ya", 9) },
+        Member { stop: vec!["zz".to_owned()], ..member("wa", 3) },
+    ];
+    let (outcome, _) = serve(Script::default(), Options::default(), members);
+    assert_eq!(outcome.text, ["bc", "bc", "bcd"]);
+    assert_eq!(reasons(&outcome), [(FinishReason::Stop, 4), (FinishReason::Stop, 4), (FinishReason::Length, 3)]);
+}
+
+#[test]
+fn only_streams_are_told_of_before_their_end_and_all_of_a_step_at_once() {
+    let stream = |text| Member { stream: true, ..member(text, 4) };
+    let members = vec![stream("ab"), stream("cd"), member("ef", 4)];
+    let (outcome, _) = serve(Script::default(), Options::default(), members);
+    assert_eq!(outcome.text, ["cdef", "efgh", "ghij"]);
+    let told: Vec<usize> = outcome
+        .frames
+        .iter()
+        .filter_map(|frame| match frame {
+            Frame::Tokens(_, said) => Some(said.len()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [2, 2, 2, 3]);
+    assert_eq!(outcome.frames.iter().filter(|frame| matches!(frame, Frame::Finished(..))).count(), 1);
+}
+
+#[test]
+fn a_resumed_member_goes_on_where_it_was() {
+    let tokens = byte_tokens();
+    let produced = tokens.encode("bcd").unwrap();
+    let resumed = Member { produced: produced.clone(), sent: 3, ..member("xa", 6) };
+    let streamed = Member { stream: true, sent: 2, ..resumed.clone() };
+    // "cdef" is a stop string of which "cd" had been held back.
+    let stopping = Member { stop: vec!["cdef".to_owned()], sent: 1, ..resumed.clone() };
+    let unsent = Member { sent: 0, ..resumed.clone() };
+    let all_there = Member { max_new_tokens: 3, sent: 1, ..resumed.clone() };
+    let members = vec![resumed, streamed, stopping, unsent, all_there];
+    let (outcome, _) = serve(Script::default(), Options::default(), members);
+    assert_eq!(outcome.text, ["efg", "defg", "", "bcdefg", "cd"]);
+    let (stop, length) = (FinishReason::Stop, FinishReason::Length);
+    assert_eq!(reasons(&outcome), [(length, 6), (length, 6), (stop, 5), (length, 6), (length, 3)]);
+    assert_eq!(outcome.ids[0], tokens.encode("efg").unwrap(), "only new ids are told");
+}
+
+#[test]
+fn options_that_look_back_keep_lengths_apart_and_start_again() {
+    let options = Options { repetition_penalty: 1.2, ..Options::default() };
+    let produced = byte_tokens().encode("bc").unwrap();
+    let members = vec![
+        member("xa", 2),
+        member("xya", 2),
+        Member { produced: produced.clone(), ..member("za", 4) },
+        Member { produced, sent: 1, ..member("wa", 4) },
+    ];
+    let (outcome, calls) = serve(Script::default(), options, members);
+    assert_eq!(outcome.text, ["bc", "bc", "bcde", ""]);
+    assert_eq!(calls, [vec![2, 2], vec![3]]);
+    assert_eq!(outcome.failed[0].code, FailureCode::NotResumable);
+}
+
+#[test]
+fn a_member_that_breaks_the_engine_fails_alone() {
+    for step in [0, 2] {
+        let script = Script { poison: Some(('#', step)), ..Script::default() };
+        let members = ["xa", "#a", "yA", "z0", "012"].map(|text| member(text, 9)).to_vec();
+        let (outcome, calls) = serve(script, Options::default(), members);
+        assert_eq!(outcome.text[0], "bcdefghij", "broken at step {step}");
+        assert_eq!(outcome.text[2..], ["BCDEFGHIJ", "123456789", "3456789:;"]);
+        let [failed] = &outcome.failed[..] else { panic!("{:?}", outcome.failed) };
+        assert_eq!((failed.member, failed.code, &*failed.message), (1, FailureCode::Engine, "poison"));
+        assert!(calls.len() < 10);
+    }
+}
+
+#[test]
+fn a_deadline_that_has_passed_leaves_the_engine_alone() {
+    let members = vec![Member { deadline_ms: 0, ..member("ab", 5) }];
+    let (outcome, calls) = serve(Script::default(), Options::default(), members);
+    assert_eq!(reasons(&outcome), [(FinishReason::Deadline, 0)]);
+    assert!(calls.is_empty());
+}
+
+#[test]
+fn unfit_members_fail_and_the_others_are_served() {
+    let (outcome, _) =
+        serve(Script::default(), Options::default(), vec![member("", 5), member("ab", 1), member("x", 1000)]);
+    assert_eq!(outcome.text[1], "c");
+    let codes: Vec<FailureCode> = outcome.failed.iter().map(|failed| failed.code).collect();
+    assert_eq!(codes, [FailureCode::EmptyPrompt, FailureCode::TooManyTokens]);
+}

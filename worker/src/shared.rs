@@ -1,0 +1,31 @@
+//! What the threads of a worker share.
+
+use crate::liveness::Liveness;
+use crate::pace::Pace;
+use crate::tokens::Tokens;
+
+/// What a worker can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Positions of the model: the most tokens that prompt and answer may have together.
+    pub positions: u32,
+    /// The most tokens of one call.
+    pub batch_tokens: u64,
+    /// Batches run at once.
+    pub slots: usize,
+    /// The most candidates that top-p sampling may choose among.
+    pub top_p_candidates: u32,
+}
+
+/// What the threads of a worker share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The tokenizer.
+    pub tokens: Tokens,
+    /// How fast things go here.
+    pub pace: Pace,
+    /// Whether the engines make progress.
+    pub liveness: Liveness,
+    /// What the worker can take.
+    pub limits: Limits,
+}

@@ -1,0 +1,156 @@
+//! Where one call of the engine stands, told from its callbacks alone. Pure.
+//!
+//! The engine says "member m, step s, token t" and never "this step is over". But it is known who will be heard in a
+//! step: every member that is alive and whose prompt is fed. The shortest prompt is fed in bulk, and a member that is
+//! `behind` it by n tokens is first heard in step n. The order within a step is the engine's own affair.
+
+/// The progress of a call.
+#[derive(Debug)]
+pub struct Steps {
+    /// How far each member is behind the shortest prompt, ascending.
+    behind: Vec<u32>,
+    /// Members by the step after their last possible one, ascending; the ended ones are popped lazily.
+    until: Vec<(u64, usize)>,
+    ended: Vec<bool>,
+    step: u64,
+    /// Members whose prompt is fed at `step`.
+    joined: usize,
+    ended_before: usize,
+    ended_now: usize,
+    heard: usize,
+    started: bool,
+}
+
+/// What a callback means for its step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// The first of its step.
+    pub first: bool,
+    /// The last of its step: what the step produced is complete.
+    pub last: bool,
+}
+
+impl Steps {
+    /// A call whose members have these (tokens to feed, the most new tokens).
+    pub fn new(members: impl IntoIterator<Item = (u32, u32)>) -> Self {
+        let members: Vec<(u32, u32)> = members.into_iter().collect();
+        let shortest = members.iter().map(|&(prompt, _)| prompt).min().unwrap_or(0);
+        let mut behind: Vec<u32> = members.iter().map(|&(prompt, _)| prompt - shortest).collect();
+        let mut until: Vec<(u64, usize)> = members
+            .iter()
+            .enumerate()
+            .map(|(member, &(_, most))| (u64::from(behind[member]) + u64::from(most), member))
+            .collect();
+        until.sort_unstable();
+        behind.sort_unstable();
+        let ended = vec![false; members.len()];
+        Self { behind, until, ended, step: 0, joined: 0, ended_before: 0, ended_now: 0, heard: 0, started: false }
+    }
+
+    /// Takes a callback: `member` was heard in `step`, and ends with it or not.
+    pub fn hear(&mut self, step: u64, member: usize, ends: bool) -> Heard {
+        let first = !self.started || step != self.step;
+        if first {
+            self.started = true;
+            self.step = step;
+            self.heard = 0;
+            self.ended_before += std::mem::take(&mut self.ended_now);
+            while self.behind.get(self.joined).is_some_and(|&behind| u64::from(behind) <= step) {
+                self.joined += 1;
+            }
+        }
+        self.heard += 1;
+        if ends && self.ended.get_mut(member).is_some_and(|ended| !std::mem::replace(ended, true)) {
+            self.ended_now += 1;
+        }
+        Heard { first, last: self.heard + self.ended_before >= self.joined }
+    }
+
+    /// Steps that may still follow the present one: how long the longest living member can go on. Before the first
+    /// callback, all steps of the call.
+    pub fn remaining(&mut self) -> u64 {
+        while self.until.last().is_some_and(|&(_, member)| self.ended[member]) {
+            self.until.pop();
+        }
+        self.until.last().map_or(0, |&(until, _)| until.saturating_sub(self.taken()))
+    }
+
+    /// Steps taken so far, silent ones included.
+    pub fn taken(&self) -> u64 {
+        if self.started { self.step.saturating_add(1) } else { 0 }
+    }
+
+    /// Of them, those in which some member only fed its prompt.
+    pub fn forced(&self) -> u64 {
+        self.taken().min(self.behind.last().map_or(0, |&behind| u64::from(behind)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ONLY: Heard = Heard { first: true, last: true };
+
+    #[test]
+    fn a_step_is_over_when_everyone_due_was_heard() {
+        // Member 1 is two tokens behind: it is first heard in step 2.
+        let mut steps = Steps::new([(3, 5), (5, 5), (3, 5)]);
+        assert_eq!(steps.remaining(), 7);
+        assert_eq!(steps.hear(0, 2, false), Heard { first: true, last: false });
+        assert_eq!(steps.hear(0, 0, true), Heard { first: false, last: true });
+        assert_eq!(steps.hear(1, 2, false), ONLY);
+        assert_eq!(steps.hear(2, 1, false), Heard { first: true, last: false });
+        assert_eq!(steps.hear(2, 2, true), Heard { first: false, last: true });
+        assert_eq!(steps.hear(3, 1, true), ONLY);
+        assert_eq!((steps.taken(), steps.forced(), steps.remaining()), (4, 2, 0));
+    }
+
+    #[test]
+    fn silent_steps_are_counted() {
+        let mut steps = Steps::new([(2, 5), (9, 1)]);
+        assert_eq!(steps.hear(0, 0, true), ONLY);
+        assert_eq!(steps.hear(7, 1, true), ONLY);
+        assert_eq!((steps.taken(), steps.forced()), (8, 7));
+    }
+
+    proptest! {
+        /// Plays calls as the engine does, in any order within a step, and compares with what is really the case.
+        #[test]
+        fn the_last_callback_of_every_step_is_known(
+            members in proptest::collection::vec((1u32..6, 1u32..6, 1u32..6), 1..8),
+            flip: bool,
+        ) {
+            let shortest = members.iter().map(|m| m.0).min().unwrap();
+            let mut steps = Steps::new(members.iter().map(|&(prompt, most, _)| (prompt, most)));
+            let life = |&(_, most, wish): &(u32, u32, u32)| most.min(wish);
+            for step in 0..12u32 {
+                let mut due: Vec<usize> = (0..members.len())
+                    .filter(|&m| {
+                        let behind = members[m].0 - shortest;
+                        behind <= step && step < behind + life(&members[m])
+                    })
+                    .collect();
+                if flip {
+                    due.reverse();
+                }
+                for (nth, &m) in due.iter().enumerate() {
+                    let ends = step + 1 == members[m].0 - shortest + life(&members[m]);
+                    let heard = steps.hear(step.into(), m, ends);
+                    prop_assert_eq!(heard, Heard { first: nth == 0, last: nth + 1 == due.len() });
+                }
+                if !due.is_empty() {
+                    let longest = members
+                        .iter()
+                        .filter(|m| step + 1 < m.0 - shortest + life(m))
+                        .map(|m| m.0 - shortest + m.1)
+                        .max()
+                        .map_or(0, |until| until - step - 1);
+                    prop_assert_eq!(steps.remaining(), u64::from(longest));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! One member's text as it grows: detokenised, watched for stop strings, and without what was sent before.
+
+use super::detokenise::Detokeniser;
+use super::stop::StopMatcher;
+use super::{TokenizerFailed, Tokens};
+
+/// The text of one member.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    detokeniser: Detokeniser,
+    matcher: StopMatcher,
+    /// Bytes that earlier attempts have sent.
+    skip: u64,
+}
+
+impl Answer {
+    /// The text of a new member that ends at any of `stop`, and of whose text so many bytes need not be repeated.
+    pub fn new(stop: Vec<String>, sent: u64) -> Self {
+        Self { detokeniser: Detokeniser::default(), matcher: StopMatcher::new(stop), skip: sent }
+    }
+
+    /// The text of a member that ends at any of `stop`, has produced these ids in earlier attempts and of whose text so
+    /// many bytes were sent: as it stood when the last attempt broke off. The text already sent is not repeated. True
+    /// where what was produced already ends with a stop string.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder fails on the ids.
+    pub fn resume(
+        tokens: &Tokens,
+        stop: Vec<String>,
+        produced: &[u32],
+        sent: u64,
+        text: &mut String,
+    ) -> Result<(Self, bool), TokenizerFailed> {
+        let mut answer = Self { detokeniser: Detokeniser::default(), matcher: StopMatcher::new(stop), skip: sent };
+        for &id in produced {
+            if answer.push(tokens, id, text)? {
+                return Ok((answer, true));
+            }
+        }
+        Ok((answer, false))
+    }
+
+    /// Takes an id and appends the text that may now be sent, often none. True where a stop string is complete: the
+    /// answer is over, and the stop string is no part of it.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder fails on the ids.
+    pub fn push(&mut self, tokens: &Tokens, id: u32, text: &mut String) -> Result<bool, TokenizerFailed> {
+        let piece = self.detokeniser.push(tokens, id)?;
+        let mut sure = String::new();
+        let stopped = self.matcher.push(&piece, &mut sure);
+        self.say(&sure, text);
+        Ok(stopped)
+    }
+
+    /// The answer is over for another reason than a stop string: appends what was held back.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder fails on the ids.
+    pub fn finish(&mut self, tokens: &Tokens, text: &mut String) -> Result<(), TokenizerFailed> {
+        let tail = self.detokeniser.finish(tokens)?;
+        let mut sure = String::new();
+        if !self.matcher.push(&tail, &mut sure) {
+            self.matcher.finish(&mut sure);
+        }
+        self.say(&sure, text);
+        Ok(())
+    }
+
+    fn say(&mut self, piece: &str, text: &mut String) {
+        let (skipped, fresh) = skip(piece, self.skip);
+        self.skip -= skipped;
+        text.push_str(fresh);
+    }
+}
+
+/// A whole answer decoded at once, without its first `sent` bytes: for a member whose text nobody watches or streams.
+///
+/// # Errors
+/// The tokenizer's decoder fails on the ids.
+pub fn whole(tokens: &Tokens, ids: &[u32], sent: u64) -> Result<String, TokenizerFailed> {
+    let text = tokens.decode(ids)?;
+    Ok(skip(&text, sent).1.to_owned())
+}
+
+/// Leaves out up to `bytes` bytes at the start, by whole characters: how many were left out, and the rest.
+fn skip(text: &str, bytes: u64) -> (u64, &str) {
+    let wanted = usize::try_from(bytes).unwrap_or(usize::MAX).min(text.len());
+    let at = (0..=wanted).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    (at as u64, &text[at..])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::byte_tokens;
+    use super::*;
+
+    fn finish(tokens: &Tokens, mut answer: Answer, ids: &[u32], text: &mut String) {
+        for &id in ids {
+            if answer.push(tokens, id, text).unwrap() {
+                return;
+            }
+        }
+        answer.finish(tokens, text).unwrap();
+    }
+
+    fn fresh(stop: &[String]) -> Answer {
+        Answer::new(stop.to_vec(), 0)
+    }
+
+    proptest! {
+        /// Broken off anywhere and continued, an answer is what it would have been in one go.
+        #[test]
+        fn an_answer_can_be_resumed_anywhere(
+            text in "[abé€ ]{0,20}",
+            stop in proptest::collection::vec("[abé]{1,3}", 0..3),
+            cut in 0usize..40,
+        ) {
+            let tokens = byte_tokens();
+            let ids = tokens.encode(&text).unwrap();
+            let mut whole = String::new();
+            finish(&tokens, fresh(&stop), &ids, &mut whole);
+
+            let (produced, rest) = ids.split_at(cut.min(ids.len()));
+            let mut sent = String::new();
+            let mut first = fresh(&stop);
+            let stopped = produced.iter().any(|&id| first.push(&tokens, id, &mut sent).unwrap());
+            prop_assume!(!stopped);
+
+            let mut later = String::new();
+            let (second, stopped) =
+                Answer::resume(&tokens, stop, produced, sent.len() as u64, &mut later).unwrap();
+            prop_assert!(!stopped && later.is_empty());
+            finish(&tokens, second, rest, &mut later);
+            prop_assert_eq!(sent + &later, whole);
+        }
+    }
+
+    #[test]
+    fn a_whole_answer_leaves_out_what_was_sent() {
+        let tokens = byte_tokens();
+        let ids = tokens.encode("né").unwrap();
+        assert_eq!(super::whole(&tokens, &ids, 1).unwrap(), "é");
+        assert_eq!(super::whole(&tokens, &ids, 2).unwrap(), "é", "half a character cannot have been sent");
+        assert_eq!(super::whole(&tokens, &ids, 99).unwrap(), "");
+    }
+}

@@ -1,0 +1,89 @@
+//! Whether a tokenizer is the model's own.
+//!
+//! Ids go to the engine as token strings, so two ids with one string would collapse, and a string that the vocabulary
+//! does not have would silently become the unknown token.
+
+use std::collections::HashMap;
+
+use tokenizers::Tokenizer;
+
+/// Says what is wrong with a tokenizer for a vocabulary, if anything is.
+///
+/// Every id must mean the same token to both. Only the vocabulary's tail may hold entries that the tokenizer does not
+/// know: padding, as OPT's `madeupword0000`.
+pub(super) fn check(vocabulary: &[String], tokenizer: &Tokenizer) -> Result<(), String> {
+    let mut seen = HashMap::with_capacity(vocabulary.len());
+    for (id, token) in vocabulary.iter().enumerate() {
+        if let Some(before) = seen.insert(token, id) {
+            return Err(format!(
+                "cannot be used with this vocabulary.json, which has {token:?} twice, as id {before} and as id {id}"
+            ));
+        }
+    }
+    let known = vocabulary.len() - padding(vocabulary, tokenizer);
+    for (id, token) in vocabulary[..known].iter().enumerate() {
+        match u32::try_from(id).ok().and_then(|id| tokenizer.id_to_token(id)) {
+            Some(theirs) if theirs == *token => {}
+            Some(theirs) => {
+                return Err(format!(
+                    "is not the model's: id {id} is {theirs:?} here, but {token:?} in vocabulary.json"
+                ));
+            }
+            None => {
+                return Err(format!("is not the model's: it has no id {id}, which is {token:?} in vocabulary.json"));
+            }
+        }
+    }
+    let size = tokenizer.get_vocab_size(true);
+    if size > known {
+        return Err(format!("is not the model's: it has {size} tokens, but vocabulary.json has {known} of them"));
+    }
+    Ok(())
+}
+
+/// Entries at the vocabulary's end that the tokenizer knows neither by id nor by name.
+fn padding(vocabulary: &[String], tokenizer: &Tokenizer) -> usize {
+    let unknown = |(id, token): &(usize, &String)| {
+        u32::try_from(*id).is_ok_and(|id| tokenizer.id_to_token(id).is_none()) && tokenizer.token_to_id(token).is_none()
+    };
+    vocabulary.iter().enumerate().rev().take_while(unknown).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::bytes;
+    use super::*;
+
+    fn vocabulary(tokenizer: &Tokenizer) -> Vec<String> {
+        (0u32..).map_while(|id| tokenizer.id_to_token(id)).collect()
+    }
+
+    fn problem(vocabulary: &[String]) -> String {
+        check(vocabulary, &bytes(&["</s>", "<pad>"])).unwrap_err()
+    }
+
+    #[test]
+    fn the_same_tokens_fit_padded_or_not() {
+        let tokenizer = bytes(&["</s>", "<pad>"]);
+        let mut vocabulary = vocabulary(&tokenizer);
+        assert_eq!(vocabulary.len(), 258);
+        assert_eq!(check(&vocabulary, &tokenizer), Ok(()));
+        vocabulary.extend(["madeupword0000".to_owned(), "madeupword0001".to_owned()]);
+        assert_eq!(check(&vocabulary, &tokenizer), Ok(()));
+    }
+
+    #[test]
+    fn other_tokens_do_not_fit() {
+        let good = vocabulary(&bytes(&["</s>", "<pad>"]));
+        let mut swapped = good.clone();
+        swapped.swap(256, 257);
+        assert_eq!(problem(&swapped), "is not the model's: id 256 is \"</s>\" here, but \"<pad>\" in vocabulary.json");
+        assert_eq!(problem(&good[..257]), "is not the model's: it has 258 tokens, but vocabulary.json has 257 of them");
+        let mut twice = good.clone();
+        twice.push("</s>".to_owned());
+        assert!(problem(&twice).ends_with("which has \"</s>\" twice, as id 256 and as id 258"));
+        let mut renamed = good;
+        renamed[257] = "<other>".to_owned();
+        assert!(problem(&renamed).starts_with("is not the model's: id 257 is"));
+    }
+}
