@@ -1,0 +1,135 @@
+"""The home-made server that Pillion is compared with: one Python process that batches in an asyncio queue.
+
+A batch goes to the engine when it is full or when its first request has waited the timeout, whichever comes first.
+"""
+
+import argparse
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ctranslate2
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel, Field
+from tokenizers import Tokenizer
+
+
+class GenerateRequest(BaseModel):
+    text: str
+    max_new_tokens: int = Field(default=128, ge=1)
+
+
+class GenerateResponse(BaseModel):
+    text: str
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A request that waits for its batch; the future gets its text."""
+
+    request: GenerateRequest
+    text: asyncio.Future[str]
+
+
+class Model:
+    """Blocks while it answers; run it in a thread."""
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        self._generator = ctranslate2.Generator(str(directory), inter_threads=1, intra_threads=threads)
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+    def answer(self, requests: list[GenerateRequest]) -> list[str]:
+        prompts = self._tokenizer.encode_batch([request.text for request in requests])
+        results = self._generator.generate_batch(
+            [prompt.tokens for prompt in prompts],
+            beam_size=1,
+            sampling_topk=1,
+            max_length=max(request.max_new_tokens for request in requests),
+            include_prompt_in_result=False,
+        )
+        ids = [
+            result.sequences_ids[0][: request.max_new_tokens] for request, result in zip(requests, results, strict=True)
+        ]
+        return self._tokenizer.decode_batch(ids)
+
+
+class Batcher:
+    def __init__(self, model: Model, largest: int, timeout: float) -> None:
+        """`timeout` is in seconds."""
+        self._model = model
+        self._largest = largest
+        self._timeout = timeout
+        self._queue: asyncio.Queue[Pending] = asyncio.Queue()
+        self._executor = ThreadPoolExecutor(max_workers=1)
+
+    async def generate(self, request: GenerateRequest) -> str:
+        pending = Pending(request, asyncio.get_running_loop().create_future())
+        await self._queue.put(pending)
+        return await pending.text
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._next_batch()
+            requests = [pending.request for pending in batch]
+            try:
+                texts = await loop.run_in_executor(self._executor, self._model.answer, requests)
+            except Exception as error:
+                for pending in batch:
+                    if not pending.text.done():
+                        pending.text.set_exception(error)
+                continue
+            for pending, text in zip(batch, texts, strict=True):
+                if not pending.text.done():
+                    pending.text.set_result(text)
+
+    async def _next_batch(self) -> list[Pending]:
+        batch = [await self._queue.get()]
+        try:
+            async with asyncio.timeout(self._timeout):
+                while len(batch) < self._largest:
+                    batch.append(await self._queue.get())
+        except TimeoutError:
+            pass
+        return batch
+
+
+def application(batcher: Batcher) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(batcher.run())
+        yield
+        task.cancel()
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/readyz")
+    async def ready() -> None:
+        return None
+
+    @app.post("/generate")
+    async def generate(request: GenerateRequest) -> GenerateResponse:
+        return GenerateResponse(text=await batcher.generate(request))
+
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--port", type=int, default=8081)
+    parser.add_argument("--batch", type=int, default=50, help="largest batch")
+    parser.add_argument("--timeout-ms", type=float, default=100, help="longest wait for companions")
+    parser.add_argument("--threads", type=int, default=1, help="threads of one engine call")
+    arguments = parser.parse_args()
+
+    batcher = Batcher(Model(arguments.model, arguments.threads), arguments.batch, arguments.timeout_ms / 1000)
+    uvicorn.run(application(batcher), host="127.0.0.1", port=arguments.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

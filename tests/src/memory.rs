@@ -1,0 +1,146 @@
+//! A whole proxy with simulated workers and clients in one runtime, over pipes in memory.
+//!
+//! With tokio's time paused, hours pass in an instant and in the same way each time: what a test says of time is exact.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use pillion_proxy::app::Proxy;
+use pillion_proxy::config::Config;
+use pillion_proxy::http::Scope;
+use serde_json::Value;
+use tokio::io::{DuplexStream, duplex};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::client::Answer;
+use crate::metrics::Metrics;
+use crate::simulated::{Ending, FaultKind, Profile, Simulated};
+
+/// Bytes in a pipe: few, so that writers have to wait.
+const PIPE: usize = 4096;
+/// A worker's pause before it dials again.
+const REDIAL: Duration = Duration::from_millis(50);
+
+/// A proxy in memory. Dropping it ends all that belongs to it.
+#[derive(Debug)]
+pub struct Memory {
+    proxy: Proxy,
+    shutdown: watch::Receiver<bool>,
+    // Dropping it would look like a shutdown to connections that wait for one.
+    _running: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+/// A simulated worker in memory.
+#[derive(Debug)]
+pub struct MemoryWorker {
+    drain: watch::Sender<bool>,
+    life: JoinHandle<()>,
+}
+
+impl Memory {
+    /// A proxy with these flags. Needs a runtime.
+    ///
+    /// # Panics
+    /// A flag is wrong.
+    pub fn start(flags: &[&str]) -> Self {
+        let arguments = ["pillion-proxy", "--socket", "/nowhere"].iter().chain(flags).copied();
+        let config = Config::read(arguments).unwrap_or_else(|error| panic!("{error}"));
+        let (proxy, batcher) = Proxy::new(&config).expect("metrics can be set up");
+        let (running, shutdown) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(batcher.run());
+        Self { proxy, shutdown, _running: running, tasks }
+    }
+
+    /// Adds a worker, which dials again whenever its connection ends.
+    pub fn worker(&mut self, profile: Profile) -> MemoryWorker {
+        let (drain, told) = watch::channel(false);
+        let proxy = self.proxy.clone();
+        let life = tokio::spawn(async move {
+            let mut worker = Simulated::new(profile);
+            loop {
+                let (near, far) = duplex(PIPE);
+                let serving = tokio::spawn(proxy.clone().serve_worker(far));
+                let ended = worker.serve(near, told.clone()).await;
+                serving.await.expect("a link does not panic");
+                match ended {
+                    Ok(Ending::Drained | Ending::DrainTimeout | Ending::Fault(FaultKind::Abort)) => return,
+                    _ => tokio::time::sleep(REDIAL).await,
+                }
+            }
+        });
+        MemoryWorker { drain, life }
+    }
+
+    /// The proxy's end of a connection on which anything can be sent in place of a worker.
+    pub fn dial(&mut self) -> DuplexStream {
+        let (near, far) = duplex(PIPE);
+        self.tasks.spawn(self.proxy.clone().serve_worker(far));
+        near
+    }
+
+    /// Asks `/generate`, over a connection of its own. Dropping the future closes the connection.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub fn generate(&mut self, request: &Value) -> impl Future<Output = Answer> + Send + use<> {
+        let (near, far) = duplex(PIPE);
+        self.tasks.spawn(self.proxy.clone().serve_client(far, Scope::All, self.shutdown.clone()));
+        let body = Full::new(Bytes::from(request.to_string()));
+        async move {
+            let (mut sender, connection) = http1::handshake(TokioIo::new(near)).await.expect("a pipe");
+            let request = Request::post("/generate").header("host", "memory").body(body).expect("a request");
+            let ask = async {
+                let (head, body) = sender.send_request(request).await.expect("an answer").into_parts();
+                let body = body.collect().await.expect("a whole answer").to_bytes();
+                Answer { status: head.status.as_u16(), headers: head.headers, body }
+            };
+            // Both in one future, so that dropping it closes the pipe.
+            let mut connection = std::pin::pin!(connection);
+            let mut ask = std::pin::pin!(ask);
+            tokio::select! {
+                answer = &mut ask => answer,
+                _ = &mut connection => ask.await,
+            }
+        }
+    }
+
+    /// What the proxy counts.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.proxy.metrics().render())
+    }
+
+    /// The proxy itself.
+    pub fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+}
+
+impl MemoryWorker {
+    /// Tells it to leave.
+    pub fn drain(&self) {
+        self.drain.send_replace(true);
+    }
+
+    /// Kills it without a word.
+    pub fn kill(&self) {
+        self.life.abort();
+    }
+
+    /// Whether it is gone.
+    pub fn is_gone(&self) -> bool {
+        self.life.is_finished()
+    }
+}
+
+impl Drop for MemoryWorker {
+    fn drop(&mut self) {
+        self.life.abort();
+    }
+}

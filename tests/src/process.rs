@@ -1,0 +1,118 @@
+//! One child process, with its log in a file.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::{PATIENCE, eventually};
+
+/// A running program. Dropping it kills the process; while a test fails, its log is shown.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts one of this workspace's programs, with standard error and output in `log`.
+    ///
+    /// # Panics
+    /// The program is not built, or cannot be started.
+    pub fn start<A: AsRef<str>>(program: &str, arguments: &[A], log: PathBuf) -> Self {
+        let path = binary(program).unwrap_or_else(|missing| panic!("{missing}"));
+        let output = File::create(&log).expect("the log can be written");
+        let child = Command::new(path)
+            .args(arguments.iter().map(AsRef::as_ref))
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("one more handle"))
+            .stderr(output)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program} cannot be started: {error}"));
+        Self { name: program.to_owned(), child, log }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits for a line of the log that `find` likes, and returns what it makes of it.
+    ///
+    /// # Panics
+    /// There is none in time, or the process ends without.
+    pub async fn logged<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+        eventually(what, async || {
+            let ended = self.child.try_wait().expect("its state can be asked");
+            let found = self.log().lines().find_map(&find);
+            assert!(
+                found.is_some() || ended.is_none(),
+                "{} ended ({ended:?}) before {what}:\n{}",
+                self.name,
+                self.log()
+            );
+            found
+        })
+        .await
+    }
+
+    /// Sends a signal. A process that is gone does not mind.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.child.id() {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+        }
+    }
+
+    /// Waits for the end; the exit code, or `None` where a signal ended it.
+    ///
+    /// # Panics
+    /// It does not end in time.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let ended = timeout(PATIENCE, self.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| {
+            panic!(
+                "{} did not end:
+{}",
+                self.name,
+                self.log()
+            )
+        });
+        status.expect("its end can be awaited").code()
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- log of {} ----\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// A program of this workspace, beside the running test in the target folder.
+///
+/// # Errors
+/// It is not there: how to build it.
+pub fn binary(program: &str) -> Result<PathBuf, String> {
+    let here = std::env::current_exe().map_err(|error| error.to_string())?;
+    let path = here.parent().and_then(Path::parent).unwrap_or(Path::new("/")).join(program);
+    let package = if program == "simulated-worker" { "pillion-tests" } else { program };
+    let profile = if path.components().any(|part| part.as_os_str() == "release") { " --release" } else { "" };
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(format!("{} is not built: cargo build{profile} -p {package} --bin {program}", path.display()))
+    }
+}

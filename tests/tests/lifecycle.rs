@@ -1,0 +1,125 @@
+//! What happens to requests when the proxy and its clients come and go.
+
+mod busy;
+
+use busy::{all_answered, ask, busy};
+use nix::sys::signal::Signal;
+use pillion_tests::client::Raw;
+use pillion_tests::eventually;
+use pillion_tests::simulated::echo::expected;
+use pillion_tests::stack::Stack;
+use serde_json::json;
+
+async fn stops_accepting(stack: &Stack) {
+    eventually("the proxy stops accepting", async || stack.client().try_get("/livez").await.is_none().then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn a_proxy_told_to_stop_answers_all_that_it_admitted() {
+    let (mut stack, gate, asked) = busy(&[], 5).await;
+    stack.proxy.signal(Signal::SIGTERM);
+    stops_accepting(&stack).await;
+    gate.open();
+    all_answered(asked).await;
+    assert_eq!(stack.proxy.ended().await, Some(0));
+    assert!(stack.workers[0].runs(), "the worker keeps its model and waits for the next proxy");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_proxy_at_once() {
+    let (mut stack, _gate, asked) = busy(&[], 1).await;
+    stack.proxy.signal(Signal::SIGTERM);
+    stops_accepting(&stack).await;
+    assert!(stack.proxy.runs());
+    stack.proxy.signal(Signal::SIGTERM);
+    assert_ne!(stack.proxy.ended().await, Some(0), "there was work left");
+    asked.into_iter().for_each(|(_, answer)| answer.abort());
+}
+
+#[tokio::test]
+async fn an_idle_proxy_stops_cleanly_with_idle_clients_connected() {
+    let mut stack = Stack::simulated(&[], &[]).await;
+    let client = stack.client();
+    assert_eq!(client.get("/livez").await.status, 200);
+    let idle = Raw::connect(stack.address()).await;
+    stack.proxy.signal(Signal::SIGTERM);
+    assert_eq!(stack.proxy.ended().await, Some(0));
+    drop(idle);
+}
+
+#[tokio::test]
+async fn a_worker_outlives_its_proxy_and_serves_the_next_one() {
+    let mut stack = Stack::simulated(&[], &["--step-cost", "1ms"]).await;
+    let clients: Vec<_> = (0..8)
+        .map(|rider| {
+            let client = stack.client();
+            tokio::spawn(async move {
+                for turn in 0.. {
+                    let text = format!("rider {rider} in turn {turn}");
+                    let body = json!({"text": text}).to_string().into();
+                    let sent = client.try_send(hyper::Method::POST, "/generate", &[], body).await;
+                    match sent {
+                        Ok(answer) if answer.status == 200 => {
+                            assert_eq!(answer.json()["text"], expected(&text, 128, 0));
+                        }
+                        Ok(answer) => assert_eq!(answer.status, 503, "{}", answer.text()),
+                        Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+                    }
+                }
+            })
+        })
+        .collect();
+    let answered = |n: i64| move |seen: i64| seen >= n;
+    stack.metric("pillion_batches_total", answered(5)).await;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        stack.restart_proxy(signal).await;
+        stack.ready().await;
+        stack.metric("pillion_batches_total", answered(5)).await;
+    }
+    assert!(stack.workers[0].runs());
+    for client in clients {
+        assert!(!client.is_finished(), "a client got a wrong answer");
+        client.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_queued_request_whose_client_leaves_gives_its_place_back() {
+    let stack = Stack::simulated(&[], &["--no-credit"]).await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = Raw::connect(stack.address()).await;
+        client.post("{\"text\": \"never mind\"}").await;
+        clients.push(client);
+    }
+    stack.metric("pillion_queue_depth", |depth| depth == 3).await;
+    drop(clients);
+    stack.metric("pillion_queue_depth", |depth| depth == 0).await;
+    let cancelled = stack.metrics().await.with("pillion_cancelled_total", &[("stage", "queued")]);
+    assert_eq!(cancelled, 3, "{cancelled}");
+}
+
+#[tokio::test]
+async fn a_running_request_whose_client_leaves_leaves_its_batch() {
+    let stack = Stack::simulated(&[], &["--step-cost", "20ms"]).await;
+    let mut client = Raw::connect(stack.address()).await;
+    client.post("{\"text\": \"a b c\", \"min_new_tokens\": 4000, \"max_new_tokens\": 4000}").await;
+    stack.metric("pillion_running", |running| running == 1).await;
+    drop(client);
+    stack.metric("pillion_running", |running| running == 0).await;
+    // The one slot is free again long before 4,000 steps are over.
+    all_answered(vec![("is it free".to_owned(), ask(&stack.client(), "is it free"))]).await;
+    let cancelled = stack.metrics().await.with("pillion_cancelled_total", &[("stage", "running")]);
+    assert_eq!(cancelled, 1, "{cancelled}");
+}
+
+#[tokio::test]
+async fn a_dump_shows_what_waits_and_no_text() {
+    let (mut stack, gate, asked) = busy(&[], 2).await;
+    stack.proxy.signal(Signal::SIGUSR1);
+    stack.proxy.logged("a dump", |line| line.contains("dump").then_some(())).await;
+    gate.open();
+    all_answered(asked).await;
+    assert!(!stack.proxy.log().contains("waiting 0") && !stack.proxy.log().contains("at work"));
+}

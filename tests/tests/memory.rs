@@ -1,0 +1,165 @@
+//! The proxy with simulated workers in one runtime with paused time: exact in time, and at random from a seed.
+
+use std::time::Duration;
+
+use pillion_protocol::connection::{FrameReader, FrameWriter};
+use pillion_protocol::frame::Frame;
+use pillion_tests::memory::Memory;
+use pillion_tests::simulated::echo::expected;
+use pillion_tests::simulated::{Fault, FaultKind, Profile};
+use serde_json::json;
+use tokio::time::Instant;
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_worker_a_request_waits_as_long_as_it_may_and_no_longer() {
+    let mut memory = Memory::start(&["--worker-wait", "30s"]);
+    let begun = Instant::now();
+    assert_eq!(memory.generate(&json!({"text": "a"})).await.status, 503);
+    assert_eq!(begun.elapsed().as_secs(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queued_request_ends_at_its_deadline() {
+    let mut memory = Memory::start(&[]);
+    let _worker = memory.worker(Profile { grants: false, ..Profile::default() });
+    let begun = Instant::now();
+    assert_eq!(memory.generate(&json!({"text": "a", "timeout_ms": 7000})).await.status, 504);
+    assert_eq!(begun.elapsed().as_secs(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_request_whose_worker_is_stuck_ends_soon_after_its_deadline() {
+    let mut memory = Memory::start(&[]);
+    let fault = Some(Fault { kind: FaultKind::Stall, batch: 1, step: 0 });
+    let _worker = memory.worker(Profile { fault, ..Profile::default() });
+    let begun = Instant::now();
+    assert_eq!(memory.generate(&json!({"text": "a", "timeout_ms": 7000})).await.status, 504);
+    assert!((seconds(7)..seconds(8)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_request_pays_nothing_for_batching() {
+    let mut memory = Memory::start(&["--batch-timeout", "10s"]);
+    let _worker = memory.worker(Profile { batch_cost: millis(40), step_cost: millis(5), ..Profile::default() });
+    tokio::time::sleep(seconds(1)).await;
+    let begun = Instant::now();
+    assert_eq!(memory.generate(&json!({"text": "three words long"})).await.status, 200);
+    assert!((millis(50)..millis(53)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dialler_that_says_nothing_is_hung_up_on() {
+    let mut memory = Memory::start(&[]);
+    let silent = memory.dial();
+    let begun = Instant::now();
+    let mut reader = FrameReader::new(silent);
+    assert!(matches!(reader.next().await, Ok(Some(Frame::Goodbye(_)))));
+    assert!(matches!(reader.next().await, Ok(None)));
+    assert_eq!(begun.elapsed().as_secs(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_grants_nothing_or_everything_is_refused() {
+    for grant in [0, u32::MAX] {
+        let mut memory = Memory::start(&[]);
+        let (reader, writer) = tokio::io::split(memory.dial());
+        let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
+        writer.put(&Frame::Hello(Profile::default().hello)).unwrap();
+        writer.put(&Frame::Credit { grant }).unwrap();
+        writer.flush().await.unwrap();
+        assert!(matches!(reader.next().await, Ok(Some(Frame::Welcome(_)))));
+        assert!(matches!(reader.next().await, Ok(Some(Frame::Goodbye(_)))), "a grant of {grant}");
+        assert_eq!(memory.metrics().sum("pillion_protocol_errors_total"), 1);
+    }
+}
+
+/// Numbers from a seed (`SplitMix64`).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// Riders come and go at random while workers misbehave, die, leave and return.
+async fn a_rough_ride(seed: u64) {
+    const KINDS: [FaultKind; 6] = [
+        FaultKind::Close,
+        FaultKind::HalfFrame,
+        FaultKind::Garbage,
+        FaultKind::AnswerTwice,
+        FaultKind::UnknownMember,
+        FaultKind::UnknownBatch,
+    ];
+    let mut dice = Dice(seed);
+    let mut memory = Memory::start(&["--max-batch-size", "8", "--max-attempts", "100", "--request-timeout", "60s"]);
+    let mut workers = Vec::new();
+    for _ in 0..3 {
+        let kind = KINDS[usize::try_from(dice.below(6)).unwrap()];
+        let mut profile = Profile {
+            batch_cost: millis(dice.below(30)),
+            step_cost: millis(dice.below(5)),
+            eager: dice.below(2) == 0,
+            fault: Some(Fault { kind, batch: 1 + dice.below(9), step: dice.below(4) }),
+            ..Profile::default()
+        };
+        profile.hello.slots = 1 + u32::try_from(dice.below(2)).unwrap();
+        workers.push(memory.worker(profile));
+    }
+    let mut asked = Vec::new();
+    for rider in 0..120 {
+        let text = format!("seed {seed} rider {rider} {}", "and on ".repeat(usize::try_from(dice.below(12)).unwrap()));
+        let max = 1 + usize::try_from(dice.below(20)).unwrap();
+        let penalty = if dice.below(4) == 0 { 1.3 } else { 1.0 };
+        let request = json!({"text": text, "max_new_tokens": max, "repetition_penalty": penalty});
+        let answer = tokio::spawn(memory.generate(&request));
+        if dice.below(8) == 0 {
+            let impatience = millis(dice.below(40));
+            tokio::spawn(async move {
+                tokio::time::sleep(impatience).await;
+                answer.abort();
+            });
+        } else {
+            asked.push((expected(&text, max, 0), answer));
+        }
+        match rider {
+            40 => workers[0].kill(),
+            60 => workers[1].drain(),
+            80 => workers.push(memory.worker(Profile { step_cost: millis(1), ..Profile::default() })),
+            _ => tokio::time::sleep(millis(dice.below(10))).await,
+        }
+    }
+    for (expected, answer) in asked {
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status, 200, "seed {seed}: {}", answer.text());
+        assert_eq!(answer.json()["text"], expected, "seed {seed}");
+    }
+    tokio::time::sleep(seconds(5)).await;
+    assert!(workers[1].is_gone(), "seed {seed}: the worker that was told to leave is still there");
+    let metrics = memory.metrics();
+    let left = (metrics.sum("pillion_queue_depth"), metrics.sum("pillion_running"));
+    assert_eq!(left, (0, 0), "seed {seed}: queued and running at the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_rider_gets_its_own_answer_whatever_happens_to_the_workers() {
+    // More of them, or one that failed: PILLION_SEEDS=0-1000, PILLION_SEEDS=17-18.
+    let range = std::env::var("PILLION_SEEDS").unwrap_or("0-40".to_owned());
+    let (first, end) = range.split_once('-').expect("FIRST-END");
+    for seed in first.parse().unwrap()..end.parse().unwrap() {
+        a_rough_ride(seed).await;
+    }
+}

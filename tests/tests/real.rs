@@ -1,0 +1,111 @@
+//! The real worker and a real model behind the proxy.
+
+use std::path::Path;
+
+use pillion_tests::client::{Answer, Client};
+use pillion_tests::folder::Folder;
+use pillion_tests::reference::{builtin, python, random_model, skipped, worker};
+use pillion_tests::stack::Stack;
+use pillion_tests::tap::{Ride, Tap};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+/// A proxy and a real worker with this model, and a tap between them.
+async fn serving(model: &Path) -> (Stack, Tap) {
+    let mut stack = Stack::proxy(&[]).await;
+    let tap = Tap::between(&stack.folder().join("tap.sock"), &stack.socket());
+    let flags = ["--model", model.to_str().unwrap(), "--device", "cpu"];
+    stack.worker("pillion-worker", &flags, tap.socket());
+    stack.ready().await;
+    (stack, tap)
+}
+
+fn ask(client: &Client, request: Value) -> JoinHandle<Answer> {
+    let client = client.clone();
+    tokio::spawn(async move { client.generate(&request).await })
+}
+
+/// Occupies the one slot for so many steps, then sends `requests`, which so ride together in the next batch.
+async fn together(stack: &Stack, steps: u32, requests: Vec<Value>) -> Vec<JoinHandle<Answer>> {
+    let client = stack.client();
+    let blocker = ask(&client, json!({"text": "the blocker", "max_new_tokens": steps, "min_new_tokens": steps}));
+    stack.metric("pillion_running", |running| running == 1).await;
+    let asked: Vec<_> = requests.into_iter().map(|request| ask(&client, request)).collect();
+    assert_eq!(blocker.await.unwrap().status, 200);
+    asked
+}
+
+fn ride_of<'a>(rides: &'a [Ride], request: &Value) -> &'a Ride {
+    let text = request["text"].as_str().unwrap();
+    let prompt = pillion_protocol::frame::Prompt::Text(text.to_owned());
+    rides.iter().find(|ride| ride.members().any(|(member, _)| member.prompt == prompt)).expect("it rode")
+}
+
+#[tokio::test]
+async fn the_built_in_model_adds() {
+    let model = builtin();
+    if skipped("the_built_in_model_adds", &[worker(), model.clone()]) {
+        return;
+    }
+    let (stack, _tap) = serving(&model.unwrap()).await;
+    let client = stack.client();
+    for (a, b) in [(2, 3), (17, 25), (40, 2), (60, 39)] {
+        let answer = client.generate(&json!({"text": format!("What is {a} + {b}?")})).await;
+        let body = answer.json();
+        assert_eq!(body["text"].as_str().map(str::trim), Some((a + b).to_string().as_str()), "{body}");
+        assert_eq!(body["finish_reason"], "stop");
+    }
+    let answer = client.generate(&json!({"text": "What is 1 + 1?", "max_new_tokens": 1_000_000})).await;
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    assert_eq!(answer.json()["error"]["param"], "max_new_tokens");
+}
+
+#[tokio::test]
+async fn a_short_member_is_answered_while_its_companion_runs_on() {
+    const NAME: &str = "a_short_member_is_answered_while_its_companion_runs_on";
+    if skipped(NAME, &[worker(), python()]) {
+        return;
+    }
+    let folder = Folder::new();
+    random_model(folder.path(), &[]);
+    let (stack, tap) = serving(folder.path()).await;
+    let short = json!({"text": "a short one", "max_new_tokens": 5, "min_new_tokens": 5});
+    let long = json!({"text": "a longer one", "max_new_tokens": 900, "min_new_tokens": 5});
+    let before = stack.metrics().await.sum("pillion_batches_total");
+    let mut asked = together(&stack, 900, vec![short.clone(), long.clone()]).await;
+    let long_answer = asked.pop().unwrap();
+    let short_answer = asked.pop().unwrap().await.unwrap();
+    assert!(!long_answer.is_finished(), "the short one had to wait for its companion");
+    assert_eq!(short_answer.json()["usage"]["completion_tokens"], 5, "{}", short_answer.text());
+    let long_answer = long_answer.await.unwrap();
+    assert_eq!(long_answer.json()["finish_reason"], "length", "{}", long_answer.text());
+    assert_eq!(long_answer.json()["usage"]["completion_tokens"], 900);
+    let ride = ride_of(&tap.rides(), &short).id;
+    assert_eq!(ride, ride_of(&tap.rides(), &long).id, "they rode together");
+    let batches = stack.metrics().await.sum("pillion_batches_total") - before;
+    assert_eq!(batches, 2, "the blocker's and theirs");
+}
+
+#[tokio::test]
+async fn a_one_token_prompt_gets_its_own_answer_beside_long_ones() {
+    const NAME: &str = "a_one_token_prompt_gets_its_own_answer_beside_long_ones";
+    if skipped(NAME, &[worker(), python()]) {
+        return;
+    }
+    let folder = Folder::new();
+    random_model(folder.path(), &["--no-bos"]);
+    let (stack, tap) = serving(folder.path()).await;
+    let request = |text: String| json!({"text": text, "max_new_tokens": 12});
+    let texts = ["x".to_owned(), "lorem ipsum dolor sit amet ".repeat(4), "dolor ".repeat(30), "sit amet".to_owned()];
+    let mut alone = Vec::new();
+    for text in &texts {
+        alone.push(stack.client().generate(&request(text.clone())).await.json());
+    }
+    assert_eq!(alone[0]["usage"]["prompt_tokens"], 1, "the test needs a prompt of one token");
+    let asked = together(&stack, 400, texts.iter().cloned().map(request).collect()).await;
+    for (asked, alone) in asked.into_iter().zip(alone) {
+        assert_eq!(asked.await.unwrap().json(), alone);
+    }
+    let rides = tap.rides();
+    assert_eq!(rides.last().unwrap().batch.members.len(), texts.len(), "they rode together");
+}

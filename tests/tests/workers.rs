@@ -1,0 +1,124 @@
+//! What happens to requests when workers die, leave, lie and return.
+
+mod busy;
+
+use busy::{all_answered, ask, busy};
+use nix::sys::signal::Signal;
+use pillion_tests::eventually;
+use pillion_tests::stack::Stack;
+use pillion_tests::tap::Tap;
+use serde_json::json;
+
+#[tokio::test]
+async fn a_killed_workers_requests_are_served_when_another_comes() {
+    let (mut stack, _gate, asked) = busy(&[], 3).await;
+    stack.workers[0].signal(Signal::SIGKILL);
+    stack.metric("pillion_workers_connected", |workers| workers == 0).await;
+    let client = stack.client();
+    assert_eq!(client.get("/livez").await.status, 200);
+    assert_eq!(client.get("/readyz").await.status, 503);
+    stack.simulated_worker(&[]);
+    all_answered(asked).await;
+    assert!(stack.metrics().await.with("pillion_resumed_total", &[("reason", "worker_lost")]) > 0);
+    assert!(stack.metrics().await.sum("pillion_worker_reconnects_total") > 0);
+}
+
+#[tokio::test]
+async fn a_member_goes_on_elsewhere_from_where_its_worker_died() {
+    let mut stack = Stack::proxy(&[]).await;
+    let tap = Tap::between(&stack.folder().join("tap.sock"), &stack.socket());
+    let flags = ["--eager", "--fault", "close", "--fault-step", "3"];
+    stack.worker("simulated-worker", &flags, tap.socket());
+    let answer = stack.client().generate(&json!({"text": "five little words in all"})).await;
+    assert_eq!(answer.json()["text"], "all in words little five");
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 5);
+    let rides = tap.rides();
+    assert_eq!(rides.len(), 2);
+    let (first, second) = (&rides[0].ends[0], &rides[1]);
+    assert_eq!(second.batch.members[0].produced, first.ids);
+    assert_eq!(second.batch.members[0].sent, first.text.len() as u64);
+    assert_eq!((first.ids.len(), second.ends[0].ids.len()), (3, 2));
+    assert_eq!(second.ends[0].text, " little five");
+}
+
+#[tokio::test]
+async fn a_request_that_outlives_its_attempts_fails() {
+    let flags = ["--fault", "close", "--fault-step", "1"];
+    let stack = Stack::simulated(&["--max-attempts", "1"], &flags).await;
+    let answer = stack.client().generate(&json!({"text": "two words"})).await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    let answer = stack.client().generate(&json!({"text": "two words"})).await;
+    assert_eq!(answer.status, 200, "the next one is none the worse");
+}
+
+#[tokio::test]
+async fn whatever_a_worker_does_wrong_its_requests_are_answered_and_the_proxy_goes_on() {
+    for (fault, counted) in [
+        ("close", 0),
+        ("half-frame", 0),
+        ("abort", 0),
+        ("garbage", 1),
+        ("answer-twice", 1),
+        ("unknown-member", 1),
+        ("unknown-batch", 1),
+    ] {
+        let mut stack = Stack::simulated(&[], &["--fault", fault, "--fault-step", "1"]).await;
+        stack.simulated_worker(&[]);
+        let client = stack.client();
+        let asked = (0..4).map(|k| format!("one two {k}")).map(|text| {
+            let answer = ask(&client, &text);
+            (text, answer)
+        });
+        all_answered(asked.collect()).await;
+        // The faulty worker may have had none of them yet: it is asked until it has.
+        eventually(fault, async || {
+            all_answered(vec![("once more".to_owned(), ask(&client, "once more"))]).await;
+            let lost = stack.metrics().await;
+            (lost.sum("pillion_worker_reconnects_total") > 0 || !stack.workers[0].runs()).then_some(())
+        })
+        .await;
+        let seen = stack.metrics().await.sum("pillion_protocol_errors_total");
+        assert_eq!(seen, counted, "protocol errors of {fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_worker_costs_a_request_no_more_than_its_deadline() {
+    let stack = Stack::simulated(&[], &["--slots", "2", "--fault", "stall", "--fault-step", "0"]).await;
+    let client = stack.client();
+    let answer = client.generate(&json!({"text": "into the void", "timeout_ms": 300})).await;
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    let answer = client.generate(&json!({"text": "by the other slot"})).await;
+    assert_eq!(answer.json()["text"], "slot other the by");
+}
+
+#[tokio::test]
+async fn a_lone_worker_told_to_stop_serves_until_nothing_waits() {
+    let (mut stack, gate, asked) = busy(&["--max-batch-size", "2"], 5).await;
+    stack.workers[0].signal(Signal::SIGTERM);
+    gate.open();
+    all_answered(asked).await;
+    assert_eq!(stack.workers[0].ended().await, Some(0));
+    eventually("not ready", async || (stack.client().get("/readyz").await.status == 503).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_worker_told_to_stop_hands_its_members_to_an_equal_one() {
+    let (mut stack, _gate, asked) = busy(&[], 0).await;
+    stack.simulated_worker(&[]);
+    stack.metric("pillion_workers_connected", |workers| workers == 2).await;
+    stack.workers[0].signal(Signal::SIGTERM);
+    all_answered(asked).await;
+    assert_eq!(stack.workers[0].ended().await, Some(0));
+    assert!(stack.metrics().await.with("pillion_resumed_total", &[("reason", "yielded")]) > 0);
+}
+
+#[tokio::test]
+async fn a_worker_of_another_protocol_is_told_so_and_makes_nothing_ready() {
+    let mut stack = Stack::proxy(&[]).await;
+    stack.simulated_worker(&["--versions", "7,9"]);
+    stack.workers[0].logged("GOODBYE for its version", |line| line.contains("Version").then_some(())).await;
+    assert_eq!(stack.client().get("/readyz").await.status, 503);
+    stack.simulated_worker(&[]);
+    stack.ready().await;
+}
