@@ -1,7 +1,7 @@
 //! The one task that owns the queue: jobs come in, batches leave into the credit that workers grant.
 //!
 //! [`batcher`] returns the handles and the unspawned task. What is decided is decided by plain data: [`Queue`] says who
-//! can ride together, [`policy`] says when, [`Workers`](workers::Workers) says to whom.
+//! can ride together, [`policy`] says when, [`Workers`] says to whom.
 //!
 //! Its inbox is bounded. A request reserves its places there at admission, one for its jobs and one for their possible
 //! cancellation, so a client that goes away never has to wait to say so.
@@ -102,6 +102,8 @@ pub struct Batcher {
     no_worker_since: Instant,
     lost_workers: usize,
     batch_cost: Option<Duration>,
+    /// The batch that leaves next has been held for companions.
+    held: bool,
     rate: Rate,
 }
 
@@ -129,6 +131,7 @@ pub fn batcher(settings: Settings, admission: Admission, metrics: Arc<Metrics>) 
         no_worker_since: Instant::now(),
         lost_workers: 0,
         batch_cost: None,
+        held: false,
         rate: Rate { since: Instant::now(), texts: 0 },
     };
     (handle, LinkPort::new(outbox), batcher)
@@ -297,7 +300,7 @@ impl Batcher {
         }
         match self.decide(Instant::now())? {
             Decision::HoldUntil(instant) => Some(instant),
-            Decision::Go { .. } => None,
+            Decision::Go => None,
         }
     }
 
@@ -317,8 +320,11 @@ impl Batcher {
     /// Every free credit takes what waits, as far as the policy allows.
     fn dispatch(&mut self, now: Instant) {
         while let Some(decision) = self.decide(now) {
-            let Decision::Go { held } = decision else { return };
             let Some(worker) = self.workers.least_loaded() else { return };
+            if decision != Decision::Go {
+                self.held = true;
+                return;
+            }
             let limits = Limits {
                 members: self.settings.max_batch_size.min(MAX_BATCH_MEMBERS),
                 tokens: u64::from(worker.hello.max_batch_tokens),
@@ -333,9 +339,10 @@ impl Batcher {
             let trigger = match filled {
                 Filled::Members => Trigger::Full,
                 Filled::Tokens => Trigger::Tokens,
-                Filled::Everyone if held => Trigger::Hold,
+                Filled::Everyone if self.held => Trigger::Hold,
                 Filled::Everyone => Trigger::Idle,
             };
+            self.held = false;
             self.metrics.batch(trigger, jobs.len());
             for job in &mut jobs {
                 job.leave_queue(&worker.fingerprint);

@@ -32,10 +32,7 @@ pub struct View {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// The batch leaves.
-    Go {
-        /// Whether it has been held.
-        held: bool,
-    },
+    Go,
     /// It waits for companions, to this instant at the latest. Look again at every arrival.
     HoldUntil(Instant),
 }
@@ -47,7 +44,7 @@ pub fn decide(view: &View, now: Instant) -> Decision {
     if view.arriving > 0 && view.waiting < view.max_batch_size && now < until {
         Decision::HoldUntil(until)
     } else {
-        Decision::Go { held: view.waiting < view.max_batch_size && view.arriving > 0 && !hold.is_zero() }
+        Decision::Go
     }
 }
 
@@ -77,20 +74,20 @@ mod tests {
     #[test]
     fn with_nobody_coming_a_request_goes_at_once() {
         let now = Instant::now();
-        assert_eq!(decide(&View { arriving: 0, ..view(now) }, now), Decision::Go { held: false });
+        assert_eq!(decide(&View { arriving: 0, ..view(now) }, now), Decision::Go);
     }
 
     #[test]
     fn a_full_batch_goes_at_once() {
         let now = Instant::now();
-        assert_eq!(decide(&View { waiting: 50, ..view(now) }, now), Decision::Go { held: false });
+        assert_eq!(decide(&View { waiting: 50, ..view(now) }, now), Decision::Go);
     }
 
     #[test]
     fn a_hold_costs_a_tenth_of_a_batch_at_most() {
         let now = Instant::now();
         assert_eq!(decide(&view(now), now), Decision::HoldUntil(now + Duration::from_millis(5)));
-        assert_eq!(decide(&view(now), now + Duration::from_millis(5)), Decision::Go { held: true });
+        assert_eq!(decide(&view(now), now + Duration::from_millis(5)), Decision::Go);
     }
 
     #[test]
@@ -103,6 +100,6 @@ mod tests {
     #[test]
     fn nothing_is_held_before_a_batch_has_been_measured() {
         let now = Instant::now();
-        assert_eq!(decide(&View { batch_cost: None, ..view(now) }, now), Decision::Go { held: false });
+        assert_eq!(decide(&View { batch_cost: None, ..view(now) }, now), Decision::Go);
     }
 }

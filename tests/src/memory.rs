@@ -85,13 +85,19 @@ impl Memory {
         near
     }
 
+    /// A client's end of a connection on which anything can be sent.
+    pub fn connect(&mut self) -> DuplexStream {
+        let (near, far) = duplex(PIPE);
+        self.tasks.spawn(self.proxy.clone().serve_client(far, Scope::All, self.shutdown.clone()));
+        near
+    }
+
     /// Asks `/generate`, over a connection of its own. Dropping the future closes the connection.
     ///
     /// # Panics
     /// There is no answer.
     pub fn generate(&mut self, request: &Value) -> impl Future<Output = Answer> + Send + use<> {
-        let (near, far) = duplex(PIPE);
-        self.tasks.spawn(self.proxy.clone().serve_client(far, Scope::All, self.shutdown.clone()));
+        let near = self.connect();
         let body = Full::new(Bytes::from(request.to_string()));
         async move {
             let (mut sender, connection) = http1::handshake(TokioIo::new(near)).await.expect("a pipe");

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use pillion_protocol::connection::{FrameReader, FrameWriter};
 use pillion_protocol::frame::Frame;
-use pillion_tests::memory::Memory;
+use pillion_tests::memory::{Memory, MemoryWorker};
 use pillion_tests::simulated::echo::expected;
 use pillion_tests::simulated::{Fault, FaultKind, Profile};
 use serde_json::json;
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::time::Instant;
 
 fn seconds(n: u64) -> Duration {
@@ -53,6 +54,43 @@ async fn a_lone_request_pays_nothing_for_batching() {
     let begun = Instant::now();
     assert_eq!(memory.generate(&json!({"text": "three words long"})).await.status, 200);
     assert!((millis(50)..millis(53)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+}
+
+/// A proxy that knows that a batch costs a second, and a request of which only the head has come.
+async fn with_a_companion_arriving(flags: &[&str]) -> (Memory, MemoryWorker, DuplexStream) {
+    let mut memory = Memory::start(flags);
+    let worker = memory.worker(Profile { batch_cost: seconds(1), ..Profile::default() });
+    assert_eq!(memory.generate(&json!({"text": "the first"})).await.status, 200);
+    let mut companion = memory.connect();
+    companion.write_all(b"POST /generate HTTP/1.1\r\nhost: memory\r\ncontent-length: 15\r\n\r\n").await.unwrap();
+    tokio::time::sleep(millis(1)).await;
+    (memory, worker, companion)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_companion_that_arrives_in_time_rides_along() {
+    let (mut memory, _worker, mut companion) = with_a_companion_arriving(&["--batch-timeout", "10s"]).await;
+    let begun = Instant::now();
+    let held = tokio::spawn(memory.generate(&json!({"text": "the second"})));
+    tokio::time::sleep(millis(60)).await;
+    companion.write_all(br#"{"text":"last"}"#).await.unwrap();
+    assert_eq!(held.await.unwrap().status, 200);
+    assert!((millis(1060)..millis(1070)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert_eq!(memory.metrics().with("pillion_batches_total", &[("trigger", "hold")]), 1);
+    assert_eq!(memory.metrics().sum("pillion_batches_total"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_companion_that_dawdles_is_not_waited_for() {
+    // A tenth of what a batch costs, or --batch-timeout if that is shorter.
+    for (flags, held) in [(&["--batch-timeout", "10s"], millis(100)), (&["--batch-timeout", "30ms"], millis(30))] {
+        let (mut memory, _worker, _companion) = with_a_companion_arriving(flags).await;
+        let begun = Instant::now();
+        assert_eq!(memory.generate(&json!({"text": "the second"})).await.status, 200);
+        let expected = seconds(1) + held;
+        assert!((expected..expected + millis(10)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert_eq!(memory.metrics().with("pillion_batches_total", &[("trigger", "hold")]), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]
