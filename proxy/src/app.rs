@@ -58,6 +58,9 @@ pub enum AppError {
     /// The metrics cannot be set up; that would be a bug.
     #[error("cannot set up the metrics")]
     Metrics(#[from] BuildError),
+    /// The batcher's task has ended by itself; that would be a bug. A proxy without one answers nobody, so it ends too.
+    #[error("the batcher has ended")]
+    Batcher,
     /// The drain timeout passed, or a second signal came, while requests were unanswered.
     #[error("stopped with {connections} connections unfinished")]
     Unfinished {
@@ -163,7 +166,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let (stay, staying) = watch::channel(false);
     let client_places = Arc::new(Semaphore::new(config.max_connections));
     let worker_places = Arc::new(Semaphore::new(MAX_WORKERS));
-    tokio::spawn(batcher.run());
+    let batcher = tokio::spawn(batcher.run());
     tokio::spawn(upkeep(proxy.clone()));
     let workers = tokio::spawn(accept_workers(socket, proxy.clone(), worker_places.clone()));
     let front = accept_clients(clients, proxy.clone(), Scope::All, client_places.clone(), shutting_down);
@@ -173,7 +176,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         tokio::spawn(accept_clients(listener, proxy.clone(), Scope::Admin, places, staying))
     });
 
-    signals.stop(|| proxy.dump()).await;
+    tokio::select! {
+        () = signals.stop(|| proxy.dump()) => {}
+        _ = batcher => return Err(AppError::Batcher),
+    }
     info!(drain_timeout = %humantime::format_duration(config.drain_timeout), "stopping: answering what was admitted");
     front.abort();
     proxy.drain();

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     ExitCode::from(match error {
         AppError::Listen { .. } | AppError::Socket { .. } => UNAVAILABLE,
         AppError::Unfinished { .. } => UNFINISHED,
-        AppError::Signals(_) | AppError::Metrics(_) => INTERNAL,
+        AppError::Signals(_) | AppError::Metrics(_) | AppError::Batcher => INTERNAL,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Ending the process while an engine still runs.
+//! Ending the process while an engine still runs, or when a thread has panicked.
 //!
 //! An engine cannot be interrupted between two tokens, and it is C++: leaving through `exit` would destroy what it is
 //! using, and crash. Replacing the process's program ends all its threads at once instead, so the worker becomes a
@@ -8,7 +8,19 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+/// The exit code of an internal error.
+const INTERNAL: u8 = 70;
 const FLAG: &str = "--leave-with=";
+
+/// From now on a panic on any thread ends the process: the proxy sees the connection end and serves the members
+/// elsewhere, where a worker without one of its threads would let them wait for their deadline.
+pub fn on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        at_once(INTERNAL);
+    }));
+}
 
 /// Ends the process with this exit code, whatever its threads are doing.
 pub fn at_once(code: u8) -> ! {

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         }
         Ok(Command::Serve(config)) => {
             log::start(config.log_format);
+            leave::on_panic();
             let end = app::run(*config);
             let code = end.result.map_or_else(|error| report(&error), |()| 0);
             if end.engine_runs {
