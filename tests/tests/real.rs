@@ -67,19 +67,20 @@ async fn a_short_member_is_answered_while_its_companion_runs_on() {
         return;
     }
     let folder = Folder::new();
-    random_model(folder.path(), &[]);
+    // Wide enough for steps of a millisecond or more: the long member runs on for a fifth of a second.
+    random_model(folder.path(), &["--layers", "8", "--width", "512", "--heads", "8", "--ffn", "2048"]);
     let (stack, tap) = serving(folder.path()).await;
     let short = json!({"text": "a short one", "max_new_tokens": 5, "min_new_tokens": 5});
-    let long = json!({"text": "a longer one", "max_new_tokens": 900, "min_new_tokens": 5});
+    let long = json!({"text": "a longer one", "max_new_tokens": 200, "min_new_tokens": 5});
     let before = stack.metrics().await.sum("pillion_batches_total");
-    let mut asked = together(&stack, 900, vec![short.clone(), long.clone()]).await;
+    let mut asked = together(&stack, 100, vec![short.clone(), long.clone()]).await;
     let long_answer = asked.pop().unwrap();
     let short_answer = asked.pop().unwrap().await.unwrap();
     assert!(!long_answer.is_finished(), "the short one had to wait for its companion");
     assert_eq!(short_answer.json()["usage"]["completion_tokens"], 5, "{}", short_answer.text());
     let long_answer = long_answer.await.unwrap();
     assert_eq!(long_answer.json()["finish_reason"], "length", "{}", long_answer.text());
-    assert_eq!(long_answer.json()["usage"]["completion_tokens"], 900);
+    assert_eq!(long_answer.json()["usage"]["completion_tokens"], 200);
     let ride = ride_of(&tap.rides(), &short).id;
     assert_eq!(ride, ride_of(&tap.rides(), &long).id, "they rode together");
     let batches = stack.metrics().await.sum("pillion_batches_total") - before;
