@@ -3,6 +3,7 @@
 //! - [`stack`]: a proxy and its workers as child processes, in a folder of their own, gone when dropped.
 //! - [`client`]: requests, well-formed and not.
 //! - [`gate`]: holds a simulated worker's engine until a test lets it go on.
+//! - [`load`]: what `load-driver` is made of, an HTTP load generator.
 //! - [`memory`]: a proxy with simulated workers in one runtime, over pipes in memory.
 //! - [`metrics`]: what `/metrics` says.
 //! - [`tap`]: a relay between worker and proxy that records every frame.
@@ -12,6 +13,7 @@
 pub mod client;
 pub mod folder;
 pub mod gate;
+pub mod load;
 pub mod memory;
 pub mod metrics;
 pub mod process;

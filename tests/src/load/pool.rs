@@ -1,0 +1,101 @@
+//! Connections that are kept alive: an idle one, else a new one, else a place in the queue.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::tally::Outcome;
+use super::target::Target;
+
+type Connection = SendRequest<Full<Bytes>>;
+
+/// Connections to one server. A request holds one of its places; idle connections are never more than free places.
+#[derive(Debug)]
+pub struct Pool {
+    address: SocketAddr,
+    size: u32,
+    places: Arc<Semaphore>,
+    // The one used last is used next: after a rush the others rest until the server closes them.
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl Pool {
+    /// A pool of at most `size` connections, none of them open yet.
+    pub fn new(address: SocketAddr, size: u32) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(usize::MAX)));
+        Arc::new(Self { address, size, places, idle: Mutex::default() })
+    }
+
+    /// A place for one request; first come, first served.
+    pub async fn place(&self) -> OwnedSemaphorePermit {
+        self.places.clone().acquire_owned().await.expect("nobody closes it")
+    }
+
+    /// Resolves when no request has a place.
+    pub async fn idle(&self) {
+        let _ = self.places.acquire_many(self.size).await;
+    }
+
+    /// Asks once. The caller has a place, and keeps it until this returns.
+    pub async fn ask(&self, target: &Target) -> Outcome {
+        self.answer(target).await.unwrap_or(Outcome::NoAnswer)
+    }
+
+    async fn answer(&self, target: &Target) -> io::Result<Outcome> {
+        while let Some(mut connection) = self.take() {
+            if connection.ready().await.is_err() {
+                continue;
+            }
+            match connection.try_send_request(target.request()).await {
+                Ok(response) => return self.read(connection, response, target).await,
+                // It was closed before the request went out: nobody has seen it, so it may go elsewhere.
+                Err(error) if error.message().is_some() => {}
+                Err(error) => return Err(io::Error::other(error.into_error())),
+            }
+        }
+        let stream = TcpStream::connect(self.address).await?;
+        stream.set_nodelay(true)?;
+        let (mut connection, life) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        // Ends when the server closes the connection or the sender is dropped; an error shows in the request it hits.
+        tokio::spawn(life);
+        let response = connection.send_request(target.request()).await.map_err(io::Error::other)?;
+        self.read(connection, response, target).await
+    }
+
+    /// Reads the answer to its end, and keeps the connection.
+    async fn read(&self, connection: Connection, response: Response<Incoming>, target: &Target) -> io::Result<Outcome> {
+        let (head, mut body) = response.into_parts();
+        let good = head.status == StatusCode::OK;
+        let outcome = if !good || !target.expects() {
+            // To the end, so that the connection can be used again and the latency is the whole answer's.
+            while let Some(frame) = body.frame().await {
+                frame.map_err(io::Error::other)?;
+            }
+            if good { Outcome::Right } else { Outcome::Refused }
+        } else if target.is_met(&body.collect().await.map_err(io::Error::other)?.to_bytes()) {
+            Outcome::Right
+        } else {
+            Outcome::Wrong
+        };
+        self.lock().push(connection);
+        Ok(outcome)
+    }
+
+    fn take(&self) -> Option<Connection> {
+        self.lock().pop()
+    }
+
+    /// Held for a few instructions, never across an await.
+    fn lock(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

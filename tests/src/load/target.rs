@@ -1,0 +1,147 @@
+//! What is asked of whom, and what must be in the answer.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Method, Request, Uri};
+use serde_json::Value;
+
+/// Why a URL cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// It is none.
+    #[error("no URL")]
+    Url(#[from] hyper::http::Error),
+    /// It is of another protocol, or names no host.
+    #[error("not of the form http://HOST:PORT/PATH")]
+    Form,
+    /// Its host has no address.
+    #[error("the host has no address")]
+    Host,
+}
+
+/// A server's address, and the one request that is put to it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+    expected: Option<Expected>,
+}
+
+/// A field that the answer must have, with its value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expected {
+    pointer: String,
+    value: Value,
+}
+
+/// A field was not given as `PATH=VALUE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not of the form PATH=VALUE")]
+pub struct ExpectedError;
+
+impl Target {
+    /// A POST of this JSON to this URL. The host is looked up here, once.
+    ///
+    /// # Errors
+    /// The URL cannot be asked.
+    pub fn new(url: &str, body: String, expected: Option<Expected>) -> Result<Self, TargetError> {
+        let url: Uri = url.parse().map_err(hyper::http::Error::from)?;
+        let host = url.host().filter(|_| url.scheme_str() == Some("http")).ok_or(TargetError::Form)?;
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let mut addresses = (bare, url.port_u16().unwrap_or(80)).to_socket_addrs().map_err(|_| TargetError::Host)?;
+        let address = addresses.next().ok_or(TargetError::Host)?;
+        let authority = url.authority().map_or("", |authority| authority.as_str());
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(url.path_and_query().map_or("/", |path| path.as_str()))
+            .header(HOST, authority)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .body(Full::new(Bytes::from(body)))?;
+        Ok(Self { address, request, expected })
+    }
+
+    /// Where the server is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The request once more; its texts are shared and not copied.
+    pub(super) fn request(&self) -> Request<Full<Bytes>> {
+        self.request.clone()
+    }
+
+    /// Whether the answer's body matters.
+    pub(super) fn expects(&self) -> bool {
+        self.expected.is_some()
+    }
+
+    /// Whether the answer has what it must have.
+    pub(super) fn is_met(&self, body: &[u8]) -> bool {
+        self.expected.as_ref().is_none_or(|expected| expected.is_in(body))
+    }
+}
+
+impl Expected {
+    fn is_in(&self, body: &[u8]) -> bool {
+        serde_json::from_slice::<Value>(body).is_ok_and(|answer| answer.pointer(&self.pointer) == Some(&self.value))
+    }
+}
+
+/// `usage.completion_tokens=10`, `texts.0=yes`: a path of names and positions, and a value. What is no JSON is a string.
+impl FromStr for Expected {
+    type Err = ExpectedError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (path, value) = text.split_once('=').filter(|(path, _)| !path.is_empty()).ok_or(ExpectedError)?;
+        // RFC 6901, JSON Pointer, of which a dotted path is the short form.
+        let pointer = format!("/{}", path.replace('~', "~0").replace('/', "~1").replace('.', "/"));
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+        Ok(Self { pointer, value })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_found_by_its_path_and_compared_as_json() {
+        let is_in = |expected: &str, body: &str| expected.parse::<Expected>().unwrap().is_in(body.as_bytes());
+        let body = r#"{"usage":{"completion_tokens":10},"texts":["yes","10"],"a/b":null}"#;
+        for expected in ["usage.completion_tokens=10", "texts.0=yes", "texts.0=\"yes\"", "texts.1=\"10\"", "a/b=null"] {
+            assert!(is_in(expected, body), "{expected}");
+        }
+        for expected in ["usage.completion_tokens=11", "usage=10", "texts.1=10", "texts.2=yes", "none=null"] {
+            assert!(!is_in(expected, body), "{expected}");
+        }
+        assert!(!is_in("text=ok", "no JSON"));
+    }
+
+    #[test]
+    fn a_field_without_a_value_is_refused() {
+        assert_eq!("usage".parse::<Expected>(), Err(ExpectedError));
+        assert_eq!("=10".parse::<Expected>(), Err(ExpectedError));
+    }
+
+    #[test]
+    fn the_request_has_the_path_the_host_and_the_body_of_the_flags() {
+        let target = Target::new("http://127.0.0.1:8080/generate?a=b", "{}".into(), None).unwrap();
+        assert_eq!(target.address(), "127.0.0.1:8080".parse().unwrap());
+        let request = target.request();
+        assert_eq!((request.method(), request.uri().to_string().as_str()), (&Method::POST, "/generate?a=b"));
+        assert_eq!(request.headers()[HOST], "127.0.0.1:8080");
+        let target = Target::new("http://[::1]", String::new(), None).unwrap();
+        assert_eq!((target.address(), target.request().uri().path()), ("[::1]:80".parse().unwrap(), "/"));
+    }
+
+    #[test]
+    fn other_urls_are_refused() {
+        for url in ["", "/generate", "https://127.0.0.1/", "127.0.0.1:8080", "http://", "http://a b/"] {
+            assert!(Target::new(url, String::new(), None).is_err(), "{url}");
+        }
+    }
+}
