@@ -65,6 +65,22 @@ pub struct Hello {
     pub max_batch_tokens: u32,
     /// Batches the worker runs at once.
     pub slots: u32,
+    /// What the engine's work costs, as measured before the worker dialled; nothing where it was not measured.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cost: UnitCost,
+}
+
+/// What the parts of a batch cost the engine, in nanoseconds: a first guess for the proxy, which then learns from
+/// [`BatchCost`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnitCost {
+    /// A decode step, however many members it has.
+    pub step_ns: u64,
+    /// A member in a decode step.
+    pub member_ns: u64,
+    /// A prompt token fed in bulk.
+    pub prompt_ns: u64,
 }
 
 /// The proxy's answer to HELLO.
@@ -266,6 +282,9 @@ pub struct BatchCost {
     pub steps: u64,
     /// Of them, steps of which some members only fed their prompts.
     pub forced_steps: u64,
+    /// Microseconds for which the engine that took the batch had been idle before.
+    #[serde(default)]
+    pub idle_us: u64,
 }
 
 /// The engine's progress.

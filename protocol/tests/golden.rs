@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use pillion_protocol::frame::{
     Batch, BatchCost, FailureCode, FinishReason, Goodbye, GoodbyeReason, Heartbeat, Hello, Member, MemberFailed,
-    MemberFinished, MemberTokens, Options, Prompt, Welcome,
+    MemberFinished, MemberTokens, Options, Prompt, UnitCost, Welcome,
 };
 use pillion_protocol::{BatchId, Frame, codec};
 
@@ -50,11 +50,18 @@ fn hello() {
         vocabulary: 8192,
         max_batch_tokens: 4096,
         slots: 1,
+        cost: UnitCost::default(),
     };
     pinned(
-        &Frame::Hello(hello),
+        &Frame::Hello(hello.clone()),
         [0x50, 0x4c, 1, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 142],
         br#"{"versions":[1,2],"software":"w 1","pid":7,"model":"m","fingerprint":"ab","positions":512,"vocabulary":8192,"max_batch_tokens":4096,"slots":1}"#,
+    );
+    let cost = UnitCost { step_ns: 3, member_ns: 2, prompt_ns: 1 };
+    pinned(
+        &Frame::Hello(Hello { cost, ..hello }),
+        [0x50, 0x4c, 1, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 191],
+        br#"{"versions":[1,2],"software":"w 1","pid":7,"model":"m","fingerprint":"ab","positions":512,"vocabulary":8192,"max_batch_tokens":4096,"slots":1,"cost":{"step_ns":3,"member_ns":2,"prompt_ns":1}}"#,
     );
 }
 
@@ -206,9 +213,9 @@ fn yielded_and_cancel() {
 #[test]
 fn done() {
     pinned(
-        &Frame::Done(BatchId(9), BatchCost { engine_us: 1500, cohorts: 2, steps: 30, forced_steps: 4 }),
-        [0x50, 0x4c, 1, 0x24, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 58],
-        br#"{"engine_us":1500,"cohorts":2,"steps":30,"forced_steps":4}"#,
+        &Frame::Done(BatchId(9), BatchCost { engine_us: 1500, cohorts: 2, steps: 30, forced_steps: 4, idle_us: 70 }),
+        [0x50, 0x4c, 1, 0x24, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 71],
+        br#"{"engine_us":1500,"cohorts":2,"steps":30,"forced_steps":4,"idle_us":70}"#,
     );
 }
 

@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 use pillion_protocol::frame::{
     Batch, BatchCost, FailureCode, FinishReason, Goodbye, GoodbyeReason, Heartbeat, Hello, Member, MemberFailed,
-    MemberFinished, MemberTokens, Options, Prompt, Welcome,
+    MemberFinished, MemberTokens, Options, Prompt, UnitCost, Welcome,
 };
 use pillion_protocol::{BatchId, Frame, MemberIndex, codec};
 use proptest::collection::vec;
@@ -51,8 +51,8 @@ fn member() -> impl Strategy<Value = Member> {
 }
 
 fn hello() -> impl Strategy<Value = Hello> {
-    (vec(any::<u8>(), 0..8), text(), text(), text(), any::<[u32; 5]>()).prop_map(
-        |(versions, software, model, fingerprint, [pid, positions, vocabulary, max_batch_tokens, slots])| Hello {
+    (vec(any::<u8>(), 0..8), text(), text(), text(), any::<[u32; 5]>(), any::<[u64; 3]>()).prop_map(
+        |(versions, software, model, fingerprint, [pid, positions, vocabulary, max_batch_tokens, slots], cost)| Hello {
             versions,
             software,
             pid,
@@ -62,6 +62,7 @@ fn hello() -> impl Strategy<Value = Hello> {
             vocabulary,
             max_batch_tokens,
             slots,
+            cost: UnitCost { step_ns: cost[0], member_ns: cost[1], prompt_ns: cost[2] },
         },
     )
 }
@@ -116,8 +117,8 @@ fn frame() -> impl Strategy<Value = Frame> {
         (id(), vec(finished(), 0..5)).prop_map(|(id, members)| Frame::Finished(id, members)),
         (id(), vec(failed(), 0..5)).prop_map(|(id, members)| Frame::Failed(id, members)),
         (id(), vec(any::<u32>(), 0..9)).prop_map(|(id, members)| Frame::Yielded(id, members)),
-        (id(), any::<[u64; 3]>(), any::<u32>()).prop_map(|(id, [engine_us, steps, forced_steps], cohorts)| {
-            Frame::Done(id, BatchCost { engine_us, cohorts, steps, forced_steps })
+        (id(), any::<[u64; 4]>(), any::<u32>()).prop_map(|(id, [engine_us, steps, forced_steps, idle_us], cohorts)| {
+            Frame::Done(id, BatchCost { engine_us, cohorts, steps, forced_steps, idle_us })
         }),
         (id(), vec(any::<u32>(), 0..9)).prop_map(|(id, members)| Frame::Cancel(id, members)),
         id().prop_map(Frame::Yield),

@@ -10,14 +10,13 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::config::Config;
 use crate::engine::ct2::{Ct2, Device, Setting};
-use crate::engine::{Engine, EngineFailed, EnginePool};
+use crate::engine::{Engine, EngineFailed, EnginePool, FEEDERS};
 use crate::error::Error;
 use crate::liveness::{Liveness, Stuck};
 use crate::model::Model;
 use crate::pace::Pace;
 use crate::session::Worker;
 use crate::shared::{Limits, Shared};
-use crate::tokeniser::Tokeniser;
 use crate::tokens::Tokens;
 use crate::warmup::{self, Sample};
 use crate::{lifecycle, signals};
@@ -88,13 +87,13 @@ async fn serve(config: Config) -> End {
     let result = tokio::select! {
         result = lifecycle::serve(&worker, async || lifecycle::dial(&socket).await, &mut controls) => result,
         stuck = watch(&worker.shared.liveness) => {
-            Err(Error::Stuck { slot: stuck.slot, seconds: stuck.silent.as_secs() })
+            Err(Error::Stuck { slot: stuck.caller / FEEDERS, seconds: stuck.silent.as_secs() })
         }
     };
     // Whatever still runs, nobody waits for it; an engine that is stuck would never let its thread be joined.
     let engine_runs = worker.shared.liveness.busy();
     if engine_runs {
-        worker.tokeniser.abandon();
+        worker.engines.abandon();
     }
     End { result, engine_runs }
 }
@@ -149,6 +148,7 @@ fn load(config: &Config) -> Result<Worker, Error> {
         vocabulary: tokens.vocabulary(),
         max_batch_tokens: batch_tokens,
         slots: config.slots,
+        cost: pace.cost().into(),
     };
     tracing::info!(
         ?device,
@@ -161,13 +161,12 @@ fn load(config: &Config) -> Result<Worker, Error> {
         step_us = u64::try_from(pace.step().as_micros()).unwrap_or(u64::MAX),
         "loaded"
     );
-    let shared = Arc::new(Shared { tokens, pace, liveness: Liveness::new(config.slots, Instant::now()), limits });
-    let pool = EnginePool::start(&engine, &shared).map_err(|error| internal(&error))?;
-    let tokeniser = Tokeniser::start(Arc::clone(&shared), pool).map_err(|error| internal(&error))?;
+    let shared = Arc::new(Shared { tokens, pace, liveness: Liveness::new(slots * FEEDERS, Instant::now()), limits });
+    let engines = EnginePool::start(&engine, &shared).map_err(|error| internal(&error))?;
     Ok(Worker {
         hello,
         shared,
-        tokeniser,
+        engines,
         places: Arc::new(Semaphore::new(2 * slots)),
         drain_timeout: config.drain_timeout,
         log_prompts: config.log_prompts,

@@ -7,6 +7,8 @@
 //! And it feeds only the shortest prompt in bulk, all that is longer one decode step at a time. So members of very
 //! different lengths are kept apart too, where two calls are predicted to take less time than one.
 
+use pillion_protocol::frame::UnitCost;
+
 /// What the engine needs to know of a member to place it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -27,6 +29,12 @@ pub struct Cost {
     pub member: u64,
     /// A prompt token fed in bulk.
     pub fed: u64,
+}
+
+impl From<Cost> for UnitCost {
+    fn from(Cost { step, member, fed }: Cost) -> Self {
+        Self { step_ns: step, member_ns: member, prompt_ns: fed }
+    }
 }
 
 /// What members must have in common to share a call.

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 /// The least lead: the way to the proxy and back.
 const SHORTEST_LEAD: Duration = Duration::from_micros(300);
-/// The most: what comes earlier only waits.
-const LONGEST_LEAD: Duration = Duration::from_millis(2);
+/// The most: a batch that takes longer to tokenise is large, and its engine slow.
+const LONGEST_LEAD: Duration = Duration::from_millis(20);
+/// A batch that comes so long after its credit had to be waited for: that says nothing of the way here.
+const LONGEST_WAY: Duration = Duration::from_millis(1);
 
 /// The account of one connection.
 #[derive(Debug)]
@@ -71,10 +73,15 @@ impl Credit {
     }
 }
 
-/// How long before a batch's end the next one should be asked for: the time to tokenise it, twice because the next one
-/// may be larger, on top of its way here.
-pub fn lead(tokenising: Duration) -> Duration {
-    (SHORTEST_LEAD + 2 * tokenising).min(LONGEST_LEAD)
+/// How long before a batch's end the next one should be asked for, where batches are ready for an engine `handover` after
+/// they were asked for.
+pub fn lead(handover: Duration) -> Duration {
+    handover.clamp(SHORTEST_LEAD, LONGEST_LEAD)
+}
+
+/// Whether a batch that came so long after its credit was there already, waiting for it.
+pub fn came_at_once(way: Duration) -> bool {
+    way <= LONGEST_WAY
 }
 
 /// Whether a call that may go on for `steps` more steps, each taking `step` on average, ends within `lead`. Not where
@@ -124,9 +131,9 @@ mod tests {
     }
 
     #[test]
-    fn the_lead_follows_the_tokeniser_within_bounds() {
+    fn the_lead_follows_the_handover_within_bounds() {
         assert_eq!(lead(Duration::ZERO), SHORTEST_LEAD);
-        assert_eq!(lead(Duration::from_micros(200)), Duration::from_micros(700));
+        assert_eq!(lead(Duration::from_micros(900)), Duration::from_micros(900));
         assert_eq!(lead(Duration::from_secs(1)), LONGEST_LEAD);
     }
 

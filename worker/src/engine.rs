@@ -17,7 +17,7 @@ mod ride;
 pub(crate) mod script;
 mod trip;
 
-pub use pool::EnginePool;
+pub use pool::{Arrived, EnginePool, FEEDERS, Overrun};
 
 /// One call: prompts that are decoded together.
 #[derive(Debug)]

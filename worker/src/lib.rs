@@ -1,7 +1,7 @@
 //! Holds a CTranslate2 model and serves batches to a Pillion proxy over a Unix socket.
 //!
-//! `README.md` beside this crate has the picture. A batch goes `session` → `tokeniser` (`prepare`, `tokens`) → `engine`
-//! (`cohort`, `steps`), and its tokens come back as events that the session turns into frames. What decides is pure:
+//! `README.md` beside this crate has the picture. A batch goes `session` → `engine` (`prepare`, `tokens`, `cohort`,
+//! `steps`), and its tokens come back as events that the session turns into frames. What decides is pure:
 //! [`cohort`], [`steps`], [`credit`], and the stop strings in [`tokens`].
 
 pub mod app;
@@ -10,6 +10,7 @@ pub mod cohort;
 pub mod config;
 pub mod credit;
 pub mod engine;
+pub mod environment;
 mod error;
 pub mod leave;
 pub mod lifecycle;
@@ -22,7 +23,6 @@ pub mod session;
 pub mod shared;
 pub mod signals;
 pub mod steps;
-pub mod tokeniser;
 pub mod tokens;
 pub mod warmup;
 

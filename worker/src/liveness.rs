@@ -32,37 +32,37 @@ struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stuck {
     /// Which.
-    pub slot: usize,
+    pub caller: usize,
     /// For how long.
     pub silent: Duration,
 }
 
 impl Liveness {
-    /// So many engines, all idle, at `now`.
-    pub fn new(slots: u32, now: Instant) -> Self {
-        let engines = (0..slots).map(|_| Progress::default()).collect();
+    /// So many threads that call engines, all idle, at `now`.
+    pub fn new(callers: usize, now: Instant) -> Self {
+        let engines = (0..callers).map(|_| Progress::default()).collect();
         Self { start: now, steps: AtomicU64::new(0), engines }
     }
 
     /// An engine starts a call and may be silent for so long at a time.
-    pub fn call(&self, slot: usize, now: Instant, silence: Duration) {
-        if let Some(engine) = self.engines.get(slot) {
+    pub fn call(&self, caller: usize, now: Instant, silence: Duration) {
+        if let Some(engine) = self.engines.get(caller) {
             engine.last_step.store(self.millis(now), Relaxed);
             engine.silence.store(millis(silence).max(1), Relaxed);
         }
     }
 
     /// An engine made so many steps.
-    pub fn step(&self, slot: usize, now: Instant, steps: u64) {
+    pub fn step(&self, caller: usize, now: Instant, steps: u64) {
         self.steps.fetch_add(steps, Relaxed);
-        if let Some(engine) = self.engines.get(slot) {
+        if let Some(engine) = self.engines.get(caller) {
             engine.last_step.store(self.millis(now), Relaxed);
         }
     }
 
     /// An engine's call has ended.
-    pub fn idle(&self, slot: usize) {
-        if let Some(engine) = self.engines.get(slot) {
+    pub fn idle(&self, caller: usize) {
+        if let Some(engine) = self.engines.get(caller) {
             engine.silence.store(0, Relaxed);
         }
     }
@@ -81,10 +81,10 @@ impl Liveness {
     /// The first engine that has been silent for longer than it may.
     pub fn stuck(&self, now: Instant) -> Option<Stuck> {
         let now = self.millis(now);
-        self.engines.iter().enumerate().find_map(|(slot, engine)| {
+        self.engines.iter().enumerate().find_map(|(caller, engine)| {
             let silence = engine.silence.load(Relaxed);
             let silent = now.saturating_sub(engine.last_step.load(Relaxed));
-            (silence > 0 && silent > silence).then_some(Stuck { slot, silent: Duration::from_millis(silent) })
+            (silence > 0 && silent > silence).then_some(Stuck { caller, silent: Duration::from_millis(silent) })
         })
     }
 
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(liveness.stuck(start + Duration::from_secs(40)), None);
         liveness.step(1, start + Duration::from_secs(40), 1);
         assert_eq!(liveness.stuck(start + Duration::from_secs(80)), None);
-        let stuck = Stuck { slot: 1, silent: Duration::from_secs(41) };
+        let stuck = Stuck { caller: 1, silent: Duration::from_secs(41) };
         assert_eq!(liveness.stuck(start + Duration::from_secs(81)), Some(stuck));
         assert_eq!(liveness.heartbeat(), Heartbeat { steps: 1, silence_ms: 40_000 });
         liveness.idle(1);

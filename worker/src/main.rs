@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use pillion_worker::config::{Command, Config};
-use pillion_worker::{Error, app, leave, log};
+use pillion_worker::{Error, app, environment, leave, log};
 
 fn main() -> ExitCode {
     if let Some(code) = leave::handed_over(std::env::args_os()) {
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Serve(config)) => {
+            environment::prepare(std::env::args_os());
             log::start(config.log_format);
             leave::on_panic();
             let end = app::run(*config);

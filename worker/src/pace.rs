@@ -27,7 +27,9 @@ impl Mean {
 pub struct Pace {
     step: Mean,
     fed_token: Mean,
-    tokenising: Mean,
+    handover: Mean,
+    /// How far handovers are from their mean.
+    deviation: Mean,
     /// What of a step is there however many members it has, and what each member adds.
     step_alone: Mean,
     step_member: Mean,
@@ -65,9 +67,13 @@ impl Pace {
         }
     }
 
-    /// A batch has been tokenised.
-    pub fn tokenised(&self, time: Duration) {
-        self.tokenising.take(nanos(time));
+    /// A batch was ready for an engine so long after it had been asked for.
+    pub fn handed_over(&self, time: Duration) {
+        let mean = self.handover.get();
+        if mean > Duration::ZERO {
+            self.deviation.take(nanos(time.abs_diff(mean)));
+        }
+        self.handover.take(nanos(time));
     }
 
     /// A decode step.
@@ -80,9 +86,10 @@ impl Pace {
         Duration::from_nanos(nanos(self.fed_token.get()).saturating_mul(tokens))
     }
 
-    /// Tokenising a batch.
-    pub fn tokenising(&self) -> Duration {
-        self.tokenising.get()
+    /// From asking for a batch to having it ready for an engine, as nearly all take: the mean and twice the mean deviation
+    /// (as round trips are estimated in TCP: Jacobson, 1988). Zero where nothing has been measured.
+    pub fn handover(&self) -> Duration {
+        self.handover.get() + 2 * self.deviation.get()
     }
 }
 
@@ -105,6 +112,17 @@ mod tests {
         assert_eq!(pace.cost(), Cost::default());
         pace.compared(Duration::from_nanos(110), 11, Duration::from_nanos(210));
         assert_eq!(pace.cost(), Cost { step: 100, member: 10, fed: 0 });
+    }
+
+    #[test]
+    fn a_handover_is_judged_by_how_much_it_varies() {
+        let pace = Pace::default();
+        let micros = Duration::from_micros;
+        assert_eq!(pace.handover(), Duration::ZERO);
+        (0..50).for_each(|_| pace.handed_over(micros(400)));
+        assert!(pace.handover() < micros(405));
+        (0..50).for_each(|k| pace.handed_over(micros(300 + 200 * (k % 2))));
+        assert!(pace.handover() > micros(550) && pace.handover() < micros(750), "{:?}", pace.handover());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One connection to a proxy, from HELLO to GOODBYE.
 //!
-//! The session does no work of its own but text: it hands batches to the tokeniser, turns the engines' events into
+//! The session does no work of its own but text: it hands batches to the engines' threads, turns the engines' events into
 //! frames, and keeps the account of credit. It never waits for an engine, and reads on while it writes.
 
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::batch::{BatchSignals, Event};
-use crate::credit::Credit;
+use crate::credit::{self, Credit};
+use crate::engine::{Arrived, EnginePool};
 use crate::prepare::forget_what_cannot_be_continued;
 use crate::shared::Shared;
 use crate::signals::Control;
-use crate::tokeniser::{Arrived, Tokeniser};
 
 mod end;
 mod flight;
@@ -46,7 +46,7 @@ pub struct Worker {
     /// What its threads share.
     pub shared: Arc<Shared>,
     /// The way in.
-    pub tokeniser: Tokeniser,
+    pub engines: EnginePool,
     /// Places for batches, running or waiting, of whatever connection: two for each slot.
     pub places: Arc<Semaphore>,
     /// How long a drain may take.
@@ -91,6 +91,8 @@ struct Session<'a, W> {
     /// Places of the credits that no batch has come into yet.
     granted: Vec<OwnedSemaphorePermit>,
     flights: Flights,
+    /// When the last credit was sent, until a batch comes.
+    asked: Option<std::time::Instant>,
     /// Set by the order to drain: when it has taken too long.
     draining: Option<Instant>,
     released: bool,
@@ -108,6 +110,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
             credit: Credit::new(slots),
             granted: Vec::new(),
             flights: Flights::default(),
+            asked: None,
             draining: None,
             released: false,
             stalled: None,
@@ -183,6 +186,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
         }
         if grant > 0 {
             self.credit.grant(grant);
+            self.asked = Some(std::time::Instant::now());
             self.writer.put(&Frame::Credit { grant })?;
         }
         Ok(())
@@ -227,8 +231,9 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
             return Err(protocol("a batch of this name is under way"));
         }
         let at = std::time::Instant::now();
-        let arrived = Arrived { id, batch, at, signals, events: self.events.clone(), place };
-        self.worker.tokeniser.take(arrived).map_err(|error| Trouble::Internal(error.to_string()))
+        let asked = self.asked.take().filter(|&asked| credit::came_at_once(at.saturating_duration_since(asked)));
+        let arrived = Arrived { id, batch, at, asked, signals, events: self.events.clone(), place };
+        self.worker.engines.take(arrived).map_err(|error| Trouble::Internal(error.to_string()))
     }
 
     fn beat(&mut self) -> Result<(), Trouble> {

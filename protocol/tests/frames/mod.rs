@@ -2,7 +2,7 @@
 
 use pillion_protocol::frame::{
     Batch, BatchCost, FailureCode, FinishReason, Goodbye, GoodbyeReason, Heartbeat, Hello, Member, MemberFailed,
-    MemberFinished, MemberTokens, Options, Prompt, Welcome,
+    MemberFinished, MemberTokens, Options, Prompt, UnitCost, Welcome,
 };
 use pillion_protocol::{BatchId, Frame};
 
@@ -20,6 +20,7 @@ pub(crate) fn one_of_each() -> Vec<Frame> {
             vocabulary: 100,
             max_batch_tokens: 640,
             slots: 2,
+            cost: UnitCost { step_ns: 3, member_ns: 2, prompt_ns: 1 },
         }),
         Frame::Welcome(Welcome { version: 1, max_batch_size: 50 }),
         Frame::Goodbye(Goodbye { reason: GoodbyeReason::Drained, message: "\u{0}\"\\".into() }),
@@ -47,7 +48,7 @@ pub(crate) fn one_of_each() -> Vec<Frame> {
         ),
         Frame::Failed(id, vec![MemberFailed { member: 0, code: FailureCode::Engine, message: "no".into() }]),
         Frame::Yielded(id, vec![0, u32::MAX]),
-        Frame::Done(id, BatchCost { engine_us: 1, cohorts: 1, steps: 2, forced_steps: 0 }),
+        Frame::Done(id, BatchCost { engine_us: 1, cohorts: 1, steps: 2, forced_steps: 0, idle_us: 0 }),
         Frame::Cancel(id, Vec::new()),
         Frame::Yield(id),
         Frame::Heartbeat(Heartbeat { steps: 0, silence_ms: 1000 }),

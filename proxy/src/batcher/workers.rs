@@ -109,6 +109,7 @@ mod tests {
                 vocabulary: 512,
                 max_batch_tokens: 4096,
                 slots: 1,
+                cost: pillion_protocol::frame::UnitCost::default(),
             };
             workers.add(WorkerId(id), hello, mpsc::channel(1).0);
             workers.get_mut(WorkerId(id)).unwrap().credit = 1;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pillion_protocol::VERSIONS;
-use pillion_protocol::frame::Hello;
+use pillion_protocol::frame::{Hello, UnitCost};
 
 /// What a simulated worker says of itself, how long its work takes, and what it does wrong.
 #[derive(Clone, Debug)]
@@ -45,6 +45,7 @@ impl Default for Profile {
                 vocabulary: 8192,
                 max_batch_tokens: 1 << 20,
                 slots: 1,
+                cost: UnitCost::default(),
             },
             batch_cost: Duration::ZERO,
             step_cost: Duration::ZERO,

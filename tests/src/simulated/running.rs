@@ -24,6 +24,8 @@ pub(super) struct Running {
     /// When the next step is due; `None` where it is stalled.
     pub(super) due: Option<Instant>,
     begun: Instant,
+    /// For how long the engine had been idle before.
+    idle_us: u64,
     live: Vec<Live>,
 }
 
@@ -48,20 +50,22 @@ impl Running {
         batch: Batch,
         profile: &Profile,
         number: u64,
+        idle_us: u64,
         now: Instant,
     ) -> (Self, Option<Frame>) {
         let worker = &profile.hello;
         let mut live = Vec::new();
         let mut failed = Vec::new();
         for (member, index) in batch.members.into_iter().zip(0..) {
-            match unfit(&member, worker, batch.options.look_back(), batch.options.sampling_topk) {
+            let words = echo::words(&member.prompt);
+            match unfit(&member, &words, worker, batch.options.look_back(), batch.options.sampling_topk) {
                 Some(code) => {
                     failed.push(MemberFailed { member: index, code, message: format!("simulated: {code:?}") });
                 }
-                None => live.push(Live::new(index, &member, now, profile.eager)),
+                None => live.push(Live::new(index, &member, words, now, profile.eager)),
             }
         }
-        let running = Self { id, number, steps: 0, due: Some(now + profile.batch_cost), begun: now, live };
+        let running = Self { id, number, steps: 0, due: Some(now + profile.batch_cost), begun: now, idle_us, live };
         (running, (!failed.is_empty()).then_some(Frame::Failed(id, failed)))
     }
 
@@ -120,14 +124,13 @@ impl Running {
     /// What the batch cost, once it has no member left.
     pub(super) fn done(&self, now: Instant) -> Option<Frame> {
         let engine_us = u64::try_from((now - self.begun).as_micros()).unwrap_or(u64::MAX);
-        let cost = BatchCost { engine_us, cohorts: 1, steps: self.steps, forced_steps: 0 };
+        let cost = BatchCost { engine_us, cohorts: 1, steps: self.steps, forced_steps: 0, idle_us: self.idle_us };
         self.live.is_empty().then_some(Frame::Done(self.id, cost))
     }
 }
 
 impl Live {
-    fn new(index: MemberIndex, member: &Member, now: Instant, eager: bool) -> Self {
-        let words = echo::words(&member.prompt);
+    fn new(index: MemberIndex, member: &Member, words: Vec<String>, now: Instant, eager: bool) -> Self {
         let produced = member.produced.len();
         let text: String = (0..produced).map(|k| echo::text(&words, k)).collect();
         let sent = usize::try_from(member.sent).unwrap_or(usize::MAX);
@@ -179,15 +182,14 @@ impl Live {
 }
 
 /// Why the worker cannot take a member, if it cannot.
-fn unfit(member: &Member, worker: &Hello, look_back: bool, topk: u32) -> Option<FailureCode> {
-    let words = echo::words(&member.prompt);
+fn unfit(member: &Member, words: &[String], worker: &Hello, look_back: bool, topk: u32) -> Option<FailureCode> {
     if words.is_empty() {
         return Some(FailureCode::EmptyPrompt);
     }
     if words.len() as u64 + u64::from(member.max_new_tokens) > u64::from(worker.positions) {
         return Some(FailureCode::TooManyTokens);
     }
-    let strange = |(k, id): (usize, &u32)| *id != echo::id(&words, k);
+    let strange = |(k, id): (usize, &u32)| *id != echo::id(words, k);
     if topk > worker.vocabulary || member.produced.iter().enumerate().any(strange) {
         return Some(FailureCode::InvalidRequest);
     }

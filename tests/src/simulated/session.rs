@@ -24,12 +24,14 @@ pub struct Simulated {
     pub(super) profile: Profile,
     batches: u64,
     steps: u64,
+    /// When it last became idle.
+    idle_since: Instant,
 }
 
 impl Simulated {
     /// A worker at the start of its life.
     pub fn new(profile: Profile) -> Self {
-        Self { profile, batches: 0, steps: 0 }
+        Self { profile, batches: 0, steps: 0, idle_since: Instant::now() }
     }
 
     /// Serves one connection to its end. Once `drain` turns true the worker asks to leave.
@@ -137,8 +139,10 @@ impl<S: AsyncRead + AsyncWrite> Session<'_, S> {
         }
         self.credit = self.credit.checked_sub(1).ok_or(SessionError::Violation("BATCH without credit"))?;
         self.life.batches += 1;
-        let profile = &self.life.profile;
-        let (running, failed) = Running::begin(id, batch, profile, self.life.batches, Instant::now());
+        let now = Instant::now();
+        let idle = if self.running.is_empty() { now - self.life.idle_since } else { Duration::ZERO };
+        let idle_us = u64::try_from(idle.as_micros()).unwrap_or(u64::MAX);
+        let (running, failed) = Running::begin(id, batch, &self.life.profile, self.life.batches, idle_us, now);
         self.running.push(running);
         failed.iter().try_for_each(|frame| self.put(frame))?;
         self.with(id, |_| Vec::new())
@@ -187,6 +191,7 @@ impl<S: AsyncRead + AsyncWrite> Session<'_, S> {
         frames.iter().chain(&done).try_for_each(|frame| self.put(frame))?;
         if done.is_some() {
             self.running.remove(index);
+            self.life.idle_since = Instant::now();
             self.grant()?;
         }
         Ok(())
@@ -220,8 +225,10 @@ impl<S: AsyncRead + AsyncWrite> Session<'_, S> {
     }
 }
 
+/// Resolves at that instant. One that has passed costs no timer: tokio's tick in milliseconds.
 async fn at(instant: Option<Instant>) {
     match instant {
+        Some(instant) if instant <= Instant::now() => {}
         Some(instant) => sleep_until(instant).await,
         None => pending().await,
     }

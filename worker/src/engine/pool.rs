@@ -1,62 +1,187 @@
-//! The threads that own the engines.
+//! The threads that feed the engines.
+//!
+//! Each slot has two, which take turns: while one waits for the last call of its batch, the other tokenises the next batch
+//! and has its first call ready in the engine's own queue. So the engine goes from one call to the next without waiting
+//! for a thread to wake up and hand it over.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use super::{Engine, trip};
-use crate::batch::Job;
+use pillion_protocol::BatchId;
+use pillion_protocol::frame::{Batch, BatchCost};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::Sender;
+
+use super::Engine;
+use super::trip::{self, Site};
+use crate::batch::{BatchSignals, Event, Job, Progress};
+use crate::prepare;
 use crate::shared::Shared;
 
-/// A thread per slot, each serving one batch at a time. Dropping the pool lets every thread finish the batches it was
+/// Threads of a slot.
+pub const FEEDERS: usize = 2;
+
+/// A batch as it came.
+#[derive(Debug)]
+pub struct Arrived {
+    /// Its name.
+    pub id: BatchId,
+    /// The batch.
+    pub batch: Batch,
+    /// When it came: deadlines count from here.
+    pub at: Instant,
+    /// When it was asked for, if it came without having been waited for.
+    pub asked: Option<Instant>,
+    /// What the session has to say to it later.
+    pub signals: Arc<BatchSignals>,
+    /// Where its events go.
+    pub events: Sender<Event>,
+    /// Its place in the worker, given back at its end.
+    pub place: OwnedSemaphorePermit,
+}
+
+/// More batches came than there are places for, or the threads are gone.
+#[derive(Debug, thiserror::Error)]
+#[error("the engines take no more batches")]
+pub struct Overrun;
+
+/// Two threads per slot, each serving one batch at a time. Dropping the pool lets every thread finish the batches it was
 /// given, and waits for that.
 #[derive(Debug)]
 pub struct EnginePool {
-    jobs: Option<SyncSender<Job>>,
+    arrived: Option<SyncSender<Arrived>>,
     threads: Vec<JoinHandle<()>>,
 }
 
+/// What the threads of one slot share.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// Whoever holds it may make calls. It is given up with a batch's last call.
+    turn: Mutex<()>,
+    free_since: Mutex<Instant>,
+}
+
+/// A call's time on its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Spell {
+    /// When the engine began it: at once, or as soon as it was free.
+    pub(super) began: Instant,
+    /// For how long the engine was idle before.
+    pub(super) idle: Duration,
+    /// How long it took.
+    pub(super) busy: Duration,
+}
+
+impl Slot {
+    fn new(now: Instant) -> Self {
+        Self { turn: Mutex::new(()), free_since: Mutex::new(now) }
+    }
+
+    /// A call that was made at `called` has ended.
+    pub(super) fn ran(&self, called: Instant, ended: Instant) -> Spell {
+        let mut free_since = lock(&self.free_since);
+        let began = called.max(*free_since).min(ended);
+        let idle = called.saturating_duration_since(*free_since);
+        *free_since = ended.max(*free_since);
+        Spell { began, idle, busy: ended - began }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl EnginePool {
-    /// Starts as many threads as batches may run at once.
+    /// Starts the threads of as many slots as there are.
     ///
     /// # Errors
     /// The system gives no more threads.
     pub fn start(engine: &Arc<dyn Engine>, shared: &Arc<Shared>) -> std::io::Result<Self> {
-        let slots = shared.limits.slots;
-        let (sender, receiver) = sync_channel(2 * slots);
+        let slots: Vec<_> = (0..shared.limits.slots).map(|_| Arc::new(Slot::new(Instant::now()))).collect();
+        let (sender, receiver) = sync_channel(2 * slots.len());
         let receiver = Arc::new(Mutex::new(receiver));
-        let threads = (0..slots)
-            .map(|slot| {
+        let threads = (0..slots.len() * FEEDERS)
+            .map(|feeder| {
                 let (engine, shared, receiver) = (Arc::clone(engine), Arc::clone(shared), Arc::clone(&receiver));
+                let slot = Arc::clone(&slots[feeder / FEEDERS]);
                 let work = move || {
-                    while let Some(job) = next(&receiver) {
-                        trip::serve(job, &*engine, &shared, slot);
+                    loop {
+                        let turn = lock(&slot.turn);
+                        let Some(arrived) = next(&receiver) else { return };
+                        let Some(job) = ready(arrived, &shared) else { continue };
+                        trip::serve(job, Site { engine: &*engine, shared: &shared, feeder, slot: &slot }, turn);
                     }
                 };
-                thread::Builder::new().name(format!("engine-{slot}")).spawn(work)
+                thread::Builder::new().name(format!("engine-{feeder}")).spawn(work)
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { jobs: Some(sender), threads })
+        Ok(Self { arrived: Some(sender), threads })
     }
 
-    /// Gives a batch to the next free engine. Waits only where more batches are held than there are places for.
-    pub fn serve(&self, job: Job) {
-        if let Some(jobs) = &self.jobs {
-            // The threads end only after the sender is gone.
-            let _ = jobs.send(job);
-        }
+    /// Takes a batch, without waiting.
+    ///
+    /// # Errors
+    /// More batches are on the way than there can be places for, or the threads are gone.
+    pub fn take(&self, arrived: Arrived) -> Result<(), Overrun> {
+        let Some(sender) = &self.arrived else { return Err(Overrun) };
+        sender.try_send(arrived).map_err(|(TrySendError::Full(_) | TrySendError::Disconnected(_))| Overrun)
+    }
+
+    /// Leaves the threads to themselves: for a process that ends at once, whatever runs.
+    pub fn abandon(mut self) {
+        self.arrived = None;
+        self.threads.clear();
     }
 }
 
-fn next(jobs: &Mutex<Receiver<Job>>) -> Option<Job> {
-    jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+fn next(arrived: &Mutex<Receiver<Arrived>>) -> Option<Arrived> {
+    lock(arrived).recv().ok()
+}
+
+/// Tokenises a batch. `None` where nobody in it needs an engine.
+fn ready(arrived: Arrived, shared: &Shared) -> Option<Job> {
+    let Arrived { id, batch: Batch { options, members }, at, asked, signals, events, place } = arrived;
+    let mut progress = Progress::of(id);
+    let riders = prepare::riders(members, &options, at, &shared.tokens, &shared.limits, &mut progress);
+    if let Some(asked) = asked {
+        shared.pace.handed_over(asked.elapsed());
+    }
+    // A session that is gone has cancelled every member, and the engine will find that out.
+    if !progress.is_empty() {
+        let _ = events.blocking_send(Event::Progress(progress));
+    }
+    if riders.is_empty() {
+        let _ = events.blocking_send(Event::Done(id, BatchCost::default()));
+        return None;
+    }
+    Some(Job { batch: id, options, riders, signals, events, place: Some(place) })
 }
 
 impl Drop for EnginePool {
     fn drop(&mut self) {
-        self.jobs = None;
+        self.arrived = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_waited_for_the_one_before_counts_from_its_end() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let slot = Slot::new(start);
+        let first = slot.ran(at(3), at(10));
+        assert_eq!(first, Spell { began: at(3), idle: Duration::from_millis(3), busy: Duration::from_millis(7) });
+        let second = slot.ran(at(8), at(14));
+        assert_eq!(second, Spell { began: at(10), idle: Duration::ZERO, busy: Duration::from_millis(4) });
+        let third = slot.ran(at(15), at(16));
+        assert_eq!(third, Spell { began: at(15), idle: Duration::from_millis(1), busy: Duration::from_millis(1) });
     }
 }

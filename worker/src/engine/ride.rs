@@ -27,19 +27,24 @@ pub(super) struct Ride<'a> {
     steps: Steps,
     progress: Progress,
     shared: &'a Shared,
-    slot: usize,
+    feeder: usize,
     /// Whether the batch's end is still to be announced, and is the end of this call.
     announce: bool,
     /// Nobody takes the events any more.
     abandoned: bool,
-    start: Instant,
     now: Instant,
     first: Option<(Instant, u64)>,
     counted: u64,
 }
 
 impl<'a> Ride<'a> {
-    pub(super) fn new(job: &'a mut Job, cohort: &'a [usize], shared: &'a Shared, slot: usize, announce: bool) -> Self {
+    pub(super) fn new(
+        job: &'a mut Job,
+        cohort: &'a [usize],
+        shared: &'a Shared,
+        feeder: usize,
+        announce: bool,
+    ) -> Self {
         let shapes = cohort.iter().map(|&place| job.riders[place].shape());
         let steps = Steps::new(shapes.map(|shape| (shape.prompt, shape.most)));
         let progress = Progress::of(job.batch);
@@ -52,10 +57,9 @@ impl<'a> Ride<'a> {
             steps,
             progress,
             shared,
-            slot,
+            feeder,
             announce,
             abandoned: false,
-            start: now,
             now,
             first: None,
             counted: 0,
@@ -101,7 +105,7 @@ impl<'a> Ride<'a> {
 
     fn step_is_over(&mut self) {
         let taken = self.steps.taken();
-        self.shared.liveness.step(self.slot, self.now, taken.saturating_sub(self.counted));
+        self.shared.liveness.step(self.feeder, self.now, taken.saturating_sub(self.counted));
         self.counted = taken;
         self.announce_if_near(self.step_time(), Duration::ZERO);
         self.send_progress();
@@ -118,7 +122,7 @@ impl<'a> Ride<'a> {
 
     fn announce_if_near(&mut self, step: Duration, before: Duration) {
         if self.announce {
-            let lead = credit::lead(self.shared.pace.tokenising()).saturating_sub(before);
+            let lead = credit::lead(self.shared.pace.handover()).saturating_sub(before);
             if credit::is_near(self.steps.remaining(), step, lead) {
                 self.announce = false;
                 self.send(Event::Near(self.job.batch));
@@ -139,10 +143,10 @@ impl<'a> Ride<'a> {
         }
     }
 
-    /// The engine has returned: tells what is left to tell, and returns how it went.
-    pub(super) fn arrive(mut self) -> Arrival {
+    /// The engine has returned, having begun at `began`: tells what is left to tell, and returns how it went.
+    pub(super) fn arrive(mut self, began: Instant) -> Arrival {
         let taken = self.steps.taken();
-        self.shared.liveness.step(self.slot, Instant::now(), taken.saturating_sub(self.counted));
+        self.shared.liveness.step(self.feeder, Instant::now(), taken.saturating_sub(self.counted));
         self.send_progress();
         let unfinished = self.ended.iter().zip(self.cohort).filter(|(ended, _)| !**ended).map(|(_, &place)| place);
         let (first, step) = self.first.unwrap_or((self.now, 0));
@@ -152,7 +156,7 @@ impl<'a> Ride<'a> {
             steps: taken,
             forced: self.steps.forced(),
             time: CallTime {
-                first: first.saturating_duration_since(self.start),
+                first: first.saturating_duration_since(began),
                 rest: self.now.saturating_duration_since(first),
                 steps: taken.saturating_sub(step).saturating_sub(1),
                 fed: 0,

@@ -1,12 +1,14 @@
 //! One batch on one engine: split into cohorts, a call for each, and calls that fail split again.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
 
 use pillion_protocol::frame::{BatchCost, FailureCode, FinishReason};
 
+use super::pool::{Slot, Spell};
 use super::ride::Ride;
-use super::{Call, Engine};
+use super::{Call, CallTime, Engine};
 use crate::batch::{Ending, Event, Job, Progress};
 use crate::cohort;
 use crate::liveness::silence;
@@ -16,8 +18,21 @@ use crate::tokens::Answer;
 /// An engine's own message is cut to so many characters.
 const LONGEST_MESSAGE: usize = 300;
 
-/// Serves a batch to its end: every rider ends once, and DONE comes last.
-pub(super) fn serve(mut job: Job, engine: &dyn Engine, shared: &Shared, slot: usize) {
+/// Where a batch is served.
+#[derive(Clone, Copy)]
+pub(super) struct Site<'a> {
+    pub(super) engine: &'a dyn Engine,
+    pub(super) shared: &'a Shared,
+    /// The number of the thread.
+    pub(super) feeder: usize,
+    pub(super) slot: &'a Slot,
+}
+
+/// Serves a batch to its end: every rider ends once, and DONE comes last. The `turn` is given up with what is expected to
+/// be the last call, so that the next batch's first is ready when it ends.
+pub(super) fn serve(mut job: Job, site: Site<'_>, turn: MutexGuard<'_, ()>) {
+    let shared = site.shared;
+    let mut turn = Some(turn);
     let mut cost = BatchCost::default();
     let all: Vec<usize> = (0..job.riders.len()).collect();
     let mut cohorts: VecDeque<Vec<usize>> = split(&job, &all, shared).into();
@@ -27,10 +42,11 @@ pub(super) fn serve(mut job: Job, engine: &dyn Engine, shared: &Shared, slot: us
         if cohort.is_empty() {
             continue;
         }
-        let start = Instant::now();
-        let result = call(&mut job, &cohort, engine, shared, slot, !announced && cohorts.is_empty());
-        let spent = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        cost.engine_us = cost.engine_us.saturating_add(spent);
+        let is_last = cohorts.is_empty();
+        let turn_ends = turn.take_if(|_| is_last);
+        let result = call(&mut job, &cohort, site, !announced && is_last, turn_ends);
+        cost.engine_us = cost.engine_us.saturating_add(micros(result.spell.busy));
+        cost.idle_us = cost.idle_us.saturating_add(micros(result.spell.idle));
         cost.cohorts = cost.cohorts.saturating_add(1);
         cost.steps = cost.steps.saturating_add(result.steps);
         cost.forced_steps = cost.forced_steps.saturating_add(result.forced);
@@ -43,6 +59,10 @@ pub(super) fn serve(mut job: Job, engine: &dyn Engine, shared: &Shared, slot: us
     }
     // Where the session is gone, nobody needs to know.
     let _ = job.events.blocking_send(Event::Done(job.batch, cost));
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn split(job: &Job, places: &[usize], shared: &Shared) -> Vec<Vec<usize>> {
@@ -89,9 +109,17 @@ struct Outcome {
     announced: bool,
     steps: u64,
     forced: u64,
+    spell: Spell,
 }
 
-fn call(job: &mut Job, cohort: &[usize], engine: &dyn Engine, shared: &Shared, slot: usize, last: bool) -> Outcome {
+fn call(
+    job: &mut Job,
+    cohort: &[usize],
+    site: Site<'_>,
+    announce: bool,
+    turn_ends: Option<MutexGuard<'_, ()>>,
+) -> Outcome {
+    let Site { engine, shared, feeder, slot } = site;
     // The engine reads the prompts while the riders grow, so it gets copies.
     let prompts: Vec<Vec<u32>> = cohort.iter().map(|&place| job.riders[place].tokens.clone()).collect();
     let shapes: Vec<cohort::Shape> = cohort.iter().map(|&place| job.riders[place].shape()).collect();
@@ -105,14 +133,16 @@ fn call(job: &mut Job, cohort: &[usize], engine: &dyn Engine, shared: &Shared, s
     };
     let fed = u64::from(shortest.saturating_sub(1)).saturating_mul(cohort.len() as u64);
     let forced = u64::from(longest.saturating_sub(shortest));
-    shared.liveness.call(slot, Instant::now(), silence(&shared.pace, fed, forced));
-    let mut ride = Ride::new(job, cohort, shared, slot, last);
+    let called = Instant::now();
+    shared.liveness.call(feeder, called, silence(&shared.pace, fed, forced));
+    let mut ride = Ride::new(job, cohort, shared, feeder, announce);
     ride.depart(fed);
+    drop(turn_ends);
     let result = engine.generate(&call, &mut |token| ride.hear(token));
-    let mut arrival = ride.arrive();
-    shared.liveness.idle(slot);
-    arrival.time.fed = fed;
-    shared.pace.called(arrival.time);
+    let spell = slot.ran(called, Instant::now());
+    let arrival = ride.arrive(spell.began);
+    shared.liveness.idle(feeder);
+    shared.pace.called(CallTime { fed, ..arrival.time });
     let failure = match result {
         Err(error) => Some(error.0.chars().take(LONGEST_MESSAGE).collect()),
         Ok(()) if arrival.unfinished.is_empty() => None,
@@ -121,9 +151,10 @@ fn call(job: &mut Job, cohort: &[usize], engine: &dyn Engine, shared: &Shared, s
     Outcome {
         unfinished: arrival.unfinished,
         failure,
-        announced: last && arrival.announced,
+        announced: announce && arrival.announced,
         steps: arrival.steps,
         forced: arrival.forced,
+        spell,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pillion_protocol::VERSIONS;
 use pillion_protocol::connection::{FrameReader, FrameWriter};
 use pillion_protocol::frame::{
-    Batch, FinishReason, Hello, Member, MemberFailed, MemberFinished, MemberTokens, Options, Prompt, Welcome,
+    Batch, FinishReason, Hello, Member, MemberFailed, MemberFinished, MemberTokens, Options, Prompt, UnitCost, Welcome,
 };
 use pillion_protocol::{BatchId, Frame};
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
 use crate::engine::script::Script;
-use crate::engine::{Engine, EnginePool};
+use crate::engine::{Engine, EnginePool, FEEDERS};
 use crate::liveness::Liveness;
 use crate::pace::Pace;
 use crate::shared::Limits;
@@ -27,10 +27,9 @@ mod members;
 /// A worker around a scripted engine.
 pub(crate) fn worker(engine: &Arc<Script>, slots: u32) -> Worker {
     let limits = Limits { positions: 1000, batch_tokens: 10_000, slots: slots as usize, top_p_candidates: 100 };
-    let liveness = Liveness::new(slots, Instant::now());
+    let liveness = Liveness::new(slots as usize * FEEDERS, Instant::now());
     let shared = Arc::new(Shared { tokens: byte_tokens(), pace: Pace::default(), liveness, limits });
     let engine: Arc<dyn Engine> = Arc::<Script>::clone(engine);
-    let pool = EnginePool::start(&engine, &shared).unwrap();
     Worker {
         hello: Hello {
             versions: VERSIONS.to_vec(),
@@ -42,8 +41,9 @@ pub(crate) fn worker(engine: &Arc<Script>, slots: u32) -> Worker {
             vocabulary: 257,
             max_batch_tokens: 10_000,
             slots,
+            cost: UnitCost::default(),
         },
-        tokeniser: Tokeniser::start(Arc::clone(&shared), pool).unwrap(),
+        engines: EnginePool::start(&engine, &shared).unwrap(),
         shared,
         places: Arc::new(Semaphore::new(2 * slots as usize)),
         drain_timeout: Duration::from_secs(5),
