@@ -64,7 +64,8 @@ pub enum LoadError {
 
 /// Continues prompts.
 pub trait Engine: Send + Sync {
-    /// Runs a call to its end on the caller's time. `on_token` is called for every new token of every member, an
+    /// Runs a call to its end on the caller's time. Of calls made at the same time as many run as there are slots; the
+    /// others wait inside, in their order. `on_token` is called for every new token of every member, an
     /// end-of-sequence token included, possibly on another thread; where it returns true, that member ends.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! An engine for tests that behaves as CTranslate2 does, seen from outside: the shortest prompt is fed in bulk, longer
-//! ones step by step without callbacks, the longest come first within a step, and an exception fails the whole call.
+//! ones step by step without callbacks, the longest come first within a step, an exception fails the whole call, and calls
+//! made at the same time run one after the other.
 //!
 //! After the character `x` comes the one after it; after `~` comes `!`, or the end of the sequence where asked for.
 
@@ -24,6 +25,8 @@ pub(crate) struct Script {
     pub(crate) ends: bool,
     /// The prompt lengths of every call.
     pub(crate) calls: Mutex<Vec<Vec<usize>>>,
+    /// Held by the call that runs: there is one replica, and further calls wait for it.
+    pub(crate) replica: Mutex<()>,
 }
 
 impl Script {
@@ -55,6 +58,7 @@ impl Engine for Script {
         call: &Call<'_>,
         on_token: &mut (dyn FnMut(NewToken) -> bool + Send),
     ) -> Result<(), EngineFailed> {
+        let _running = self.replica.lock().unwrap();
         self.calls.lock().unwrap().push(call.prompts.iter().map(|prompt| prompt.len()).collect());
         assert!(call.most > 0 && call.least <= call.most && call.prompts.iter().all(|prompt| !prompt.is_empty()));
         let shortest = call.prompts.iter().map(|prompt| prompt.len()).min().unwrap();

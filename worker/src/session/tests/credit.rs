@@ -60,8 +60,9 @@ fn the_next_credit_comes_before_a_predictable_end() {
         proxy.batch(1, Options::default(), vec![Member { stream: true, ..member("ab", 3) }]).await;
         proxy.expect_credit(1).await;
         proxy.batch(2, Options::default(), vec![member("ab", 1)]).await;
-        steps(&gate, 4);
+        steps(&gate, 3);
         assert_eq!(proxy.outcome(1, 1).await.text, ["cde"]);
+        steps(&gate, 1);
         assert_eq!(proxy.outcome(2, 1).await.text, ["c"]);
     });
 }
