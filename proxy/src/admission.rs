@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-
 use crate::metrics::{Metrics, count};
 
 /// A refusal.
@@ -52,7 +50,6 @@ struct State {
     texts: AtomicUsize,
     bytes: AtomicUsize,
     arriving: AtomicUsize,
-    arrived: Notify,
     /// Thousandths of texts answered a second, lately; 0 while unknown.
     rate: AtomicU64,
     metrics: Arc<Metrics>,
@@ -70,7 +67,6 @@ impl Admission {
                 texts: AtomicUsize::new(0),
                 bytes: AtomicUsize::new(0),
                 arriving: AtomicUsize::new(0),
-                arrived: Notify::new(),
                 rate: AtomicU64::new(0),
                 metrics,
             }),
@@ -118,11 +114,6 @@ impl Admission {
     /// Requests that are being read at this moment.
     pub fn count_arriving(&self) -> usize {
         self.state.arriving.load(Relaxed)
-    }
-
-    /// Resolves when a request that was being read has been queued or given up.
-    pub async fn arrived(&self) {
-        self.state.arrived.notified().await;
     }
 
     /// The texts answered a second, as measured.
@@ -196,7 +187,6 @@ pub struct Arriving {
 impl Drop for Arriving {
     fn drop(&mut self) {
         self.state.arriving.fetch_sub(1, Relaxed);
-        self.state.arrived.notify_one();
     }
 }
 

@@ -22,8 +22,10 @@ pub use self::handle::{Handle, LinkPort, Ticket};
 use self::workers::{WorkerId, Workers};
 use crate::admission::Admission;
 use crate::job::{Failure, Job, JobRange};
+use crate::link::inflight::{Arrival, Departure};
 use crate::metrics::{Metrics, Trigger};
-use crate::policy::{self, Decision, View};
+use crate::policy::forecast::Asked;
+use crate::policy::{Decision, Policy, View};
 use crate::queue::{Filled, Limits, Queue};
 
 /// How batches are made.
@@ -44,10 +46,12 @@ pub struct Settings {
 /// To the batcher.
 #[derive(Debug)]
 enum Message {
-    /// Jobs of one request.
-    Submit(Vec<Job>),
+    /// Jobs of one request, and when its client had its answer to the request before, if there was one.
+    Submit(Vec<Box<Job>>, Option<Instant>),
     /// The request's client went away.
     Cancel(JobRange),
+    /// A client that had its last answer at this instant has closed its connection.
+    Left(Instant),
     /// From a link.
     Link(WorkerId, FromLink),
     /// Log what waits.
@@ -63,21 +67,23 @@ pub enum FromLink {
     Up(Hello, mpsc::Sender<ToLink>),
     /// It will take so many batches more.
     Credit(u32),
-    /// A batch of so many members has ended and took so long.
-    Done(usize, Duration),
-    /// Jobs that must go on elsewhere though the worker lives.
-    Yielded(Vec<Job>),
+    /// So many members have ended, well or badly.
+    Ended(usize),
+    /// A batch is done.
+    Done(Arrival),
+    /// So many members were given back though the worker lives; the jobs among them that clients wait for go on.
+    Yielded(usize, Vec<Box<Job>>),
     /// It wants to leave.
     Draining,
     /// The connection has ended; these were in flight.
-    Down(Vec<Job>),
+    Down(Vec<Box<Job>>),
 }
 
 /// From the batcher to a link.
 #[derive(Debug)]
 pub enum ToLink {
     /// A batch, paid for with one credit.
-    Batch(Vec<Job>),
+    Batch(Vec<Box<Job>>, Departure),
     /// Clients of these jobs went away.
     Cancel(JobRange),
     /// The worker may leave.
@@ -101,9 +107,7 @@ pub struct Batcher {
     workers: Workers,
     no_worker_since: Instant,
     lost_workers: usize,
-    batch_cost: Option<Duration>,
-    /// The batch that leaves next has been held for companions.
-    held: bool,
+    policy: Policy,
     rate: Rate,
 }
 
@@ -130,8 +134,7 @@ pub fn batcher(settings: Settings, admission: Admission, metrics: Arc<Metrics>) 
         workers: Workers::default(),
         no_worker_since: Instant::now(),
         lost_workers: 0,
-        batch_cost: None,
-        held: false,
+        policy: Policy::new(settings.max_batch_size, settings.batch_timeout),
         rate: Rate { since: Instant::now(), texts: 0 },
     };
     (handle, LinkPort::new(outbox), batcher)
@@ -141,9 +144,9 @@ impl Batcher {
     /// Runs until it is closed, or every handle is dropped. Whoever still waits then hears of it.
     pub async fn run(mut self) {
         let mut messages = Vec::with_capacity(MESSAGES_AT_ONCE);
+        let mut held = None;
         loop {
-            let hold = self.hold_ends();
-            let wake = [self.next_due(), hold].into_iter().flatten().min();
+            let wake = [self.next_due(), held].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 received = self.inbox.recv_many(&mut messages, MESSAGES_AT_ONCE) => {
@@ -151,7 +154,6 @@ impl Batcher {
                         return;
                     }
                 }
-                () = self.admission.arrived(), if hold.is_some() => {}
                 () = sleep_until(wake) => {}
             }
             for message in messages.drain(..) {
@@ -162,19 +164,31 @@ impl Batcher {
             }
             let now = Instant::now();
             self.expire(now);
-            self.dispatch(now);
+            held = self.dispatch(now);
             self.release();
         }
     }
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Submit(jobs) => jobs.into_iter().for_each(|job| self.queue.push(job)),
+            Message::Submit(jobs, answered) => self.submit(jobs, answered),
             Message::Cancel(jobs) => self.cancel(&jobs),
+            Message::Left(answered) => self.policy.returns.left(answered),
             Message::Link(worker, news) => self.hear(worker, news),
             Message::Dump => self.dump(),
             Message::Close => {}
         }
+    }
+
+    fn submit(&mut self, jobs: Vec<Box<Job>>, answered: Option<Instant>) {
+        let returns = &mut self.policy.returns;
+        if let Some(job) = jobs.first() {
+            match answered {
+                Some(answered) => returns.returned(jobs.len(), answered, job.admitted),
+                None => returns.came(jobs.len(), job.admitted),
+            }
+        }
+        jobs.into_iter().for_each(|job| self.queue.push(job));
     }
 
     fn hear(&mut self, id: WorkerId, news: FromLink) {
@@ -185,25 +199,31 @@ impl Batcher {
                     self.lost_workers -= 1;
                     self.metrics.worker_reconnects.increment(1);
                 }
-                self.workers.add(id, hello, link);
+                self.workers.add(id, hello, link, Instant::now());
             }
             FromLink::Credit(grant) => {
                 if let Some(worker) = self.workers.get_mut(id) {
                     worker.credit = worker.credit.saturating_add(grant);
                 }
             }
-            FromLink::Done(members, cost) => {
-                self.batch_cost = Some(policy::smooth(self.batch_cost, cost));
+            FromLink::Ended(members) => {
+                self.policy.returns.answered(members, Instant::now());
                 self.count_answered(members);
+                self.less(id, members);
+            }
+            FromLink::Done(Arrival { departure, outcome, .. }) => {
+                self.policy.ended(departure.asked.members, Instant::now());
                 if let Some(worker) = self.workers.get_mut(id) {
-                    worker.members = worker.members.saturating_sub(members);
+                    worker.done(&departure, &outcome, Instant::now());
                 }
             }
-            FromLink::Yielded(jobs) => {
+            FromLink::Yielded(members, jobs) => {
+                self.less(id, members);
                 self.metrics.resumed_yielded.increment(jobs.len() as u64);
                 // Nothing went wrong: it does not count as an attempt.
-                for job in jobs {
-                    self.come_back(Job { attempts: job.attempts.saturating_sub(1), ..job });
+                for mut job in jobs {
+                    job.attempts = job.attempts.saturating_sub(1);
+                    self.come_back(job);
                 }
             }
             FromLink::Draining => {
@@ -230,8 +250,15 @@ impl Batcher {
         self.tell_ready();
     }
 
+    /// The worker holds so many members less.
+    fn less(&mut self, id: WorkerId, members: usize) {
+        if let Some(worker) = self.workers.get_mut(id) {
+            worker.members = worker.members.saturating_sub(members);
+        }
+    }
+
     /// A job whose attempt ended early goes on waiting, in its old place.
-    fn come_back(&mut self, mut job: Job) {
+    fn come_back(&mut self, mut job: Box<Job>) {
         if job.reply.is_abandoned() {
             self.metrics.cancelled_running.increment(1);
         } else {
@@ -293,64 +320,55 @@ impl Batcher {
         [self.queue.next_deadline(), unserved].into_iter().flatten().min()
     }
 
-    /// When the present hold for companions ends, if there is one.
-    fn hold_ends(&self) -> Option<Instant> {
-        if self.workers.iter().all(|worker| worker.credit == 0 || worker.released) {
-            return None;
-        }
-        match self.decide(Instant::now())? {
-            Decision::HoldUntil(instant) => Some(instant),
-            Decision::Go => None,
-        }
-    }
-
-    fn decide(&self, now: Instant) -> Option<Decision> {
-        let head = self.queue.head()?;
-        let view = View {
-            waiting: head.waiting,
-            since: head.since,
-            arriving: self.admission.count_arriving(),
-            max_batch_size: self.settings.max_batch_size,
-            batch_timeout: self.settings.batch_timeout,
-            batch_cost: self.batch_cost,
-        };
-        Some(policy::decide(&view, now))
-    }
-
-    /// Every free credit takes what waits, as far as the policy allows.
-    fn dispatch(&mut self, now: Instant) {
-        while let Some(decision) = self.decide(now) {
-            let Some(worker) = self.workers.least_loaded() else { return };
-            if decision != Decision::Go {
-                self.held = true;
-                return;
-            }
+    /// Every free credit takes what waits, as far as the policy allows. Until when the policy holds the next batch back,
+    /// if it does.
+    fn dispatch(&mut self, now: Instant) -> Option<Instant> {
+        loop {
+            let Some(head) = self.queue.head() else {
+                self.policy.nobody_waits();
+                return None;
+            };
+            let most = self.settings.max_batch_size.min(MAX_BATCH_MEMBERS);
+            let asked = head.asked.times(head.waiting.min(most));
+            let id = self.workers.soonest(&asked, now)?;
+            let share = self.workers.share(&asked);
+            let engines = self.workers.engines();
+            let worker = self.workers.get_mut(id)?;
+            let (ending, ends_in) = worker.ending(now);
+            let (fixed_cost, member_cost) = worker.forecast.costs(&asked);
+            let arriving = self.admission.count_arriving();
+            let view = View { waiting: head.waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in };
+            let was_held = match self.policy.decide(&view, now) {
+                Decision::HoldUntil(until) => return Some(until),
+                Decision::Go { held } => held,
+            };
             let limits = Limits {
-                members: self.settings.max_batch_size.min(MAX_BATCH_MEMBERS),
+                members: most.min(share),
                 tokens: u64::from(worker.hello.max_batch_tokens),
                 bytes: MAX_BATCH_TEXT,
             };
             // A link without room is one that has ended; its last word, which takes the worker out, is on its way.
-            let Ok(room) = worker.link.try_reserve() else {
+            let link = worker.link.clone();
+            let Ok(room) = link.try_reserve() else {
                 worker.credit = 0;
                 continue;
             };
-            let Some((mut jobs, filled)) = self.queue.take_batch(&limits) else { return };
+            let (mut jobs, filled) = self.queue.take_batch(&limits)?;
             let trigger = match filled {
-                Filled::Members => Trigger::Full,
+                Filled::Members if jobs.len() == most => Trigger::Full,
                 Filled::Tokens => Trigger::Tokens,
-                Filled::Everyone if self.held => Trigger::Hold,
-                Filled::Everyone => Trigger::Idle,
+                _ if was_held => Trigger::Hold,
+                _ => Trigger::Idle,
             };
-            self.held = false;
             self.metrics.batch(trigger, jobs.len());
+            let mut asked = Asked::default();
             for job in &mut jobs {
                 job.leave_queue(&worker.fingerprint);
+                job.add_to(&mut asked);
                 self.metrics.queue_duration.record((now - job.admitted).as_secs_f64());
             }
-            worker.credit -= 1;
-            worker.members += jobs.len();
-            room.send(ToLink::Batch(jobs));
+            let departure = worker.take(asked, now);
+            room.send(ToLink::Batch(jobs, departure));
         }
     }
 

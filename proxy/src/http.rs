@@ -63,8 +63,6 @@ pub enum Scope {
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// Bytes of a request's head, and of what is read at once.
 const MAX_HEAD: usize = 64 * 1024;
-/// Headers of a request.
-const MAX_HEADERS: usize = 100;
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -93,15 +91,17 @@ impl Service {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(move |request| {
-            let service = self.clone();
-            async move { Ok::<_, Infallible>(service.answer(request, scope).await) }
+        let caller = Arc::new(Caller::new(Instant::now()));
+        let service = service_fn(|request| {
+            let (service, caller) = (self.clone(), caller.clone());
+            async move { Ok::<_, Infallible>(service.answer(request, scope, &caller).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_HEADERS)
+            // Answers are small and written at once: one plain write costs the kernel less than a gathered one.
+            .writev(false)
             .serve_connection(TokioIo::new(io), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
@@ -114,9 +114,12 @@ impl Service {
         if let Err(error) = ended {
             debug!(%error, "a connection ended early");
         }
+        if let Some(answered) = caller.answered() {
+            self.handle.left(answered);
+        }
     }
 
-    async fn answer(&self, request: Request<Incoming>, scope: Scope) -> Answer {
+    async fn answer(&self, request: Request<Incoming>, scope: Scope, caller: &Caller) -> Answer {
         let started = Instant::now();
         let request_id = self.request_ids.of(request.headers());
         let endpoint = match endpoint(request.uri().path()) {
@@ -124,7 +127,7 @@ impl Service {
             endpoint => endpoint,
         };
         let answer = match (endpoint, request.method()) {
-            (Endpoint::Generate, &Method::POST) => self.generate(request, &request_id, started).await,
+            (Endpoint::Generate, &Method::POST) => self.generate(request, &request_id, started, caller).await,
             (Endpoint::Generate, _) => Err(ApiError::Method { allow: "POST" }),
             (Endpoint::Other, _) => Err(ApiError::NotFound { path: request.uri().path().to_owned() }),
             (_, &Method::GET | &Method::HEAD) => Ok(self.administer(endpoint)),
@@ -137,6 +140,33 @@ impl Service {
             self.metrics.request_duration.record(started.elapsed().as_secs_f64());
         }
         answer
+    }
+}
+
+/// What is remembered of a connection from one request to the next: when it had its last answer from a worker.
+#[derive(Debug)]
+struct Caller {
+    since: Instant,
+    /// Microseconds since then; 0 for never.
+    answered: AtomicU64,
+}
+
+impl Caller {
+    fn new(since: Instant) -> Self {
+        Self { since, answered: AtomicU64::new(0) }
+    }
+
+    /// When it had its last answer. Said once, since with the next request it is over.
+    fn answered(&self) -> Option<Instant> {
+        match self.answered.swap(0, Relaxed) {
+            0 => None,
+            micros => Some(self.since + Duration::from_micros(micros)),
+        }
+    }
+
+    fn has_its_answer(&self, now: Instant) {
+        let micros = u64::try_from(now.saturating_duration_since(self.since).as_micros()).unwrap_or(u64::MAX);
+        self.answered.store(micros.max(1), Relaxed);
     }
 }
 
@@ -178,7 +208,12 @@ impl RequestIds {
             return value.clone();
         }
         let number = self.base.wrapping_add(self.next.fetch_add(1, Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        HeaderValue::from_str(&format!("{number:016x}")).unwrap_or(HeaderValue::from_static("unnumbered"))
+        let mut digits = [0; 16];
+        for (place, digit) in digits.iter_mut().enumerate() {
+            let nibble = number.to_be_bytes()[place / 2] >> (4 * (1 - place % 2)) & 15;
+            *digit = b"0123456789abcdef"[usize::from(nibble)];
+        }
+        HeaderValue::from_bytes(&digits).unwrap_or(HeaderValue::from_static("unnumbered"))
     }
 }
 

@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pillion_protocol::frame::{FailureCode, FinishReason, Options, Prompt};
-use tokio::sync::mpsc::{OwnedPermit, Sender};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::admission::QueueSlot;
+use crate::policy::forecast::Asked;
 
 /// A job's number. Numbers rise with admission, so a smaller one is older.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,6 +127,12 @@ pub struct Job {
 }
 
 impl Job {
+    /// Adds what it asks for, less what it has, to what a batch asks for.
+    pub fn add_to(&self, asked: &mut Asked) {
+        let produced = u32::try_from(self.progress.produced.len()).unwrap_or(u32::MAX);
+        asked.add(self.ask.bytes(), self.ask.max_new_tokens.saturating_sub(produced));
+    }
+
     /// The job leaves the queue for a worker with this fingerprint. What another model produced is forgotten, and so is
     /// what was produced under options that look back: nothing of it has reached the client, so it starts again.
     pub fn leave_queue(&mut self, fingerprint: &Arc<str>) {
@@ -138,24 +145,8 @@ impl Job {
     }
 }
 
-/// What a client hears of one text. `index` is the text's place in the request.
-#[derive(Debug, PartialEq)]
-pub enum Event {
-    /// It ended well.
-    Finished {
-        /// The text's place in the request.
-        index: usize,
-        /// What came of it.
-        completion: Completion,
-    },
-    /// It ended badly.
-    Failed {
-        /// The text's place in the request.
-        index: usize,
-        /// Why.
-        failure: Failure,
-    },
-}
+/// What a client hears of one text, once.
+pub type End = Result<Completion, Failure>;
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -203,57 +194,51 @@ pub enum Failure {
     Internal,
 }
 
-/// Where a job's one terminal event goes. Room for it was reserved at admission, so that sending never waits; dropping
-/// the reply unsent sends [`Failure::Internal`], so that no client waits for ever.
+/// Where a job's one terminal event goes. Its room was made at admission, so that sending never waits; dropping the reply
+/// unsent sends [`Failure::Internal`], so that no client waits for ever.
 #[derive(Debug)]
 pub struct Reply {
-    index: usize,
-    sender: Sender<Event>,
-    room: Option<OwnedPermit<Event>>,
+    sender: Option<oneshot::Sender<End>>,
 }
 
 impl Reply {
-    /// A reply for the text at `index`; `None` where the channel has no room for another terminal event.
-    pub fn reserve(index: usize, sender: &Sender<Event>) -> Option<Self> {
-        let room = sender.clone().try_reserve_owned().ok()?;
-        Some(Self { index, sender: sender.clone(), room: Some(room) })
+    /// A reply, and where its event comes out.
+    pub fn new() -> (Self, oneshot::Receiver<End>) {
+        let (sender, end) = oneshot::channel();
+        (Self { sender: Some(sender) }, end)
     }
 
     /// Whether nobody waits for the event any more.
     pub fn is_abandoned(&self) -> bool {
-        self.sender.is_closed()
+        self.sender.as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 
     /// The job ended well.
     pub fn finish(mut self, completion: Completion) {
-        let event = Event::Finished { index: self.index, completion };
-        self.send(event);
+        self.send(Ok(completion));
     }
 
     /// The job ended badly.
     pub fn fail(mut self, failure: Failure) {
-        let event = Event::Failed { index: self.index, failure };
-        self.send(event);
+        self.send(Err(failure));
     }
 
-    fn send(&mut self, event: Event) {
-        if let Some(room) = self.room.take() {
-            room.send(event);
+    fn send(&mut self, end: End) {
+        if let Some(sender) = self.sender.take() {
+            // Whoever has gone away needs no answer.
+            let _ = sender.send(end);
         }
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        let event = Event::Failed { index: self.index, failure: Failure::Internal };
-        self.send(event);
+        self.send(Err(Failure::Internal));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
-
     use super::*;
 
     #[test]
@@ -270,14 +255,20 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_reply_still_says_something_and_a_used_one_says_it_once() {
-        let (sender, mut events) = mpsc::channel(2);
-        drop(Reply::reserve(0, &sender).unwrap());
-        Reply::reserve(1, &sender).unwrap().fail(Failure::Deadline);
-        assert!(Reply::reserve(2, &sender).is_none(), "both places are taken until somebody reads");
-        assert_eq!(events.try_recv().unwrap(), Event::Failed { index: 0, failure: Failure::Internal });
-        assert_eq!(events.try_recv().unwrap(), Event::Failed { index: 1, failure: Failure::Deadline });
-        drop(sender);
-        assert!(events.try_recv().is_err());
+    fn a_dropped_reply_still_says_something_and_a_used_one_says_its_own() {
+        let (dropped, mut end) = Reply::new();
+        drop(dropped);
+        assert_eq!(end.try_recv().unwrap(), Err(Failure::Internal));
+        let (used, mut end) = Reply::new();
+        assert!(!used.is_abandoned());
+        used.fail(Failure::Deadline);
+        assert_eq!(end.try_recv().unwrap(), Err(Failure::Deadline));
+    }
+
+    #[test]
+    fn a_reply_that_nobody_waits_for_says_so() {
+        let (reply, end) = Reply::new();
+        drop(end);
+        assert!(reply.is_abandoned());
     }
 }

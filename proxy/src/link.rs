@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pillion_protocol::connection::{FrameReader, FrameWriter};
 use pillion_protocol::frame::{
-    Batch, FinishReason, Frame, Goodbye, GoodbyeReason, Hello, Member, MemberFailed, MemberFinished, Welcome,
+    Batch, FinishReason, Frame, Goodbye, GoodbyeReason, Hello, Member, MemberFailed, MemberFinished, Prompt, Welcome,
 };
 use pillion_protocol::{BatchId, EncodeError, MemberIndex, ReadError, VERSIONS, negotiate};
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
-use self::inflight::{InFlight, Violation};
+use self::inflight::{Departure, InFlight, Violation};
 use crate::batcher::workers::WorkerId;
 use crate::batcher::{FromLink, LinkPort, ToLink};
 use crate::job::{Completion, Failure, Job};
@@ -200,7 +200,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
 
     fn pass_on(&mut self, message: ToLink) -> Result<(), LinkError> {
         match message {
-            ToLink::Batch(jobs) => self.send_batch(jobs)?,
+            ToLink::Batch(jobs, departure) => self.send_batch(jobs, departure)?,
             ToLink::Cancel(range) => {
                 for (batch, member, _job) in self.inflight.cancel(&range) {
                     self.metrics.cancelled_running.increment(1);
@@ -219,16 +219,20 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(())
     }
 
-    fn send_batch(&mut self, jobs: Vec<Job>) -> Result<(), LinkError> {
+    fn send_batch(&mut self, mut jobs: Vec<Box<Job>>, departure: Departure) -> Result<(), LinkError> {
         let id = BatchId(self.next_batch);
         self.next_batch += 1;
         let now = Instant::now();
         let Some(first) = jobs.first() else { return Ok(()) };
         let options = first.ask.class.options();
-        let members = jobs.iter().map(|job| member(job, now)).collect();
+        let members = jobs.iter_mut().map(|job| member(job, now)).collect();
         let frame = Frame::Batch(id, Batch { options, members });
         debug!(worker = self.worker.0, batch = id.0, members = jobs.len(), "a batch leaves");
-        if let Err(error) = self.writer.put(&frame) {
+        let put = self.writer.put(&frame);
+        if let Frame::Batch(_, batch) = frame {
+            jobs.iter_mut().zip(batch.members).for_each(|(job, member)| job.ask.prompt = member.prompt);
+        }
+        if let Err(error) = put {
             // The batcher keeps batches below the limit; should one be too large all the same, its members hear of it.
             for job in jobs {
                 job.reply.fail(Failure::Unsendable(error.to_string()));
@@ -236,7 +240,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
             return Err(error.into());
         }
         self.metrics.running.increment(crate::metrics::count(jobs.len()));
-        self.inflight.insert(id, jobs, now);
+        self.inflight.insert(id, jobs, departure, now);
         Ok(())
     }
 
@@ -247,18 +251,21 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
             Frame::Credit { grant } => self.port.tell(self.worker, FromLink::Credit(grant)).await,
             Frame::Tokens(batch, members) => {
                 let now = Instant::now();
-                for tokens in &members {
+                for tokens in members {
                     self.inflight.tokens(batch, tokens, &self.fingerprint, now)?;
                 }
             }
             Frame::Finished(batch, members) => {
+                self.port.tell(self.worker, FromLink::Ended(members.len())).await;
                 for finished in members {
-                    if let Some(job) = self.end(batch, finished.member)? {
+                    if let Some(job) = self.inflight.finish(batch, &finished)? {
+                        self.metrics.running.decrement(1.0);
                         self.finish(job, &finished);
                     }
                 }
             }
             Frame::Failed(batch, members) => {
+                self.port.tell(self.worker, FromLink::Ended(members.len())).await;
                 for MemberFailed { member, code, message } in members {
                     if let Some(job) = self.end(batch, member)? {
                         job.reply.fail(Failure::Worker { code, message });
@@ -266,18 +273,22 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
             }
             Frame::Yielded(batch, members) => {
+                let given_back = members.len();
                 let mut jobs = Vec::new();
                 for member in members {
                     jobs.extend(self.end(batch, member)?);
                 }
-                self.port.tell(self.worker, FromLink::Yielded(jobs)).await;
+                self.port.tell(self.worker, FromLink::Yielded(given_back, jobs)).await;
             }
             Frame::Done(batch, cost) => {
-                let (members, since) = self.inflight.done(batch)?;
-                self.metrics.batch_duration.record(since.elapsed().as_secs_f64());
+                let arrival = self.inflight.done(batch, cost)?;
+                self.metrics.batch_duration.record(arrival.since.elapsed().as_secs_f64());
                 self.metrics.forced_steps.increment(cost.forced_steps);
-                let cost = Duration::from_micros(cost.engine_us);
-                self.port.tell(self.worker, FromLink::Done(members, cost)).await;
+                if cost.cohorts > 0 {
+                    self.metrics.engine_busy.record(Duration::from_micros(cost.engine_us).as_secs_f64());
+                    self.metrics.engine_idle.record(Duration::from_micros(cost.idle_us).as_secs_f64());
+                }
+                self.port.tell(self.worker, FromLink::Done(arrival)).await;
             }
             Frame::Draining => self.port.tell(self.worker, FromLink::Draining).await,
             Frame::Heartbeat(_) | Frame::Goodbye(_) => {}
@@ -291,7 +302,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(())
     }
 
-    fn end(&mut self, batch: BatchId, member: MemberIndex) -> Result<Option<Job>, Violation> {
+    fn end(&mut self, batch: BatchId, member: MemberIndex) -> Result<Option<Box<Job>>, Violation> {
         let job = self.inflight.end(batch, member)?;
         if job.is_some() {
             self.metrics.running.decrement(1.0);
@@ -299,7 +310,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(job)
     }
 
-    fn finish(&self, job: Job, finished: &MemberFinished) {
+    fn finish(&self, job: Box<Job>, finished: &MemberFinished) {
         self.metrics.prompt_tokens.increment(u64::from(finished.prompt_tokens));
         self.metrics.generated_tokens.increment(u64::from(finished.completion_tokens));
         job.reply.finish(Completion {
@@ -318,7 +329,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         for (batch, member, job) in self.inflight.expire(instant) {
             self.metrics.running.decrement(1.0);
             self.writer.put(&Frame::Cancel(batch, vec![member]))?;
-            let Job { progress, reply, .. } = job;
+            let Job { progress, reply, .. } = *job;
             if progress.produced.is_empty() {
                 reply.fail(Failure::Deadline);
             } else {
@@ -341,8 +352,11 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         self.metrics.running.decrement(crate::metrics::count(jobs.len()));
         self.inbox.close();
         while let Ok(message) = self.inbox.try_recv() {
-            if let ToLink::Batch(batch) = message {
-                jobs.extend(batch.into_iter().map(|job| Job { attempts: job.attempts.saturating_sub(1), ..job }));
+            if let ToLink::Batch(batch, _) = message {
+                jobs.extend(batch.into_iter().map(|mut job| {
+                    job.attempts = job.attempts.saturating_sub(1);
+                    job
+                }));
             }
         }
         info!(worker = self.worker.0, in_flight = jobs.len(), "the worker is gone");
@@ -350,10 +364,11 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
     }
 }
 
-fn member(job: &Job, now: Instant) -> Member {
+/// A job as the worker sees it. The prompt is lent, so that no text is copied: it must go back.
+fn member(job: &mut Job, now: Instant) -> Member {
     let left = job.deadline.saturating_duration_since(now).as_millis();
     Member {
-        prompt: job.ask.prompt.clone(),
+        prompt: std::mem::replace(&mut job.ask.prompt, Prompt::Ids(Vec::new())),
         max_new_tokens: job.ask.max_new_tokens,
         min_new_tokens: job.ask.class.min_new_tokens(),
         stop: job.ask.stop.to_vec(),

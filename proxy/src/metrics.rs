@@ -12,6 +12,8 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 /// Seconds: from a lone small request to the longest that a proxy waits for.
 const SECONDS: &[f64] =
     &[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0];
+/// Seconds for which an engine is idle between two batches: a few microseconds where all goes well.
+const IDLE_SECONDS: &[f64] = &[0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0];
 const MEMBERS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 40.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0];
 
 /// The statuses that the proxy answers with; the last place counts any other.
@@ -73,6 +75,8 @@ pub struct Metrics {
     pub running: Gauge,
     pub batch_size: Histogram,
     pub batch_duration: Histogram,
+    pub engine_busy: Histogram,
+    pub engine_idle: Histogram,
     pub forced_steps: Counter,
     pub prompt_tokens: Counter,
     pub generated_tokens: Counter,
@@ -96,6 +100,7 @@ impl Metrics {
         let recorder = Arc::new(
             PrometheusBuilder::new()
                 .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?
+                .set_buckets_for_metric(Matcher::Full("pillion_engine_idle_seconds".into()), IDLE_SECONDS)?
                 .set_buckets_for_metric(Matcher::Suffix("batch_size".into()), MEMBERS)?
                 .build_recorder(),
         );
@@ -160,6 +165,8 @@ fn register(recorder: Arc<PrometheusRecorder>) -> Metrics {
         running: gauge!("pillion_running"),
         batch_size: histogram!("pillion_batch_size"),
         batch_duration: histogram!("pillion_batch_duration_seconds"),
+        engine_busy: histogram!("pillion_engine_busy_seconds"),
+        engine_idle: histogram!("pillion_engine_idle_seconds"),
         forced_steps: counter!("pillion_forced_steps_total"),
         prompt_tokens: counter!("pillion_prompt_tokens_total"),
         generated_tokens: counter!("pillion_generated_tokens_total"),
@@ -200,6 +207,12 @@ fn describe() {
     describe_gauge!("pillion_running", Unit::Count, "Texts with a worker");
     describe_histogram!("pillion_batch_size", Unit::Count, "Members of a batch as it left");
     describe_histogram!("pillion_batch_duration_seconds", Unit::Seconds, "From a batch's leaving to its end");
+    describe_histogram!("pillion_engine_busy_seconds", Unit::Seconds, "Time that a batch took its engine");
+    describe_histogram!(
+        "pillion_engine_idle_seconds",
+        Unit::Seconds,
+        "Time for which the engine that took a batch had been idle before"
+    );
     describe_counter!("pillion_forced_steps_total", Unit::Count, "Decode steps spent on uneven prompts");
     describe_counter!("pillion_prompt_tokens_total", Unit::Count, "Tokens of answered prompts");
     describe_counter!("pillion_generated_tokens_total", Unit::Count, "Tokens produced");

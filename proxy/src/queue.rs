@@ -9,13 +9,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::job::{Class, Job, JobId};
+use crate::policy::forecast::Asked;
 
 /// Jobs that wait, in order of age within their class.
 #[derive(Debug, Default)]
 pub struct Queue {
     /// Every job's class, the oldest job first: also the index by number.
     order: BTreeMap<JobId, Class>,
-    classes: HashMap<Class, BTreeMap<JobId, Job>>,
+    classes: HashMap<Class, BTreeMap<JobId, Box<Job>>>,
     deadlines: BTreeSet<(Instant, JobId)>,
 }
 
@@ -53,14 +54,14 @@ impl Queue {
     }
 
     /// Puts a job in its place by age.
-    pub fn push(&mut self, job: Job) {
+    pub fn push(&mut self, job: Box<Job>) {
         self.order.insert(job.id, job.ask.class);
         self.deadlines.insert((job.deadline, job.id));
         self.classes.entry(job.ask.class).or_default().insert(job.id, job);
     }
 
     /// Takes a job out, if it waits.
-    pub fn remove(&mut self, id: JobId) -> Option<Job> {
+    pub fn remove(&mut self, id: JobId) -> Option<Box<Job>> {
         let class = self.order.remove(&id)?;
         let jobs = self.classes.get_mut(&class)?;
         let job = jobs.remove(&id)?;
@@ -75,12 +76,15 @@ impl Queue {
     pub fn head(&self) -> Option<Head> {
         let (&id, class) = self.order.first_key_value()?;
         let jobs = self.classes.get(class)?;
-        Some(Head { waiting: jobs.len(), since: jobs.get(&id)?.admitted })
+        let oldest = jobs.get(&id)?;
+        let mut asked = Asked::default();
+        oldest.add_to(&mut asked);
+        Some(Head { waiting: jobs.len(), since: oldest.admitted, asked })
     }
 
     /// Takes the oldest job and the next oldest of its class, as many as `limits` allow; never an empty batch while
     /// somebody waits: a job larger than the limits goes alone.
-    pub fn take_batch(&mut self, limits: &Limits) -> Option<(Vec<Job>, Filled)> {
+    pub fn take_batch(&mut self, limits: &Limits) -> Option<(Vec<Box<Job>>, Filled)> {
         let class = *self.order.first_key_value()?.1;
         let mut batch = Vec::with_capacity(self.classes.get(&class)?.len().min(limits.members));
         let (mut tokens, mut bytes) = (0, 0);
@@ -102,7 +106,7 @@ impl Queue {
     }
 
     /// Takes out the jobs whose deadline is not after `now`.
-    pub fn take_expired(&mut self, now: Instant) -> Vec<Job> {
+    pub fn take_expired(&mut self, now: Instant) -> Vec<Box<Job>> {
         let mut expired = Vec::new();
         while let Some(&(deadline, id)) = self.deadlines.first()
             && deadline <= now
@@ -114,7 +118,7 @@ impl Queue {
 
     /// Takes out the jobs that have waited for a worker as long as they may: none has been connected since
     /// `no_worker_since`, and they were admitted at least `wait` ago.
-    pub fn take_unserved(&mut self, now: Instant, no_worker_since: Instant, wait: Duration) -> Vec<Job> {
+    pub fn take_unserved(&mut self, now: Instant, no_worker_since: Instant, wait: Duration) -> Vec<Box<Job>> {
         let mut unserved = Vec::new();
         while let Some(head) = self.head()
             && head.since.max(no_worker_since) + wait <= now
@@ -138,6 +142,8 @@ pub struct Head {
     pub waiting: usize,
     /// When the oldest was admitted.
     pub since: Instant,
+    /// What the oldest asks for.
+    pub asked: Asked,
 }
 
 #[cfg(test)]
@@ -145,17 +151,15 @@ mod tests {
     use std::sync::Arc;
 
     use pillion_protocol::frame::{Options, Prompt};
-    use tokio::sync::mpsc;
 
     use super::*;
     use crate::job::{Ask, Progress, Reply};
 
     const NO_LIMITS: Limits = Limits { members: 100, tokens: u64::MAX, bytes: usize::MAX };
 
-    fn job(id: u64, penalty: f32, text: &str, deadline: Instant) -> Job {
-        let (sender, _events) = mpsc::channel(1);
+    fn job(id: u64, penalty: f32, text: &str, deadline: Instant) -> Box<Job> {
         let options = Options { repetition_penalty: penalty, ..Options::default() };
-        Job {
+        Box::new(Job {
             id: JobId(id),
             ask: Ask {
                 prompt: Prompt::Text(text.into()),
@@ -168,15 +172,15 @@ mod tests {
             progress: Progress::default(),
             attempts: 0,
             slot: None,
-            reply: Reply::reserve(0, &sender).unwrap(),
-        }
+            reply: Reply::new().0,
+        })
     }
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(60)
     }
 
-    fn ids(jobs: &[Job]) -> Vec<u64> {
+    fn ids(jobs: &[Box<Job>]) -> Vec<u64> {
         jobs.iter().map(|job| job.id.0).collect()
     }
 

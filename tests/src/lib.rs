@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod process;
 pub mod reference;
 pub mod simulated;
+pub mod simulator;
 pub mod stack;
 pub mod tap;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pillion_protocol::connection::{FrameReader, FrameWriter};
-use pillion_protocol::frame::Frame;
+use pillion_protocol::frame::{Frame, Hello, UnitCost};
 use pillion_tests::memory::{Memory, MemoryWorker};
 use pillion_tests::simulated::echo::expected;
 use pillion_tests::simulated::{Fault, FaultKind, Profile};
@@ -56,10 +56,12 @@ async fn a_lone_request_pays_nothing_for_batching() {
     assert!((millis(50)..millis(53)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
 }
 
-/// A proxy that knows that a batch costs a second, and a request of which only the head has come.
+/// A proxy that knows that a batch costs a second however few its members are (two steps of half of one), and a request of which only the head has come.
 async fn with_a_companion_arriving(flags: &[&str]) -> (Memory, MemoryWorker, DuplexStream) {
     let mut memory = Memory::start(flags);
-    let worker = memory.worker(Profile { batch_cost: seconds(1), ..Profile::default() });
+    let plain = Profile::default();
+    let cost = UnitCost { step_ns: 500_000_000, ..UnitCost::default() };
+    let worker = memory.worker(Profile { batch_cost: seconds(1), hello: Hello { cost, ..plain.hello }, ..plain });
     assert_eq!(memory.generate(&json!({"text": "the first"})).await.status, 200);
     let mut companion = memory.connect();
     companion.write_all(b"POST /generate HTTP/1.1\r\nhost: memory\r\ncontent-length: 15\r\n\r\n").await.unwrap();
@@ -82,7 +84,7 @@ async fn a_companion_that_arrives_in_time_rides_along() {
 
 #[tokio::test(start_paused = true)]
 async fn a_companion_that_dawdles_is_not_waited_for() {
-    // A tenth of what a batch costs, or --batch-timeout if that is shorter.
+    // A tenth of what a batch costs at least, or --batch-timeout if that is shorter.
     for (flags, held) in [(&["--batch-timeout", "10s"], millis(100)), (&["--batch-timeout", "30ms"], millis(30))] {
         let (mut memory, _worker, _companion) = with_a_companion_arriving(flags).await;
         let begun = Instant::now();

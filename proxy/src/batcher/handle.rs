@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::workers::WorkerId;
 use super::{FromLink, Message};
 use crate::admission::{Admission, Rejected};
-use crate::job::{Ask, Event, Job, JobId, JobRange, Progress, Reply};
+use crate::job::{Ask, End, Failure, Job, JobId, JobRange, Progress, Reply};
 
 /// For requests. Cheap to clone; the batcher ends when all handles and ports are gone.
 #[derive(Clone, Debug)]
@@ -40,6 +40,12 @@ impl Handle {
         let _ = self.outbox.try_send(Message::Dump);
     }
 
+    /// A client that had its last answer at this instant has closed its connection. Only a hint: where the batcher is too
+    /// busy to hear of it, nothing is lost.
+    pub fn left(&self, answered: Instant) {
+        let _ = self.outbox.try_send(Message::Left(answered));
+    }
+
     /// Ends the batcher; links that it fed then say goodbye to their workers.
     pub async fn close(&self) {
         // An error means that it has ended already.
@@ -50,57 +56,67 @@ impl Handle {
     ///
     /// # Errors
     /// There is no room; nothing was admitted.
-    pub fn submit(&self, asks: Vec<Ask>, now: Instant, deadline: Instant) -> Result<Ticket, Rejected> {
+    /// `answered` is when the client had its answer to the request before, if there was one: it helps to foresee when
+    /// others will come.
+    pub fn submit(
+        &self,
+        asks: Vec<Ask>,
+        answered: Option<Instant>,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Ticket, Rejected> {
         let texts = asks.len();
         let slots = self.admission.texts(texts)?;
         let room = || self.outbox.clone().try_reserve_owned().map_err(|_| Rejected::Draining);
         let (submit, cancel) = (room()?, room()?);
-        let (sender, events) = mpsc::channel(texts.max(1));
+        let mut ends = Vec::with_capacity(texts);
         let first = self.next_job.fetch_add(texts as u64, Relaxed);
-        let jobs = asks.into_iter().zip(slots).enumerate().filter_map(|(index, (ask, slot))| {
-            Some(Job {
-                id: JobId(first + index as u64),
+        let jobs = (first..).zip(asks).zip(slots).map(|((id, ask), slot)| {
+            let (reply, end) = Reply::new();
+            ends.push(end);
+            Box::new(Job {
+                id: JobId(id),
                 ask,
                 admitted: now,
                 deadline,
                 progress: Progress::default(),
                 attempts: 0,
                 slot: Some(slot),
-                reply: Reply::reserve(index, &sender)?,
+                reply,
             })
         });
-        submit.send(Message::Submit(jobs.collect()));
-        Ok(Ticket { events, pending: texts, jobs: first..first + texts as u64, cancel: Some(cancel) })
+        submit.send(Message::Submit(jobs.collect(), answered));
+        Ok(Ticket { ends, heard: 0, jobs: first..first + texts as u64, cancel: Some(cancel) })
     }
 }
 
 /// A request's claim on its terminal events. Dropping it before they have all come cancels what is left.
 #[derive(Debug)]
 pub struct Ticket {
-    events: mpsc::Receiver<Event>,
-    pending: usize,
+    /// One a text, in the request's order.
+    ends: Vec<oneshot::Receiver<End>>,
+    /// How many have come.
+    heard: usize,
     jobs: JobRange,
     cancel: Option<mpsc::OwnedPermit<Message>>,
 }
 
 impl Ticket {
-    /// The next terminal event, in no order among the texts; `None` once every text has had its own.
-    pub async fn next(&mut self) -> Option<Event> {
-        if self.pending == 0 {
-            return None;
-        }
-        let event = self.events.recv().await;
-        self.pending = if event.is_some() { self.pending - 1 } else { 0 };
-        event
+    /// The next text's terminal event, in the request's order; `None` once every text has had its own.
+    pub async fn next(&mut self) -> Option<End> {
+        let end = self.ends.get_mut(self.heard)?.await;
+        self.heard += 1;
+        // A reply says something even where it is dropped.
+        Some(end.unwrap_or(Err(Failure::Internal)))
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if self.pending > 0
+        if self.heard < self.ends.len()
             && let Some(cancel) = self.cancel.take()
         {
-            self.events.close();
+            self.ends.clear();
             cancel.send(Message::Cancel(self.jobs.clone()));
         }
     }

@@ -1,11 +1,15 @@
 //! The workers that are connected and the credit they have granted. Plain data.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pillion_protocol::frame::Hello;
 use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
 
 use super::ToLink;
+use crate::link::inflight::Departure;
+use crate::policy::forecast::{Asked, Forecast, Outcome};
 
 /// A connection of a worker; a worker that returns is a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,12 +28,68 @@ pub struct Worker {
     pub link: Sender<ToLink>,
     /// Batches it will take.
     pub credit: u32,
-    /// Members it holds.
+    /// Members it holds that have not ended.
     pub members: usize,
+    /// What its batches cost.
+    pub forecast: Forecast,
+    /// Batches it holds.
+    batches: usize,
+    /// The time that they were expected to take, all together.
+    outstanding: Duration,
+    /// When it last began or ended one: since then the first of them runs.
+    since: Instant,
     /// It wants to leave.
     pub draining: bool,
     /// It was told that it may; nothing more goes to it.
     pub released: bool,
+}
+
+/// A batch is shared with an idle worker where that makes it shorter by this part.
+const WORTH_SHARING: u32 = 10;
+/// The most that is believed of a credit that came before its engine was free: workers grant it no earlier.
+const LONGEST_LEAD: Duration = Duration::from_millis(2);
+
+impl Worker {
+    /// A batch goes to it, into a credit.
+    pub fn take(&mut self, asked: Asked, now: Instant) -> Departure {
+        let predicted = self.forecast.time(&asked);
+        self.credit = self.credit.saturating_sub(1);
+        self.members += asked.members;
+        if self.batches == 0 {
+            self.since = now;
+        }
+        self.batches += 1;
+        self.outstanding += predicted;
+        Departure { asked, predicted }
+    }
+
+    /// A batch is done.
+    pub fn done(&mut self, departure: &Departure, outcome: &Outcome, now: Instant) {
+        self.batches = self.batches.saturating_sub(1);
+        self.outstanding = self.outstanding.saturating_sub(departure.predicted);
+        self.since = now;
+        self.forecast.learn(&departure.asked, outcome);
+    }
+
+    /// How long until an engine is predicted to be free.
+    fn free_in(&self, now: Instant) -> Duration {
+        if self.has_free_engine() {
+            return Duration::ZERO;
+        }
+        (self.outstanding / self.hello.slots.max(1)).saturating_sub(now.saturating_duration_since(self.since))
+    }
+
+    fn has_free_engine(&self) -> bool {
+        self.batches < self.hello.slots as usize
+    }
+
+    /// The members whose batch still has the engine that the next credit is for, and when it is expected to end.
+    pub fn ending(&self, now: Instant) -> (usize, Duration) {
+        if self.has_free_engine() {
+            return (0, Duration::ZERO);
+        }
+        (self.members / self.batches.max(1), self.free_in(now).min(LONGEST_LEAD))
+    }
 }
 
 /// All that are connected.
@@ -40,10 +100,21 @@ pub struct Workers {
 
 impl Workers {
     /// A worker has connected.
-    pub fn add(&mut self, id: WorkerId, hello: Hello, link: Sender<ToLink>) {
-        let fingerprint = Arc::from(hello.fingerprint.as_str());
-        let (credit, members, draining, released) = (0, 0, false, false);
-        self.all.push(Worker { id, hello, fingerprint, link, credit, members, draining, released });
+    pub fn add(&mut self, id: WorkerId, hello: Hello, link: Sender<ToLink>, now: Instant) {
+        self.all.push(Worker {
+            id,
+            fingerprint: Arc::from(hello.fingerprint.as_str()),
+            forecast: Forecast::new(&hello.cost),
+            hello,
+            link,
+            credit: 0,
+            members: 0,
+            batches: 0,
+            outstanding: Duration::ZERO,
+            since: now,
+            draining: false,
+            released: false,
+        });
     }
 
     /// A worker's connection has ended.
@@ -57,13 +128,32 @@ impl Workers {
         self.all.iter_mut().find(|worker| worker.id == id)
     }
 
-    /// The worker that the next batch goes to: of those with credit the least loaded, one that wants to leave only if
-    /// no other has credit.
-    pub fn least_loaded(&mut self) -> Option<&mut Worker> {
-        self.all
-            .iter_mut()
-            .filter(|worker| worker.credit > 0 && !worker.released)
-            .min_by_key(|worker| (worker.draining, worker.members, worker.id))
+    /// The worker that the next batch goes to: of those with credit the one that is predicted to end it soonest; one that
+    /// wants to leave only if no other has credit.
+    pub fn soonest(&self, asked: &Asked, now: Instant) -> Option<WorkerId> {
+        let ends = |worker: &Worker| worker.free_in(now) + worker.forecast.time(asked);
+        self.with_credit().min_by_key(|worker| (worker.draining, ends(worker), worker.members, worker.id)).map(|w| w.id)
+    }
+
+    /// How many of the members that wait the next batch should take. All, unless other engines stand idle too and the
+    /// batch would be noticeably shorter for being shared with them.
+    pub fn share(&self, asked: &Asked) -> usize {
+        let idle = self.with_credit().filter(|worker| worker.batches == 0);
+        let Some(longest) = idle.clone().map(|worker| worker.forecast.time(asked)).max() else { return usize::MAX };
+        let idle = idle.count();
+        let part = asked.members.div_ceil(idle);
+        let shared = asked.part(part, asked.members);
+        let shorter = self.with_credit().map(|worker| worker.forecast.time(&shared)).max().unwrap_or_default();
+        if longest.saturating_sub(shorter) > longest / WORTH_SHARING { part } else { usize::MAX }
+    }
+
+    /// How many engines there are that take batches.
+    pub fn engines(&self) -> usize {
+        self.all.iter().filter(|worker| !worker.released).map(|worker| worker.hello.slots as usize).sum()
+    }
+
+    fn with_credit(&self) -> impl Iterator<Item = &Worker> + Clone {
+        self.all.iter().filter(|worker| worker.credit > 0 && !worker.released)
     }
 
     /// Every worker.
@@ -91,67 +181,4 @@ impl Workers {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::sync::mpsc;
-
-    use super::*;
-
-    fn workers(fingerprints: &[&str]) -> Workers {
-        let mut workers = Workers::default();
-        for (id, fingerprint) in (1..).zip(fingerprints) {
-            let hello = Hello {
-                versions: vec![1],
-                software: "test".into(),
-                pid: 0,
-                model: "model".into(),
-                fingerprint: (*fingerprint).into(),
-                positions: 1024,
-                vocabulary: 512,
-                max_batch_tokens: 4096,
-                slots: 1,
-                cost: pillion_protocol::frame::UnitCost::default(),
-            };
-            workers.add(WorkerId(id), hello, mpsc::channel(1).0);
-            workers.get_mut(WorkerId(id)).unwrap().credit = 1;
-        }
-        workers
-    }
-
-    #[test]
-    fn the_least_loaded_with_credit_is_next() {
-        let mut workers = workers(&["a", "a", "a"]);
-        workers.get_mut(WorkerId(1)).unwrap().members = 5;
-        workers.get_mut(WorkerId(2)).unwrap().members = 2;
-        workers.get_mut(WorkerId(3)).unwrap().credit = 0;
-        assert_eq!(workers.least_loaded().unwrap().id, WorkerId(2));
-        workers.get_mut(WorkerId(2)).unwrap().credit = 0;
-        assert_eq!(workers.least_loaded().unwrap().id, WorkerId(1));
-        workers.get_mut(WorkerId(1)).unwrap().credit = 0;
-        assert!(workers.least_loaded().is_none());
-    }
-
-    #[test]
-    fn a_lone_worker_that_wants_to_leave_is_kept_while_somebody_waits() {
-        let mut workers = workers(&["a", "b"]);
-        workers.get_mut(WorkerId(1)).unwrap().draining = true;
-        assert!(workers.releasable(false).is_empty(), "the other one has another model");
-        assert_eq!(workers.releasable(true), [WorkerId(1)]);
-        workers.get_mut(WorkerId(1)).unwrap().members = 1;
-        assert!(workers.releasable(true).is_empty(), "it holds a member");
-    }
-
-    #[test]
-    fn a_worker_with_an_equal_beside_it_may_leave_at_once() {
-        let mut workers = workers(&["a", "a"]);
-        workers.get_mut(WorkerId(2)).unwrap().draining = true;
-        assert_eq!(workers.releasable(false), [WorkerId(2)]);
-        assert_eq!(workers.least_loaded().unwrap().id, WorkerId(1));
-    }
-
-    #[test]
-    fn a_released_worker_serves_no_more() {
-        let mut workers = workers(&["a"]);
-        workers.get_mut(WorkerId(1)).unwrap().released = true;
-        assert!(workers.least_loaded().is_none() && workers.none_serving());
-    }
-}
+mod tests;

@@ -12,10 +12,10 @@ use tracing::info;
 
 use super::request::{self, GenerateRequest};
 use super::response::{ApiError, ErrorBody, ok};
-use super::{Answer, Service, body};
+use super::{Answer, Caller, Service, body};
 use crate::admission::Rejected;
 use crate::batcher::Ticket;
-use crate::job::{Completion, Event, Failure};
+use crate::job::{Completion, End, Failure};
 
 /// The longest that a body may take to arrive, whatever the request's own timeout is.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -49,6 +49,7 @@ impl Service {
         request: Request<Incoming>,
         request_id: &HeaderValue,
         started: Instant,
+        caller: &Caller,
     ) -> Result<Answer, ApiError> {
         if self.is_draining() {
             self.metrics.rejected_draining.increment(1);
@@ -67,9 +68,10 @@ impl Service {
         }
         let texts = asks.len();
         let now = Instant::now();
-        let ticket = self.handle.submit(asks, now, now + timeout)?;
+        let ticket = self.handle.submit(asks, caller.answered(), now, now + timeout)?;
         drop(arriving);
         let ends = collect(ticket, texts).await;
+        caller.has_its_answer(Instant::now());
         // The prompts were kept until here, in case that a worker died.
         drop(reserved);
         self.measure(&ends, now);
@@ -79,7 +81,7 @@ impl Service {
         respond(&ends, is_list)
     }
 
-    fn measure(&self, ends: &[Result<Completion, Failure>], admitted: Instant) {
+    fn measure(&self, ends: &[End], admitted: Instant) {
         for completion in ends.iter().flatten() {
             let Some(first) = completion.first_token_at else { continue };
             self.metrics.time_to_first_token.record((first - admitted).as_secs_f64());
@@ -92,22 +94,16 @@ impl Service {
 }
 
 /// Every text's end, in the request's order.
-async fn collect(mut ticket: Ticket, texts: usize) -> Vec<Result<Completion, Failure>> {
-    let mut ends: Vec<_> = (0..texts).map(|_| Err(Failure::Internal)).collect();
-    while let Some(event) = ticket.next().await {
-        let (index, end) = match event {
-            Event::Finished { index, completion } => (index, outcome(completion)),
-            Event::Failed { index, failure } => (index, Err(failure)),
-        };
-        if let Some(place) = ends.get_mut(index) {
-            *place = end;
-        }
+async fn collect(mut ticket: Ticket, texts: usize) -> Vec<End> {
+    let mut ends = Vec::with_capacity(texts);
+    while let Some(end) = ticket.next().await {
+        ends.push(end.and_then(outcome));
     }
     ends
 }
 
 /// A deadline that passed before anything was produced is a failure, whoever noticed it.
-fn outcome(completion: Completion) -> Result<Completion, Failure> {
+fn outcome(completion: Completion) -> End {
     if completion.reason == FinishReason::Deadline && completion.completion_tokens == 0 {
         return Err(Failure::Deadline);
     }
@@ -115,7 +111,7 @@ fn outcome(completion: Completion) -> Result<Completion, Failure> {
 }
 
 /// The answer: an error where nothing of the request went well, so that no failure hides behind a 200.
-fn respond(ends: &[Result<Completion, Failure>], is_list: bool) -> Result<Answer, ApiError> {
+fn respond(ends: &[End], is_list: bool) -> Result<Answer, ApiError> {
     if let Some(Err(first)) = ends.first()
         && ends.iter().all(Result::is_err)
     {
@@ -126,10 +122,8 @@ fn respond(ends: &[Result<Completion, Failure>], is_list: bool) -> Result<Answer
         usage.prompt_tokens += u64::from(completion.prompt_tokens);
         usage.completion_tokens += u64::from(completion.completion_tokens);
     }
-    let reason = |end: &Result<Completion, Failure>| end.as_ref().map_or("error", |c| name(c.reason));
-    let error = |end: &Result<Completion, Failure>| {
-        end.as_ref().err().map(|failure| ApiError::Failed(failure.clone()).body(None))
-    };
+    let reason = |end: &End| end.as_ref().map_or("error", |c| name(c.reason));
+    let error = |end: &End| end.as_ref().err().map(|failure| ApiError::Failed(failure.clone()).body(None));
     Ok(ok(&match ends {
         [end] if !is_list => Generated {
             text: OneOrMany::One(text(end)),
@@ -146,7 +140,7 @@ fn respond(ends: &[Result<Completion, Failure>], is_list: bool) -> Result<Answer
     }))
 }
 
-fn text(end: &Result<Completion, Failure>) -> Option<&str> {
+fn text(end: &End) -> Option<&str> {
     end.as_ref().ok().map(|completion| &*completion.text)
 }
 

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use pillion_protocol::frame::MemberTokens;
+use pillion_protocol::frame::{BatchCost, MemberFinished, MemberTokens};
 use pillion_protocol::{BatchId, MemberIndex};
 use tokio::time::Instant;
 
 use crate::job::{Job, JobRange};
+use crate::policy::forecast::{Asked, Outcome};
 
 /// What a worker said contradicts what it holds. It cannot be trusted any further.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +43,29 @@ pub struct InFlight {
 #[derive(Debug)]
 struct Running {
     since: Instant,
+    departure: Departure,
+    outcome: Outcome,
     members: Vec<Slot>,
+}
+
+/// What was known of a batch as it left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Departure {
+    /// What its members ask for.
+    pub asked: Asked,
+    /// How long it was expected to take the engine.
+    pub predicted: Duration,
+}
+
+/// A batch that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Since when it ran.
+    pub since: Instant,
+    /// What was known of it then.
+    pub departure: Departure,
+    /// What came of it.
+    pub outcome: Outcome,
 }
 
 #[derive(Debug)]
@@ -69,9 +93,10 @@ impl InFlight {
     }
 
     /// Registers a batch as it is sent.
-    pub fn insert(&mut self, id: BatchId, jobs: Vec<Job>, now: Instant) {
-        let members = jobs.into_iter().map(|job| Slot::Wanted(Box::new(job))).collect();
-        let replaced = self.batches.insert(id, Running { since: now, members });
+    pub fn insert(&mut self, id: BatchId, jobs: Vec<Box<Job>>, departure: Departure, now: Instant) {
+        let members = jobs.into_iter().map(Slot::Wanted).collect();
+        let running = Running { since: now, departure, outcome: Outcome::default(), members };
+        let replaced = self.batches.insert(id, running);
         assert!(replaced.is_none(), "{id} was sent twice");
     }
 
@@ -88,7 +113,7 @@ impl InFlight {
     pub fn tokens(
         &mut self,
         id: BatchId,
-        tokens: &MemberTokens,
+        tokens: MemberTokens,
         fingerprint: &Arc<str>,
         now: Instant,
     ) -> Result<(), Violation> {
@@ -100,8 +125,12 @@ impl InFlight {
         {
             return Err(Violation::TooMuch(id, tokens.member));
         }
-        progress.produced.extend_from_slice(&tokens.ids);
-        progress.text.push_str(&tokens.text);
+        if progress.produced.is_empty() && progress.text.is_empty() {
+            (progress.produced, progress.text) = (tokens.ids, tokens.text);
+        } else {
+            progress.produced.extend(tokens.ids);
+            progress.text.push_str(&tokens.text);
+        }
         progress.first_token_at.get_or_insert(now);
         if progress.fingerprint.is_none() {
             progress.fingerprint = Some(fingerprint.clone());
@@ -113,36 +142,49 @@ impl InFlight {
     ///
     /// # Errors
     /// The worker contradicts itself.
-    pub fn end(&mut self, id: BatchId, member: MemberIndex) -> Result<Option<Job>, Violation> {
+    pub fn end(&mut self, id: BatchId, member: MemberIndex) -> Result<Option<Box<Job>>, Violation> {
         match std::mem::replace(self.slot(id, member)?, Slot::Ended) {
-            Slot::Wanted(job) => Ok(Some(*job)),
+            Slot::Wanted(job) => Ok(Some(job)),
             _ => Ok(None),
         }
     }
 
-    /// The batch is done: how many members it had, and since when it ran.
+    /// A member's end, with the tokens that it came to. `None` where nobody waits for it any more.
     ///
     /// # Errors
     /// The worker contradicts itself.
-    pub fn done(&mut self, id: BatchId) -> Result<(usize, Instant), Violation> {
+    pub fn finish(&mut self, id: BatchId, finished: &MemberFinished) -> Result<Option<Box<Job>>, Violation> {
+        let job = self.end(id, finished.member)?;
+        if let Some(batch) = self.batches.get_mut(&id) {
+            batch.outcome.prompt_tokens += u64::from(finished.prompt_tokens);
+            batch.outcome.completion_tokens += u64::from(finished.completion_tokens);
+        }
+        Ok(job)
+    }
+
+    /// The batch is done and has cost so much.
+    ///
+    /// # Errors
+    /// The worker contradicts itself.
+    pub fn done(&mut self, id: BatchId, cost: BatchCost) -> Result<Arrival, Violation> {
         let batch = self.batches.get(&id).ok_or(Violation::UnknownBatch(id))?;
         if batch.members.iter().any(|slot| !matches!(slot, Slot::Ended)) {
             return Err(Violation::Unfinished(id));
         }
-        let ended = (batch.members.len(), batch.since);
+        let Running { since, departure, outcome, .. } = *batch;
         self.batches.remove(&id);
-        Ok(ended)
+        Ok(Arrival { since, departure, outcome: Outcome { cost, ..outcome } })
     }
 
     /// Takes out the wanted members that `leave` picks; the worker is to be told to stop them.
-    fn abandon(&mut self, leave: impl Fn(&Job) -> bool) -> Vec<(BatchId, MemberIndex, Job)> {
+    fn abandon(&mut self, leave: impl Fn(&Job) -> bool) -> Vec<(BatchId, MemberIndex, Box<Job>)> {
         let mut left = Vec::new();
         for (&id, batch) in &mut self.batches {
             for (member, slot) in (0..).zip(&mut batch.members) {
                 if matches!(slot, Slot::Wanted(job) if leave(job))
                     && let Slot::Wanted(job) = std::mem::replace(slot, Slot::Abandoned)
                 {
-                    left.push((id, member, *job));
+                    left.push((id, member, job));
                 }
             }
         }
@@ -150,23 +192,23 @@ impl InFlight {
     }
 
     /// Takes out the members of a request whose client went away.
-    pub fn cancel(&mut self, jobs: &JobRange) -> Vec<(BatchId, MemberIndex, Job)> {
+    pub fn cancel(&mut self, jobs: &JobRange) -> Vec<(BatchId, MemberIndex, Box<Job>)> {
         self.abandon(|job| jobs.contains(&job.id.0))
     }
 
     /// Takes out the members whose deadline is not after `instant`.
-    pub fn expire(&mut self, instant: Instant) -> Vec<(BatchId, MemberIndex, Job)> {
+    pub fn expire(&mut self, instant: Instant) -> Vec<(BatchId, MemberIndex, Box<Job>)> {
         self.abandon(|job| job.deadline <= instant)
     }
 
     /// Takes out all that clients wait for: the worker is gone.
-    pub fn drain(&mut self) -> Vec<Job> {
+    pub fn drain(&mut self) -> Vec<Box<Job>> {
         let batches = std::mem::take(&mut self.batches);
-        let mut jobs: Vec<Job> = batches
+        let mut jobs: Vec<Box<Job>> = batches
             .into_values()
             .flat_map(|batch| batch.members)
             .filter_map(|slot| match slot {
-                Slot::Wanted(job) => Some(*job),
+                Slot::Wanted(job) => Some(job),
                 _ => None,
             })
             .collect();

@@ -1,16 +1,14 @@
 use std::time::Duration;
 
-use pillion_protocol::frame::{Options, Prompt};
-use tokio::sync::mpsc;
+use pillion_protocol::frame::{FinishReason, Options, Prompt};
 
 use super::*;
 use crate::job::{Ask, Class, JobId, Progress, Reply};
 
 const BATCH: BatchId = BatchId(7);
 
-fn job(id: u64, deadline: Instant) -> Job {
-    let (sender, _events) = mpsc::channel(1);
-    Job {
+fn job(id: u64, deadline: Instant) -> Box<Job> {
+    Box::new(Job {
         id: JobId(id),
         ask: Ask {
             prompt: Prompt::Text("text".into()),
@@ -23,8 +21,8 @@ fn job(id: u64, deadline: Instant) -> Job {
         progress: Progress::default(),
         attempts: 1,
         slot: None,
-        reply: Reply::reserve(0, &sender).unwrap(),
-    }
+        reply: Reply::new().0,
+    })
 }
 
 /// A table with one batch of the jobs 10 and 11; 10 is due in a second, 11 in two.
@@ -32,8 +30,14 @@ fn table() -> (InFlight, Instant) {
     let now = Instant::now();
     let mut table = InFlight::default();
     let jobs = vec![job(10, now + Duration::from_secs(1)), job(11, now + Duration::from_secs(2))];
-    table.insert(BATCH, jobs, now);
+    table.insert(BATCH, jobs, departure(), now);
     (table, now)
+}
+
+const COST: BatchCost = BatchCost { engine_us: 7, cohorts: 1, steps: 2, forced_steps: 0, idle_us: 0 };
+
+fn departure() -> Departure {
+    Departure { asked: Asked { members: 2, ..Asked::default() }, predicted: Duration::from_millis(1) }
 }
 
 fn tokens(member: MemberIndex, ids: &[u32], text: &str) -> MemberTokens {
@@ -53,7 +57,7 @@ fn what_is_not_held_cannot_be_spoken_of() {
     let fingerprint = Arc::from("f");
     assert_eq!(table.end(BATCH, 2).unwrap_err(), Violation::UnknownMember(BATCH, 2));
     assert_eq!(table.end(BatchId(8), 0).unwrap_err(), Violation::UnknownBatch(BatchId(8)));
-    let error = table.tokens(BatchId(8), &tokens(0, &[], ""), &fingerprint, now).unwrap_err();
+    let error = table.tokens(BatchId(8), tokens(0, &[], ""), &fingerprint, now).unwrap_err();
     assert_eq!(error, Violation::UnknownBatch(BatchId(8)));
 }
 
@@ -61,9 +65,9 @@ fn what_is_not_held_cannot_be_spoken_of() {
 fn tokens_add_up_to_what_was_asked_and_no_further() {
     let (mut table, now) = table();
     let fingerprint = Arc::from("f");
-    table.tokens(BATCH, &tokens(1, &[5], "a"), &fingerprint, now).unwrap();
-    table.tokens(BATCH, &tokens(1, &[6], "b"), &fingerprint, now).unwrap();
-    let error = table.tokens(BATCH, &tokens(1, &[7], ""), &fingerprint, now).unwrap_err();
+    table.tokens(BATCH, tokens(1, &[5], "a"), &fingerprint, now).unwrap();
+    table.tokens(BATCH, tokens(1, &[6], "b"), &fingerprint, now).unwrap();
+    let error = table.tokens(BATCH, tokens(1, &[7], ""), &fingerprint, now).unwrap_err();
     assert_eq!(error, Violation::TooMuch(BATCH, 1));
     let job = table.end(BATCH, 1).unwrap().unwrap();
     assert_eq!((job.progress.produced, job.progress.text.as_str()), (vec![5, 6], "ab"));
@@ -72,7 +76,7 @@ fn tokens_add_up_to_what_was_asked_and_no_further() {
 #[test]
 fn an_endless_text_is_refused() {
     let (mut table, now) = table();
-    let error = table.tokens(BATCH, &tokens(0, &[1], &"x".repeat(4000)), &Arc::from("f"), now).unwrap_err();
+    let error = table.tokens(BATCH, tokens(0, &[1], &"x".repeat(4000)), &Arc::from("f"), now).unwrap_err();
     assert_eq!(error, Violation::TooMuch(BATCH, 0));
 }
 
@@ -80,10 +84,12 @@ fn an_endless_text_is_refused() {
 fn a_batch_is_done_only_when_every_member_has_ended() {
     let (mut table, now) = table();
     table.end(BATCH, 0).unwrap();
-    assert_eq!(table.done(BATCH).unwrap_err(), Violation::Unfinished(BATCH));
-    table.end(BATCH, 1).unwrap();
-    assert_eq!(table.done(BATCH).unwrap(), (2, now));
-    assert_eq!(table.done(BATCH).unwrap_err(), Violation::UnknownBatch(BATCH));
+    assert_eq!(table.done(BATCH, COST).unwrap_err(), Violation::Unfinished(BATCH));
+    let (reason, prompt_tokens, completion_tokens) = (FinishReason::Length, 5, 3);
+    table.finish(BATCH, &MemberFinished { member: 1, reason, prompt_tokens, completion_tokens }).unwrap();
+    let outcome = Outcome { prompt_tokens: 5, completion_tokens: 3, cost: COST };
+    assert_eq!(table.done(BATCH, COST).unwrap(), Arrival { since: now, departure: departure(), outcome });
+    assert_eq!(table.done(BATCH, COST).unwrap_err(), Violation::UnknownBatch(BATCH));
     assert!(table.is_empty());
 }
 
@@ -95,7 +101,7 @@ fn the_worker_may_still_speak_of_a_member_that_was_cancelled() {
         left.iter().map(|(batch, member, job)| (*batch, *member, job.id)).collect::<Vec<_>>(),
         [(BATCH, 0, JobId(10))]
     );
-    table.tokens(BATCH, &tokens(0, &[1, 2, 3], "late"), &Arc::from("f"), now).unwrap();
+    table.tokens(BATCH, tokens(0, &[1, 2, 3], "late"), &Arc::from("f"), now).unwrap();
     assert!(table.end(BATCH, 0).unwrap().is_none());
 }
 
@@ -110,7 +116,7 @@ fn only_members_past_their_deadline_expire() {
 #[test]
 fn a_lost_worker_leaves_what_clients_wait_for_the_oldest_first() {
     let (mut table, now) = table();
-    table.insert(BatchId(8), vec![job(3, now)], now);
+    table.insert(BatchId(8), vec![job(3, now)], departure(), now);
     table.end(BATCH, 0).unwrap();
     assert_eq!(table.drain().iter().map(|job| job.id).collect::<Vec<_>>(), [JobId(3), JobId(11)]);
     assert!(table.is_empty());

@@ -1,0 +1,116 @@
+use pillion_protocol::frame::{BatchCost, UnitCost};
+use tokio::sync::mpsc;
+
+use super::*;
+
+/// A millisecond a step, a tenth of one for each member in it.
+const COST: UnitCost = UnitCost { step_ns: 1_000_000, member_ns: 100_000, prompt_ns: 0 };
+
+fn workers_of(costs: &[(&str, UnitCost)]) -> (Workers, Instant) {
+    let mut workers = Workers::default();
+    let now = Instant::now();
+    for (id, (fingerprint, cost)) in (1..).zip(costs) {
+        let hello = Hello {
+            versions: vec![1],
+            software: "test".into(),
+            pid: 0,
+            model: "model".into(),
+            fingerprint: (*fingerprint).into(),
+            positions: 1024,
+            vocabulary: 512,
+            max_batch_tokens: 4096,
+            slots: 1,
+            cost: *cost,
+        };
+        workers.add(WorkerId(id), hello, mpsc::channel(1).0, now);
+        workers.get_mut(WorkerId(id)).unwrap().credit = 1;
+    }
+    (workers, now)
+}
+
+fn workers(fingerprints: &[&str]) -> (Workers, Instant) {
+    workers_of(&fingerprints.iter().map(|fingerprint| (*fingerprint, UnitCost::default())).collect::<Vec<_>>())
+}
+
+fn asked(members: usize) -> Asked {
+    let mut asked = Asked::default();
+    (0..members).for_each(|_| asked.add(10, 10));
+    asked
+}
+
+#[test]
+fn with_nothing_measured_the_least_loaded_with_credit_is_next() {
+    let (mut workers, now) = workers(&["a", "a", "a"]);
+    workers.get_mut(WorkerId(1)).unwrap().members = 5;
+    workers.get_mut(WorkerId(2)).unwrap().members = 2;
+    workers.get_mut(WorkerId(3)).unwrap().credit = 0;
+    assert_eq!(workers.soonest(&asked(1), now), Some(WorkerId(2)));
+    workers.get_mut(WorkerId(2)).unwrap().credit = 0;
+    assert_eq!(workers.soonest(&asked(1), now), Some(WorkerId(1)));
+    workers.get_mut(WorkerId(1)).unwrap().credit = 0;
+    assert_eq!(workers.soonest(&asked(1), now), None);
+}
+
+#[test]
+fn the_one_that_is_predicted_to_end_it_soonest_is_next() {
+    let slow = UnitCost { step_ns: 3 * COST.step_ns, member_ns: 3 * COST.member_ns, ..COST };
+    let (mut workers, now) = workers_of(&[("a", slow), ("a", COST)]);
+    assert_eq!(workers.soonest(&asked(4), now), Some(WorkerId(2)));
+    // 10 steps of 1.4 ms on the fast one, with a batch of 10 steps of 5 ms before it; 10 of 4.2 ms on the slow one.
+    let fast = workers.get_mut(WorkerId(2)).unwrap();
+    let departure = fast.take(asked(40), now);
+    fast.credit = 1;
+    assert_eq!(departure.predicted, Duration::from_millis(50));
+    assert_eq!(workers.soonest(&asked(4), now), Some(WorkerId(1)));
+    assert_eq!(workers.soonest(&asked(4), now + Duration::from_millis(40)), Some(WorkerId(2)), "nearly free");
+}
+
+#[test]
+fn what_waits_is_shared_with_idle_workers_where_that_is_shorter() {
+    let (mut workers, now) = workers_of(&[("a", COST), ("a", COST)]);
+    assert_eq!(workers.share(&asked(40)), 20);
+    assert_eq!(workers.share(&asked(2)), usize::MAX, "nearly all of it is fixed cost");
+    workers.get_mut(WorkerId(2)).unwrap().take(asked(1), now);
+    workers.get_mut(WorkerId(2)).unwrap().credit = 1;
+    assert_eq!(workers.share(&asked(40)), usize::MAX, "the other one is busy");
+}
+
+#[test]
+fn a_credit_before_the_end_says_who_is_about_to_be_answered() {
+    let (mut workers, now) = workers_of(&[("a", COST)]);
+    let worker = workers.get_mut(WorkerId(1)).unwrap();
+    assert_eq!(worker.ending(now), (0, Duration::ZERO));
+    let departure = worker.take(asked(40), now);
+    assert_eq!(worker.ending(now + Duration::from_millis(49)), (40, Duration::from_millis(1)));
+    assert_eq!(worker.ending(now), (40, LONGEST_LEAD), "a worker would not grant credit so early");
+    let cost = BatchCost { engine_us: 80_000, cohorts: 1, steps: 10, ..BatchCost::default() };
+    let outcome = Outcome { prompt_tokens: 100, completion_tokens: 400, cost };
+    worker.done(&departure, &outcome, now + Duration::from_millis(80));
+    assert_eq!(worker.ending(now), (0, Duration::ZERO));
+    assert!(worker.forecast.time(&asked(40)) > Duration::from_millis(60), "it has learned that it is slower");
+}
+
+#[test]
+fn a_lone_worker_that_wants_to_leave_is_kept_while_somebody_waits() {
+    let (mut workers, _) = workers(&["a", "b"]);
+    workers.get_mut(WorkerId(1)).unwrap().draining = true;
+    assert!(workers.releasable(false).is_empty(), "the other one has another model");
+    assert_eq!(workers.releasable(true), [WorkerId(1)]);
+    workers.get_mut(WorkerId(1)).unwrap().members = 1;
+    assert!(workers.releasable(true).is_empty(), "it holds a member");
+}
+
+#[test]
+fn a_worker_with_an_equal_beside_it_may_leave_at_once() {
+    let (mut workers, now) = workers(&["a", "a"]);
+    workers.get_mut(WorkerId(2)).unwrap().draining = true;
+    assert_eq!(workers.releasable(false), [WorkerId(2)]);
+    assert_eq!(workers.soonest(&asked(1), now), Some(WorkerId(1)));
+}
+
+#[test]
+fn a_released_worker_serves_no_more() {
+    let (mut workers, now) = workers(&["a"]);
+    workers.get_mut(WorkerId(1)).unwrap().released = true;
+    assert!(workers.soonest(&asked(1), now).is_none() && workers.none_serving());
+}

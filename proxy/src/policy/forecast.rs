@@ -1,0 +1,200 @@
+//! How long a batch will take a worker, from what is known before anything is tokenised: bytes of prompts and limits of
+//! answers. Plain data.
+
+use std::time::Duration;
+
+use pillion_protocol::frame::{BatchCost, UnitCost};
+
+use super::service_time::{Load, ServiceTime};
+
+/// What the latest batch weighs in a running mean.
+const LATEST: f64 = 0.125;
+/// A token is rarely shorter than three bytes of text: until it is known better.
+const TOKENS_PER_BYTE: f64 = 0.3;
+
+/// What the members of a batch ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Members.
+    pub members: usize,
+    /// Bytes of their prompts.
+    pub bytes: u64,
+    /// The most tokens that they may still produce, together.
+    pub tokens: u64,
+    /// The most tokens that one of them may still produce.
+    pub longest: u32,
+}
+
+impl Asked {
+    /// One member more.
+    pub fn add(&mut self, bytes: usize, tokens: u32) {
+        self.members += 1;
+        self.bytes += bytes as u64;
+        self.tokens += u64::from(tokens);
+        self.longest = self.longest.max(tokens);
+    }
+
+    /// So many times as much: `members` like this one.
+    #[must_use]
+    pub fn times(&self, members: usize) -> Self {
+        let n = members as u64;
+        Self { members: self.members * members, bytes: self.bytes * n, tokens: self.tokens * n, longest: self.longest }
+    }
+
+    /// Of so many members like these on average, where there are `all`.
+    #[must_use]
+    pub fn part(&self, members: usize, all: usize) -> Self {
+        let (n, all) = (members as u64, (all as u64).max(1));
+        Self { members, bytes: self.bytes * n / all, tokens: self.tokens * n / all, longest: self.longest }
+    }
+}
+
+/// What came of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Tokens of the prompts, as far as members finished.
+    pub prompt_tokens: u64,
+    /// Tokens produced.
+    pub completion_tokens: u64,
+    /// What the worker says of it.
+    pub cost: BatchCost,
+}
+
+/// A running mean; before the first value, a guess.
+#[derive(Clone, Copy, Debug)]
+enum Mean {
+    Guess(f64),
+    Seen(f64),
+}
+
+impl Mean {
+    fn take(&mut self, value: f64) {
+        *self = match *self {
+            Self::Guess(_) => Self::Seen(value),
+            Self::Seen(mean) => Self::Seen(mean + (value - mean) * LATEST),
+        };
+    }
+
+    fn get(self) -> f64 {
+        match self {
+            Self::Guess(mean) | Self::Seen(mean) => mean,
+        }
+    }
+}
+
+/// What is known of one worker.
+#[derive(Clone, Debug)]
+pub struct Forecast {
+    time: ServiceTime,
+    /// Of the tokens that members may produce, those that they do produce.
+    produced: Mean,
+    /// Of the tokens that the longest member may produce, the decode steps that come of it.
+    steps: Mean,
+    tokens_per_byte: Mean,
+}
+
+impl Forecast {
+    /// A worker that has measured itself so far, and has served nothing yet.
+    pub fn new(measured: &UnitCost) -> Self {
+        let (produced, steps, tokens_per_byte) = (Mean::Guess(1.0), Mean::Guess(1.0), Mean::Guess(TOKENS_PER_BYTE));
+        Self { time: ServiceTime::new(measured), produced, steps, tokens_per_byte }
+    }
+
+    /// How long the engine will take for a batch.
+    pub fn time(&self, asked: &Asked) -> Duration {
+        self.time.predict(&self.load(asked))
+    }
+
+    /// The part of it that would be there however few its members were, and what each member adds.
+    pub fn costs(&self, asked: &Asked) -> (Duration, Duration) {
+        let load = self.load(asked);
+        let fixed = self.time.fixed(&load);
+        let members = u32::try_from(asked.members.max(1)).unwrap_or(u32::MAX);
+        (fixed, self.time.predict(&load).saturating_sub(fixed) / members)
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+    fn load(&self, asked: &Asked) -> Load {
+        Load {
+            calls: 1.0,
+            steps: f64::from(asked.longest) * self.steps.get(),
+            tokens: asked.tokens as f64 * self.produced.get(),
+            prompt: asked.bytes as f64 * self.tokens_per_byte.get(),
+        }
+    }
+
+    /// A batch has ended.
+    #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+    pub fn learn(&mut self, asked: &Asked, outcome: &Outcome) {
+        let Outcome { prompt_tokens, completion_tokens, cost } = outcome;
+        if cost.cohorts == 0 || cost.engine_us == 0 {
+            return;
+        }
+        let load = Load {
+            calls: cost.cohorts.into(),
+            steps: cost.steps as f64,
+            tokens: *completion_tokens as f64,
+            prompt: *prompt_tokens as f64,
+        };
+        self.time.learn(&load, Duration::from_micros(cost.engine_us));
+        if asked.tokens > 0 && asked.longest > 0 {
+            self.produced.take((load.tokens / asked.tokens as f64).min(1.0));
+            self.steps.take(load.steps / f64::from(asked.longest));
+        }
+        if asked.bytes > 0 && *prompt_tokens > 0 {
+            self.tokens_per_byte.take(load.prompt / asked.bytes as f64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(members: usize) -> Asked {
+        let mut asked = Asked::default();
+        (0..members).for_each(|_| asked.add(35, 100));
+        asked
+    }
+
+    /// Members that end after a tenth of what they may produce.
+    fn outcome(members: u64, engine_us: u64) -> Outcome {
+        let cost = BatchCost { engine_us, cohorts: 1, steps: 10, forced_steps: 0, idle_us: 0 };
+        Outcome { prompt_tokens: 12 * members, completion_tokens: 10 * members, cost }
+    }
+
+    #[test]
+    fn answers_that_end_early_are_foreseen_to_end_early() {
+        let mut forecast = Forecast::new(&UnitCost::default());
+        for round in 0..300 {
+            let members = [1, 10, 40][round % 3];
+            forecast.learn(&asked(members), &outcome(members as u64, 5000 + 100 * members as u64));
+        }
+        let (one, many) = (forecast.time(&asked(1)).as_micros(), forecast.time(&asked(40)).as_micros());
+        assert!((4_900..5_300).contains(&one) && (8_700..9_300).contains(&many), "{one} {many}");
+        let (fixed, member) = forecast.costs(&asked(40));
+        assert!((4_700..5_300).contains(&fixed.as_micros()) && (95..105).contains(&member.as_micros()));
+    }
+
+    #[test]
+    fn the_first_batch_says_more_than_the_guess() {
+        let mut forecast = Forecast::new(&UnitCost::default());
+        forecast.learn(&asked(1), &outcome(1, 10_000));
+        assert!((8_000..10_500).contains(&forecast.time(&asked(1)).as_micros()));
+    }
+
+    #[test]
+    fn before_the_first_batch_the_warm_up_speaks() {
+        let forecast = Forecast::new(&UnitCost { step_ns: 1000, member_ns: 100, prompt_ns: 10 });
+        let time = forecast.time(&asked(2));
+        // 100 steps, 200 tokens, 70 bytes.
+        assert_eq!(time, Duration::from_nanos(100 * 1000 + 200 * 100 + 21 * 10));
+    }
+
+    #[test]
+    fn a_batch_that_never_reached_the_engine_teaches_nothing() {
+        let mut forecast = Forecast::new(&UnitCost::default());
+        forecast.learn(&asked(2), &Outcome::default());
+        assert_eq!(forecast.time(&asked(2)), Duration::ZERO);
+    }
+}

@@ -1,0 +1,128 @@
+//! What the batching policy promises, over simulated loads: exact, and the same each time from a seed.
+
+use std::time::Duration;
+
+use pillion_tests::simulator::{Clients, Engine, Host, Report, Rule, Setting, simulate};
+
+const SMALL: Engine = engine(400, 110);
+/// A model of the shape of OPT-125m on two processor cores.
+const LARGE: Engine = engine(135_000, 6_000);
+const MODELS: [Engine; 6] =
+    [SMALL, engine(2_000, 200), engine(10_000, 600), LARGE, engine(30_000, 50), engine(500_000, 30_000)];
+const BATCH_TIMEOUT: Duration = Duration::from_millis(100);
+/// How much later than it was set a timer may fire.
+const TICK: Duration = Duration::from_millis(1);
+
+const fn engine(fixed_us: u64, member_us: u64) -> Engine {
+    Engine { fixed: Duration::from_micros(fixed_us), member: Duration::from_micros(member_us), told: true }
+}
+
+const fn users(users: usize) -> Clients {
+    Clients::Closed { users, think: Duration::ZERO }
+}
+
+fn run(clients: Clients, engines: &[Engine], rule: Rule, seed: u64) -> Report {
+    let micros = Duration::from_micros;
+    let host = Host { request: micros(60), answer: micros(60), handover: micros(500), lead: micros(500) };
+    let span = 200 * engines[0].time(40);
+    simulate(&Setting { clients, engines: engines.to_vec(), host, rule, max_batch_size: 50, span, seed })
+}
+
+/// Requests a second, if batches of so many follow each other without a pause.
+fn capacity(engine: &Engine, members: u32) -> f64 {
+    f64::from(members) / engine.time(members as usize).as_secs_f64()
+}
+
+#[test]
+fn with_a_slow_model_users_who_ask_again_at_once_all_ride_together() {
+    for engine in [LARGE, Engine { told: false, ..LARGE }] {
+        let report = run(users(40), &[engine], Rule::Pillion, 1);
+        assert!(report.rate > 0.95 * capacity(&engine, 40), "{engine:?}: {report}");
+    }
+}
+
+#[test]
+fn with_a_fast_model_nothing_is_held_and_the_engine_never_waits() {
+    let report = run(users(40), &[SMALL], Rule::Pillion, 1);
+    assert_eq!(report.longest_hold, Duration::ZERO, "{report}");
+    assert!(report.idle < 0.01, "{report}");
+}
+
+#[test]
+fn a_lone_user_waits_for_nobody() {
+    for engine in MODELS {
+        let report = run(users(1), &[engine], Rule::Pillion, 1);
+        assert_eq!(report.longest_hold, Duration::ZERO, "{engine:?}: {report}");
+        assert_eq!(report.p50, run(users(1), &[engine], Rule::AtOnce, 1).p50);
+    }
+}
+
+#[test]
+fn two_users_of_a_slow_model_share_their_batches() {
+    let report = run(users(2), &[LARGE], Rule::Pillion, 1);
+    assert!(report.rate > 1.8 * run(users(2), &[LARGE], Rule::AtOnce, 1).rate, "{report}");
+}
+
+#[test]
+fn whoever_comes_at_random_is_never_worse_off_than_without_holds() {
+    for engine in MODELS {
+        for (load, seed) in [(0.2, 1), (0.5, 2), (0.7, 3), (0.9, 4)] {
+            let clients = Clients::Open { rate: load * capacity(&engine, 40) };
+            let report = run(clients, &[engine], Rule::Pillion, seed);
+            let at_once = run(clients, &[engine], Rule::AtOnce, seed);
+            assert!(report.p50 < at_once.p50.mul_f64(1.02), "{engine:?} at {load}: {report}, {at_once}");
+            assert!(report.p99 < at_once.p99.mul_f64(1.05), "{engine:?} at {load}: {report}, {at_once}");
+        }
+    }
+}
+
+#[test]
+fn no_closed_loop_is_slower_than_without_holds_and_no_timer_is_as_fast() {
+    for engine in MODELS {
+        for n in [1, 2, 5, 40, 80] {
+            let report = run(users(n), &[engine], Rule::Pillion, 1);
+            assert!(report.rate > 0.99 * run(users(n), &[engine], Rule::AtOnce, 1).rate, "{n} of {engine:?}: {report}");
+        }
+        let timer = run(users(40), &[engine], Rule::Timer(BATCH_TIMEOUT), 1);
+        assert!(run(users(40), &[engine], Rule::Pillion, 1).rate > timer.rate, "{engine:?}: {timer}");
+    }
+}
+
+#[test]
+fn no_hold_is_longer_than_the_batch_timeout() {
+    for engine in MODELS {
+        let think = engine.time(40);
+        for (clients, seed) in [
+            (users(40), 1),
+            (Clients::Closed { users: 40, think }, 2),
+            (Clients::Open { rate: 0.3 * capacity(&engine, 40) }, 3),
+            (Clients::Bursts { size: 40, every: 3 * think }, 4),
+        ] {
+            let report = run(clients, &[engine], Rule::Pillion, seed);
+            assert!(report.longest_hold <= BATCH_TIMEOUT + 2 * TICK, "{engine:?} with {clients:?}: {report}");
+        }
+    }
+}
+
+#[test]
+fn a_second_worker_nearly_doubles_what_a_slow_model_serves() {
+    for engine in [LARGE, MODELS[2]] {
+        let one = run(users(80), &[engine], Rule::Pillion, 1);
+        let two = run(users(160), &[engine; 2], Rule::Pillion, 1);
+        assert!(two.rate > 1.9 * one.rate, "{engine:?}: {two}, {one}");
+    }
+}
+
+#[test]
+fn a_slower_worker_beside_a_fast_one_takes_its_part_and_no_more() {
+    let slow = Engine { fixed: 3 * LARGE.fixed, member: 3 * LARGE.member, told: true };
+    let alone = run(users(160), &[LARGE], Rule::Pillion, 1);
+    let both = run(users(160), &[LARGE, slow], Rule::Pillion, 1);
+    assert!(both.rate > 1.25 * alone.rate, "{both}, {alone}");
+}
+
+#[test]
+fn a_seed_says_all() {
+    let clients = Clients::Open { rate: 50.0 };
+    assert_eq!(run(clients, &[LARGE], Rule::Pillion, 7), run(clients, &[LARGE], Rule::Pillion, 7));
+}
