@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import ctranslate2
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
-from tokenizers import Tokenizer
+
+from model import Answer, Model
 
 
 class GenerateRequest(BaseModel):
@@ -23,38 +23,22 @@ class GenerateRequest(BaseModel):
     max_new_tokens: int = Field(default=128, ge=1)
 
 
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class GenerateResponse(BaseModel):
     text: str
+    usage: Usage
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A request that waits for its batch; the future gets its text."""
+    """A request that waits for its batch; the future gets its answer."""
 
     request: GenerateRequest
-    text: asyncio.Future[str]
-
-
-class Model:
-    """Blocks while it answers; run it in a thread."""
-
-    def __init__(self, directory: Path, threads: int) -> None:
-        self._generator = ctranslate2.Generator(str(directory), inter_threads=1, intra_threads=threads)
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-
-    def answer(self, requests: list[GenerateRequest]) -> list[str]:
-        prompts = self._tokenizer.encode_batch([request.text for request in requests])
-        results = self._generator.generate_batch(
-            [prompt.tokens for prompt in prompts],
-            beam_size=1,
-            sampling_topk=1,
-            max_length=max(request.max_new_tokens for request in requests),
-            include_prompt_in_result=False,
-        )
-        ids = [
-            result.sequences_ids[0][: request.max_new_tokens] for request, result in zip(requests, results, strict=True)
-        ]
-        return self._tokenizer.decode_batch(ids)
+    answer: asyncio.Future[Answer]
 
 
 class Batcher:
@@ -66,26 +50,27 @@ class Batcher:
         self._queue: asyncio.Queue[Pending] = asyncio.Queue()
         self._executor = ThreadPoolExecutor(max_workers=1)
 
-    async def generate(self, request: GenerateRequest) -> str:
+    async def generate(self, request: GenerateRequest) -> Answer:
         pending = Pending(request, asyncio.get_running_loop().create_future())
         await self._queue.put(pending)
-        return await pending.text
+        return await pending.answer
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             batch = await self._next_batch()
-            requests = [pending.request for pending in batch]
+            texts = [pending.request.text for pending in batch]
+            limits = [pending.request.max_new_tokens for pending in batch]
             try:
-                texts = await loop.run_in_executor(self._executor, self._model.answer, requests)
+                answers = await loop.run_in_executor(self._executor, self._model.answers, texts, limits)
             except Exception as error:
                 for pending in batch:
-                    if not pending.text.done():
-                        pending.text.set_exception(error)
+                    if not pending.answer.done():
+                        pending.answer.set_exception(error)
                 continue
-            for pending, text in zip(batch, texts, strict=True):
-                if not pending.text.done():
-                    pending.text.set_result(text)
+            for pending, answer in zip(batch, answers, strict=True):
+                if not pending.answer.done():
+                    pending.answer.set_result(answer)
 
     async def _next_batch(self) -> list[Pending]:
         batch = [await self._queue.get()]
@@ -113,7 +98,9 @@ def application(batcher: Batcher) -> FastAPI:
 
     @app.post("/generate")
     async def generate(request: GenerateRequest) -> GenerateResponse:
-        return GenerateResponse(text=await batcher.generate(request))
+        answer = await batcher.generate(request)
+        usage = Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
+        return GenerateResponse(text=answer.text, usage=usage)
 
     return app
 

@@ -1,4 +1,4 @@
--- Posts the body given after `--` on wrk's command line, and ends with one line of figures for `compare`.
+-- Posts the body given after `--` on wrk's command line, and ends with one line of figures for loads.py.
 
 function init(args)
   wrk.method = "POST"
@@ -8,7 +8,7 @@ end
 
 function done(summary, latency)
   local errors = summary.errors
-  local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-  io.write(string.format("FIGURES %d %d %d %d %d\n", summary.requests, summary.duration, failed,
-    latency:percentile(50), latency:percentile(99)))
+  io.write(string.format("FIGURES %d %d %d %d %d %d %d %d %d %d\n", summary.requests, summary.duration,
+    errors.connect, errors.read, errors.write, errors.status, errors.timeout,
+    latency:percentile(50), latency:percentile(99), latency.max))
 end

@@ -93,11 +93,27 @@ class Weights:
         return {"gamma": np.ones(self.shape.width, np.float32), "beta": np.zeros(self.shape.width, np.float32)}
 
 
+COMMON_WORDS = """
+the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not what
+all were we when your can said there use an each which she do how their if will up other about out many then them these
+so some her would make like him into time has look two more write go see number no way could people my than first water
+been call who its now find long down day did get come made may part over new sound take only little work know place year
+live me back give most very after thing our just name good sentence man think say great where help through much before
+line right too mean old any same tell boy follow came want show also around form three small set put end does another
+well large must big even such because turn here why ask went men read need land different home us move try kind hand
+picture again change off play spell air away animal house point page letter mother answer found study still learn should
+America World Hello hello world dog cat
+""".split()
+
+
 def made_up_text(rng: random.Random, lines: int) -> list[str]:
-    """Pronounceable nonsense, so that merges come out about as long as those of a language."""
+    """Common English words among pronounceable nonsense: an English prompt has as many tokens as with a real model."""
     syllables = ["".join(map(rng.choice, ("bcdfghklmnprstvw", "aeiou", ("", "n", "r", "s", "t")))) for _ in range(300)]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(3000)]
-    return [" ".join(rng.choices(words, k=12)) + "." for _ in range(lines)]
+    sentences = [rng.choices(words, k=6) + rng.choices(COMMON_WORDS, k=6) for _ in range(lines)]
+    for sentence in sentences:
+        rng.shuffle(sentence)
+    return [" ".join(sentence) + "." for sentence in sentences] + COMMON_WORDS
 
 
 def chosen_shape(arguments: argparse.Namespace) -> Shape:

@@ -1,0 +1,34 @@
+"""Everything that is measured, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from measure import Bench
+from results import Section
+from scenarios import curves, models, proxy, small
+
+
+@dataclass(frozen=True)
+class Scenario:
+    run: Callable[[Bench], Section]
+    quick: bool
+    """Whether the quick bench has it too."""
+
+    @property
+    def about(self) -> str:
+        return (self.run.__doc__ or "").splitlines()[0]
+
+
+SCENARIOS = {
+    "small": Scenario(small.forty_users, quick=True),
+    "small-80": Scenario(small.eighty_users, quick=True),
+    "lone": Scenario(small.lone_user, quick=True),
+    "open": Scenario(curves.open_loop, quick=True),
+    "bursts": Scenario(small.bursts, quick=False),
+    "opt": Scenario(models.opt, quick=True),
+    "builtin": Scenario(models.builtin, quick=False),
+    "proxy-limit": Scenario(proxy.limit, quick=True),
+    "memory": Scenario(proxy.memory, quick=True),
+    "locust": Scenario(small.locust, quick=False),
+    "sweep": Scenario(curves.sweep, quick=False),
+}
