@@ -337,7 +337,10 @@ impl Batcher {
             let (ending, ends_in) = worker.ending(now);
             let (fixed_cost, member_cost) = worker.forecast.costs(&asked);
             let arriving = self.admission.count_arriving();
-            let view = View { waiting: head.waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in };
+            let first = self.queue.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
+            let slack = first.map(|left| left.saturating_sub(ends_in + worker.forecast.time(&asked)));
+            let waiting = head.waiting;
+            let view = View { waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in, slack };
             let was_held = match self.policy.decide(&view, now) {
                 Decision::HoldUntil(until) => return Some(until),
                 Decision::Go { held } => held,

@@ -44,6 +44,8 @@ pub struct View {
     pub ending: usize,
     /// When that batch is expected to end, from now.
     pub ends_in: Duration,
+    /// How long the batch may wait and still end before the first deadline of those who wait, where that is known.
+    pub slack: Option<Duration>,
 }
 
 /// What to do.
@@ -107,6 +109,7 @@ impl Policy {
             Some(hold) if now >= hold.until => Duration::ZERO,
             _ => (since + self.batch_timeout.min(view.fixed_cost)).saturating_duration_since(now),
         };
+        let left = left.min(view.slack.unwrap_or(Duration::MAX));
         match self.worthwhile(view, left, now) {
             Some(ahead) => {
                 let until = now + ahead;
@@ -243,6 +246,15 @@ mod tests {
         assert!(held);
         policy.returns.returned(1, now, at);
         assert_eq!(policy.decide(&view(40, 135 * MILLI), at), Decision::Go { held: true });
+    }
+
+    #[test]
+    fn a_deadline_is_not_held_away() {
+        let (mut policy, now) = forty_closed_loops(100 * MILLI);
+        policy.returns.answered(40, now);
+        let view = View { slack: Some(MILLI / 2), ..view(1, 135 * MILLI) };
+        assert_eq!(policy.decide(&view, now), GO);
+        assert!(matches!(policy.decide(&View { slack: None, ..view }, now), Decision::HoldUntil(_)));
     }
 
     #[test]

@@ -32,14 +32,19 @@ const AVX512: Variable = ("CT2_FORCE_CPU_ISA", "AVX512");
 const AVX512_FLAGS: [&str; 6] = ["avx512f", "avx512cd", "avx512vl", "avx512bw", "avx512dq", "avx512_vbmi2"];
 
 /// Starts the program again with what is missing in its environment; returns where nothing is.
-pub fn prepare(arguments: impl Iterator<Item = OsString>) {
+pub fn prepare(mut arguments: impl Iterator<Item = OsString>) {
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let missing = missing(&processor, |name| std::env::var_os(name).is_some());
     if missing.is_empty() {
         return;
     }
+    let name = arguments.next().unwrap_or_default();
+    // By its own path, so that it keeps its name among the processes.
+    let error = match std::env::current_exe() {
+        Ok(program) => Command::new(program).arg0(name).args(arguments).envs(missing).exec(),
+        Err(error) => error,
+    };
     // A program that cannot start itself again serves as it is.
-    let error = Command::new("/proc/self/exe").args(arguments.skip(1)).envs(missing).exec();
     eprintln!("pillion-worker: serving without the fastest settings: {error}");
 }
 

@@ -86,10 +86,10 @@ impl Pace {
         Duration::from_nanos(nanos(self.fed_token.get()).saturating_mul(tokens))
     }
 
-    /// From asking for a batch to having it ready for an engine, as nearly all take: the mean and twice the mean deviation
+    /// From asking for a batch to having it ready for an engine, as nearly all take: the mean and four times the mean deviation
     /// (as round trips are estimated in TCP: Jacobson, 1988). Zero where nothing has been measured.
     pub fn handover(&self) -> Duration {
-        self.handover.get() + 2 * self.deviation.get()
+        self.handover.get() + 4 * self.deviation.get()
     }
 }
 
@@ -122,7 +122,7 @@ mod tests {
         (0..50).for_each(|_| pace.handed_over(micros(400)));
         assert!(pace.handover() < micros(405));
         (0..50).for_each(|k| pace.handed_over(micros(300 + 200 * (k % 2))));
-        assert!(pace.handover() > micros(550) && pace.handover() < micros(750), "{:?}", pace.handover());
+        assert!(pace.handover() > micros(700) && pace.handover() < micros(1000), "{:?}", pace.handover());
     }
 
     #[test]

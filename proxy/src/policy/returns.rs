@@ -37,6 +37,7 @@ struct Cohort {
 pub struct Returns {
     /// The oldest first.
     cohorts: VecDeque<Cohort>,
+    /// Returned within each bucket or before.
     returned: [f64; BUCKETS],
     /// Of all that were answered: returned, or waited for in vain.
     answered: f64,
@@ -146,7 +147,7 @@ impl Returns {
     /// Texts whose clients have returned after so long, or never.
     fn count(&mut self, after: Option<Duration>, texts: usize) {
         if let Some(after) = after {
-            self.returned[bucket(after)] += as_f64(texts);
+            self.returned[bucket(after)..].iter_mut().for_each(|count| *count += as_f64(texts));
         }
         self.answered += as_f64(texts);
         if self.answered > 2.0 * MEMORY {
@@ -167,12 +168,11 @@ fn bucket(time: Duration) -> usize {
     (place(time) as usize).min(BUCKETS - 1)
 }
 
-/// The count of all that is below `time`, its bucket's by the part that is below.
+/// The count of all that is below `time`: of its own bucket the part that is.
 fn below(counts: &[f64; BUCKETS], time: Duration) -> f64 {
-    let place = place(time);
     let bucket = bucket(time);
-    let whole: f64 = counts[..bucket].iter().sum();
-    whole + counts[bucket] * (place - as_f64(bucket)).clamp(0.0, 1.0)
+    let before = bucket.checked_sub(1).map_or(0.0, |before| counts[before]);
+    before + (counts[bucket] - before) * (place(time) - as_f64(bucket)).clamp(0.0, 1.0)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of texts stay far below 2^52")]

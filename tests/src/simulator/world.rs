@@ -331,7 +331,7 @@ impl World<'_> {
             }
             let (fixed_cost, member_cost) = worker.forecast.costs(&asked);
             let (waiting, arriving, engines) = (self.waiting.len(), 0, self.sites.len());
-            let view = View { waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in };
+            let view = View { waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in, slack: None };
             if let Decision::HoldUntil(until) = self.policy.decide(&view, self.now) {
                 self.held_since.get_or_insert(self.now);
                 return self.at(until + TICK, Event::Wake);
