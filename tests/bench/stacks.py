@@ -102,12 +102,15 @@ class Starter:
         command: Command = [self.bin_dir / "bare-server", "--listen", f"127.0.0.1:{port}"]
         return self._server("bare hyper server", command, answers_generate, port)
 
-    def _mosec(self, name: str, wait_ms: int, *flags: str | Path) -> AbstractContextManager[Stack]:
+    @contextmanager
+    def _mosec(self, name: str, wait_ms: int, *flags: str | Path) -> Iterator[Stack]:
         # A wait of 0 is what mosec takes only by its older flag. The timeout is as long as Pillion's.
         service = ["--address", "127.0.0.1", "--timeout", "60000", "--log-level", "error", "--wait", str(wait_ms)]
-        service += ["--path", str(self._log(name).with_suffix(".sockets"))]
         command: Command = [sys.executable, HERE / "mosec_server.py", "--batch", BATCH, "--wait-ms", str(wait_ms)]
-        return self._server(name, [*command, *service, *flags], answers_generate)
+        # It leaves its sockets behind, and does not start where there are any.
+        with tempfile.TemporaryDirectory(prefix="pillion-bench-") as sockets:
+            with self._server(name, [*command, *service, "--path", sockets, *flags], answers_generate) as stack:
+                yield stack
 
     @contextmanager
     def _server(

@@ -14,6 +14,7 @@ JUDGED = 70
 NEAR = 0.8
 """From this share of its capacity on a server may refuse some of what comes."""
 USERS = (1, 2, 5, 10, 20, 40, 80, 160)
+FEW_USERS = (1, 10, 40, 160)
 
 
 def open_loop(bench: Bench) -> Section:
@@ -76,10 +77,10 @@ def sweep(bench: Bench) -> Section:
         mosec, mosec_said = up.enter_context(best_mosec(bench, bench.small, THREADS, choose))
         control, control_said = up.enter_context(best_control(bench, bench.small, THREADS, choose))
         section.notes += [mosec_said, control_said]
-        for users in USERS:
+        for users in FEW_USERS if bench.plan.quick else USERS:
             load = f"{users} users" if users > 1 else "1 user"
             turns = {(stack.name, load): bench.wrk(stack, users) for stack in (pillion, mosec, control)}
-            rows = in_turns(bench.plan, turns, bench.plan.brief, 2)
+            rows = in_turns(bench.plan, turns, bench.plan.brief, bench.plan.few)
             for row in rows:
                 row.at = users
             section.rows += rows
