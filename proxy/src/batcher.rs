@@ -1,7 +1,7 @@
 //! The one task that owns the queue: jobs come in, batches leave into the credit that workers grant.
 //!
 //! [`batcher`] returns the handles and the unspawned task. What is decided is decided by plain data: [`Queue`] says who
-//! can ride together, [`policy`] says when, [`Workers`] says to whom.
+//! can ride together, [`Policy`] says when, [`Workers`] says to whom.
 //!
 //! Its inbox is bounded. A request reserves its places there at admission, one for its jobs and one for their possible
 //! cancellation, so a client that goes away never has to wait to say so.

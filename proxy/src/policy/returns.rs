@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::as_f64;
+
 /// The first bucket ends here; each further one is √2 times as long as the one before.
 const SHORTEST: f64 = 62.5e-6;
 const BUCKETS: usize = 36;
@@ -173,11 +175,6 @@ fn below(counts: &[f64; BUCKETS], time: Duration) -> f64 {
     let bucket = bucket(time);
     let before = bucket.checked_sub(1).map_or(0.0, |before| counts[before]);
     before + (counts[bucket] - before) * (place(time) - as_f64(bucket)).clamp(0.0, 1.0)
-}
-
-#[allow(clippy::cast_precision_loss, reason = "counts of texts stay far below 2^52")]
-fn as_f64(n: usize) -> f64 {
-    n as f64
 }
 
 #[cfg(test)]
