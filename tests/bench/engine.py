@@ -3,10 +3,14 @@
 Loads the model, says `{"ready": true}`, then runs once for every line of standard input,
 `{"batch": 40, "seconds": 8, "text": false}`, and prints the run's figures as one line of JSON. With `text` false a
 run is tokens in, tokens out; with `text` true it tokenises and detokenises too.
+
+With `"mix"`, a file as `load-driver --mix` takes it, requests are drawn from it, `batch` at a time as they would come,
+and each batch is served in `"calls"` calls: sorted by length and cut into equal parts.
 """
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +30,39 @@ def tokens_only(model: Model, texts: list[str], tokens: int) -> Call:
 def with_text(model: Model, texts: list[str], tokens: int) -> Call:
     limits = [tokens] * len(texts)
     return lambda: [answer.completion_tokens for answer in model.answers(texts, limits)]
+
+
+def drawn(model: Model, mix: Path, batch: int, calls: int) -> Call:
+    """Batches at random from a mix, each served in so many calls of like lengths. Whoever asks for less than the others
+    of his call is cut, as every server without a callback does it."""
+    kinds = [json.loads(line) for line in mix.read_text().splitlines()]
+    weights = [kind["weight"] for kind in kinds]
+    tokens = model.tokenised([kind["body"]["text"] for kind in kinds])
+    limits = [kind["body"]["max_new_tokens"] for kind in kinds]
+    rng = random.Random(1)
+
+    def call() -> list[int]:
+        members = rng.choices(range(len(kinds)), weights, k=batch)
+        if calls > 1:
+            members.sort(key=lambda kind: (len(tokens[kind]), limits[kind]))
+        given: list[int] = []
+        for part in parts(members, calls, tokens):
+            most = max(limits[kind] for kind in part)
+            new = model.generated([tokens[kind] for kind in part], most)
+            given += [min(len(ids), limits[kind]) - limits[kind] for ids, kind in zip(new, part, strict=True)]
+        return given
+
+    return call
+
+
+def parts(members: list[int], calls: int, tokens: list[list[str]]) -> list[list[int]]:
+    """Two calls are cut where the length changes most; more into equal parts."""
+    if calls == 2:
+        jumps = [len(tokens[b]) - len(tokens[a]) for a, b in zip(members, members[1:], strict=False)]
+        cut = jumps.index(max(jumps)) + 1
+        return [members[:cut], members[cut:]]
+    bounds = [len(members) * nth // calls for nth in range(calls + 1)]
+    return [members[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
 
 
 def run(call: Call, seconds: float) -> dict[str, float]:
@@ -65,8 +102,11 @@ def main() -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        kind = with_text if order["text"] else tokens_only
-        call = kind(model, [arguments.prompt] * order["batch"], arguments.tokens)
+        if "mix" in order:
+            call = drawn(model, Path(order["mix"]), order["batch"], order["calls"])
+        else:
+            kind = with_text if order["text"] else tokens_only
+            call = kind(model, [arguments.prompt] * order["batch"], arguments.tokens)
         print(json.dumps(run(call, order["seconds"])), flush=True)
 
 

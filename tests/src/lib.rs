@@ -6,9 +6,11 @@
 //! - [`load`]: what `load-driver` is made of, an HTTP load generator.
 //! - [`memory`]: a proxy with simulated workers in one runtime, over pipes in memory.
 //! - [`metrics`]: what `/metrics` says.
+//! - [`random`]: numbers from a seed.
 //! - [`tap`]: a relay between worker and proxy that records every frame.
 //! - [`mod@reference`]: what CTranslate2's Python package answers, and the models that tests need.
 //! - [`simulated`]: the worker without a model.
+//! - [`simulator`]: the batching policy under a discrete-event clock.
 
 pub mod client;
 pub mod folder;
@@ -17,6 +19,7 @@ pub mod load;
 pub mod memory;
 pub mod metrics;
 pub mod process;
+pub mod random;
 pub mod reference;
 pub mod simulated;
 pub mod simulator;

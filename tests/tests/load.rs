@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -65,12 +67,14 @@ async fn load_driver(folder: &Folder, address: SocketAddr, flags: &str) -> (Opti
 
 fn plan(address: SocketAddr, load: Load) -> Plan {
     Plan {
-        target: Target::new(&format!("http://{address}/generate"), "{}".into(), None).unwrap(),
+        target: Target::new(&format!("http://{address}/generate")).unwrap().or("all", 1.0, "{}".into(), None),
         load,
         warm_up: Duration::ZERO,
         duration: Duration::from_millis(200),
         grace: Duration::from_millis(200),
         max_connections: 8,
+        seed: 1,
+        obey: false,
     }
 }
 
@@ -113,6 +117,59 @@ async fn an_answer_without_the_expected_field_is_wrong() {
     let report: Value = serde_json::from_str(&log).unwrap();
     assert_eq!((&report["wrong"], &report["failed"]), (&report["answered"], &0.into()), "{report}");
     assert_ne!(report["wrong"], 0, "{report}");
+}
+
+#[tokio::test]
+async fn kinds_of_requests_are_sent_as_often_as_the_mix_says_and_counted_apart() {
+    let folder = Folder::new();
+    let (_server, address) = bare_server(&folder).await;
+    let mix = folder.path().join("mix.jsonl");
+    std::fs::write(
+        &mix,
+        r#"{"name": "often", "weight": 9, "body": {}, "expect": "text=ok"}
+           {"name": "rare", "body": {}, "expect": "text=other"}"#,
+    )
+    .unwrap();
+    let flags = format!("--rate 2000 --arrivals constant --duration 1s --mix {}", mix.display());
+    let usual = format!("--url http://{address}/generate {flags}");
+    let arguments: Vec<_> = usual.split_whitespace().collect();
+    let mut driver = Process::start("load-driver", &arguments, folder.path().join("driver.log"));
+    assert_eq!(driver.ended().await, Some(0), "{}", driver.log());
+    let report: Value = serde_json::from_str(&driver.log()).unwrap();
+    let answered = |name: &str| report["kinds"][name]["answered"].as_u64().unwrap();
+    assert_eq!(answered("often") + answered("rare"), 2000, "{report}");
+    assert!((100..300).contains(&answered("rare")), "{report}");
+    assert_eq!(report["wrong"], answered("rare"), "{report}");
+}
+
+#[tokio::test]
+async fn whoever_is_told_when_to_ask_again_does_so_once() {
+    let report = served_again(true).await;
+    assert_eq!((report.sent, report.answered), (50, 50 - report.failed));
+    assert_eq!(report.asked_again, report.failed);
+    // Whoever asks again comes among the others, and is refused too where fewer than fifty have been.
+    assert_eq!(report.served_then, 2 * report.failed - 50);
+    let report = served_again(false).await;
+    assert_eq!((report.failed, report.asked_again), (50, 0));
+}
+
+/// Fifty requests to a server that refuses the first fifty that it sees and asks them to come again at once.
+async fn served_again(obey: bool) -> Report {
+    let refused = Arc::new(AtomicU32::new(0));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = move |_request: Request<Incoming>| {
+        let first = refused.fetch_add(1, Relaxed) < 50;
+        let response = Response::builder().status(if first { 429 } else { 200 }).header("retry-after", "0");
+        async move { response.body(Full::new(Bytes::new())) }
+    };
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer.clone())));
+        }
+    });
+    let load = Load::Open(Arrivals::Bursts { size: 50, every: Duration::from_secs(1) });
+    drive(Plan { obey, ..plan(address, load) }).await.unwrap()
 }
 
 #[tokio::test]
@@ -173,6 +230,7 @@ async fn flags_that_make_no_sense_are_exit_code_64() {
         "--rate 10 --expect-field text",
         "--rate 10 --arrivals never",
         "--rate 10 --no-such-flag",
+        "--rate 10 --mix nowhere.jsonl",
     ] {
         let (code, log) = load_driver(&folder, nobody, flags).await;
         assert_eq!(code, Some(64), "{flags}: {log}");

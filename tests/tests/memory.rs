@@ -5,6 +5,7 @@ use std::time::Duration;
 use pillion_protocol::connection::{FrameReader, FrameWriter};
 use pillion_protocol::frame::{Frame, Hello, UnitCost};
 use pillion_tests::memory::{Memory, MemoryWorker};
+use pillion_tests::random::SplitMix64;
 use pillion_tests::simulated::echo::expected;
 use pillion_tests::simulated::{Fault, FaultKind, Profile};
 use serde_json::json;
@@ -121,16 +122,12 @@ async fn a_worker_that_grants_nothing_or_everything_is_refused() {
     }
 }
 
-/// Numbers from a seed (`SplitMix64`).
-struct Dice(u64);
+/// Numbers from a seed.
+struct Dice(SplitMix64);
 
 impl Dice {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
+        self.0.next() % n
     }
 }
 
@@ -144,7 +141,7 @@ async fn a_rough_ride(seed: u64) {
         FaultKind::UnknownMember,
         FaultKind::UnknownBatch,
     ];
-    let mut dice = Dice(seed);
+    let mut dice = Dice(SplitMix64(seed));
     let mut memory = Memory::start(&["--max-batch-size", "8", "--max-attempts", "100", "--request-timeout", "60s"]);
     let mut workers = Vec::new();
     for _ in 0..3 {

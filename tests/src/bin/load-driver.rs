@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Parser, ValueEnum};
 use pillion_tests::load::arrivals::Arrivals;
+use pillion_tests::load::mix::{Mix, MixError};
 use pillion_tests::load::target::{Expected, Target};
 use pillion_tests::load::{Load, Plan, drive};
 
 const BAD_FLAG: u8 = 64;
 const INTERNAL: u8 = 70;
-/// How long after the end an answer is waited for.
-const GRACE: Duration = Duration::from_secs(10);
 /// The longest time that a flag may say.
 const LONGEST: Duration = Duration::from_secs(3600);
 
@@ -26,8 +25,11 @@ struct Flags {
     #[arg(long)]
     url: String,
     /// The JSON to post.
-    #[arg(long)]
-    body: String,
+    #[arg(long, required_unless_present = "mix")]
+    body: Option<String>,
+    /// A file with several kinds of requests instead: JSON lines with `name`, `weight`, `body` and `expect`.
+    #[arg(long, value_parser = mix, conflicts_with_all = ["body", "expect_field"])]
+    mix: Option<Mix>,
     /// Requests a second, whether or not earlier ones have been answered.
     #[arg(long, value_parser = rate)]
     rate: Option<f64>,
@@ -49,10 +51,16 @@ struct Flags {
     /// How long to count.
     #[arg(long, default_value = "10s", value_parser = positive)]
     duration: Duration,
+    /// How long after the end to wait for answers.
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    grace: Duration,
+    /// Whoever is refused with Retry-After asks again, once, when that time is over.
+    #[arg(long)]
+    obey_retry_after: bool,
     /// How long to send before counting.
     #[arg(long, default_value = "1s", value_parser = duration)]
     warm_up: Duration,
-    /// What random intervals are drawn from.
+    /// What random intervals and kinds of requests are drawn from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Connections open at once; each takes a file descriptor.
@@ -91,8 +99,11 @@ fn main() -> ExitCode {
         }
     };
     let load = flags.load();
-    let target = match Target::new(&flags.url, flags.body, flags.expect_field) {
-        Ok(target) => target,
+    let target = match Target::new(&flags.url) {
+        Ok(target) => match flags.mix {
+            Some(mix) => mix.of(target),
+            None => target.or("all", 1.0, flags.body.unwrap_or_default(), flags.expect_field),
+        },
         Err(error) => {
             eprintln!("error: --url {}: {error}", flags.url);
             return ExitCode::from(BAD_FLAG);
@@ -103,8 +114,10 @@ fn main() -> ExitCode {
         load,
         warm_up: flags.warm_up,
         duration: flags.duration,
-        grace: GRACE,
+        grace: flags.grace,
         max_connections: flags.max_connections,
+        seed: flags.seed,
+        obey: flags.obey_retry_after,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime.and_then(|runtime| runtime.block_on(drive(plan))) {
@@ -123,6 +136,11 @@ fn main() -> ExitCode {
 fn rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if (1e-3..=1e6).contains(&rate) { Ok(rate) } else { Err("not from 0.001 to 1000000".to_owned()) }
+}
+
+fn mix(path: &str) -> Result<Mix, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    text.parse().map_err(|error: MixError| error.to_string())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

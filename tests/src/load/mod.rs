@@ -9,9 +9,11 @@
 //! - [`pacer`]: the thread that lets it happen.
 //! - [`pool`]: connections, kept alive.
 //! - [`target`]: what is asked, and what must come back.
+//! - [`mix`]: requests of several kinds, read from a file.
 //! - [`tally`]: what is counted, and the report.
 
 pub mod arrivals;
+pub mod mix;
 pub mod pacer;
 pub mod pool;
 pub mod tally;
@@ -22,11 +24,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, channel};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout_at};
 
 use self::arrivals::Arrivals;
+use self::mix::Draw;
 use self::pool::Pool;
 use self::tally::{Outcome, Report, Tally, Window};
 use self::target::Target;
@@ -50,6 +53,10 @@ pub struct Plan {
     pub grace: Duration,
     /// Connections that may be open at once; at least 1.
     pub max_connections: u32,
+    /// What the kinds of requests are drawn from.
+    pub seed: u64,
+    /// Whether a request that is refused with `Retry-After` asks again, once, when that time is over.
+    pub obey: bool,
 }
 
 /// What makes a request start.
@@ -75,7 +82,9 @@ pub async fn drive(plan: Plan) -> io::Result<Report> {
     let window = Window { start: start + plan.warm_up, end: start + plan.warm_up + plan.duration };
     let deadline = (window.end + plan.grace).into();
     let pool = Pool::new(plan.target.address(), plan.max_connections);
-    let driver = Arc::new(Driver { pool, target: plan.target, tally: Mutex::new(Tally::new(window)) });
+    let tally = Mutex::new(Tally::new(window, plan.target.kinds().iter().map(|kind| &*kind.name)));
+    let draw = Mutex::new(Draw::new(plan.target.kinds().iter().map(|kind| kind.weight), plan.seed));
+    let driver = Arc::new(Driver { pool, target: plan.target, tally, draw, obey: plan.obey });
     match plan.load {
         Load::Open(arrivals) => {
             let mut due = pacer::pace(start, arrivals.until(plan.warm_up + plan.duration))?;
@@ -101,21 +110,28 @@ struct Driver {
     pool: Arc<Pool>,
     target: Target,
     tally: Mutex<Tally>,
+    draw: Mutex<Draw>,
+    obey: bool,
 }
 
 impl Driver {
     /// Sends what is due until no more will be, and waits for the answers.
     ///
-    /// A request gets its task only with its place in the pool, so there are never more tasks than connections; what
-    /// has no place yet waits in the channel, in order.
+    /// A request gets its task only with its place in the pool, so there are never more tasks than connections, beside
+    /// those that wait to ask again; what has no place yet waits in the channel, in order.
     async fn open(self: Arc<Self>, due: &mut UnboundedReceiver<Instant>) {
+        let (alive, mut all_over) = channel::<()>(1);
         while let Some(intended) = due.recv().await {
             self.tally().begin(intended);
             let place = self.pool.place().await;
-            let driver = self.clone();
-            tokio::spawn(async move { driver.ask(intended, place).await });
+            let (driver, alive) = (self.clone(), alive.clone());
+            tokio::spawn(async move {
+                driver.ask(intended, place).await;
+                drop(alive);
+            });
         }
-        self.pool.idle().await;
+        drop(alive);
+        all_over.recv().await;
     }
 
     /// One user of a closed loop. Its requests are intended to start when it is done thinking, as tokio's clock has it.
@@ -139,9 +155,20 @@ impl Driver {
 
     /// One request, from its place in the pool to its place in the counts.
     async fn ask(&self, intended: Instant, place: OwnedSemaphorePermit) -> Outcome {
-        let outcome = self.pool.ask(&self.target).await;
-        self.tally().end(intended, Instant::now(), outcome);
+        let drawn = self.draw.lock().unwrap_or_else(PoisonError::into_inner).kind();
+        let kind = &self.target.kinds()[drawn];
+        let outcome = self.pool.ask(kind).await;
+        self.tally().end(intended, Instant::now(), outcome, &kind.name);
         drop(place);
+        if let Outcome::Refused { again_in: Some(again_in) } = outcome
+            && self.obey
+        {
+            sleep(again_in).await;
+            let place = self.pool.place().await;
+            let outcome = self.pool.ask(kind).await;
+            self.tally().again(intended, outcome);
+            drop(place);
+        }
         outcome
     }
 

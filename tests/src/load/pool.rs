@@ -3,18 +3,20 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{HeaderMap, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::tally::Outcome;
-use super::target::Target;
+use super::target::Kind;
 
 type Connection = SendRequest<Full<Bytes>>;
 
@@ -22,7 +24,6 @@ type Connection = SendRequest<Full<Bytes>>;
 #[derive(Debug)]
 pub struct Pool {
     address: SocketAddr,
-    size: u32,
     places: Arc<Semaphore>,
     // The one used last is used next: after a rush the others rest until the server closes them.
     idle: Mutex<Vec<Connection>>,
@@ -32,7 +33,7 @@ impl Pool {
     /// A pool of at most `size` connections, none of them open yet.
     pub fn new(address: SocketAddr, size: u32) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(usize::MAX)));
-        Arc::new(Self { address, size, places, idle: Mutex::default() })
+        Arc::new(Self { address, places, idle: Mutex::default() })
     }
 
     /// A place for one request; first come, first served.
@@ -40,23 +41,18 @@ impl Pool {
         self.places.clone().acquire_owned().await.expect("nobody closes it")
     }
 
-    /// Resolves when no request has a place.
-    pub async fn idle(&self) {
-        let _ = self.places.acquire_many(self.size).await;
-    }
-
     /// Asks once. The caller has a place, and keeps it until this returns.
-    pub async fn ask(&self, target: &Target) -> Outcome {
-        self.answer(target).await.unwrap_or(Outcome::NoAnswer)
+    pub async fn ask(&self, kind: &Kind) -> Outcome {
+        self.answer(kind).await.unwrap_or(Outcome::NoAnswer)
     }
 
-    async fn answer(&self, target: &Target) -> io::Result<Outcome> {
+    async fn answer(&self, kind: &Kind) -> io::Result<Outcome> {
         while let Some(mut connection) = self.take() {
             if connection.ready().await.is_err() {
                 continue;
             }
-            match connection.try_send_request(target.request()).await {
-                Ok(response) => return self.read(connection, response, target).await,
+            match connection.try_send_request(kind.request()).await {
+                Ok(response) => return self.read(connection, response, kind).await,
                 // It was closed before the request went out: nobody has seen it, so it may go elsewhere.
                 Err(error) if error.message().is_some() => {}
                 Err(error) => return Err(io::Error::other(error.into_error())),
@@ -67,21 +63,21 @@ impl Pool {
         let (mut connection, life) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         // Ends when the server closes the connection or the sender is dropped; an error shows in the request it hits.
         tokio::spawn(life);
-        let response = connection.send_request(target.request()).await.map_err(io::Error::other)?;
-        self.read(connection, response, target).await
+        let response = connection.send_request(kind.request()).await.map_err(io::Error::other)?;
+        self.read(connection, response, kind).await
     }
 
     /// Reads the answer to its end, and keeps the connection.
-    async fn read(&self, connection: Connection, response: Response<Incoming>, target: &Target) -> io::Result<Outcome> {
+    async fn read(&self, connection: Connection, response: Response<Incoming>, kind: &Kind) -> io::Result<Outcome> {
         let (head, mut body) = response.into_parts();
         let good = head.status == StatusCode::OK;
-        let outcome = if !good || !target.expects() {
+        let outcome = if !good || !kind.expects() {
             // To the end, so that the connection can be used again and the latency is the whole answer's.
             while let Some(frame) = body.frame().await {
                 frame.map_err(io::Error::other)?;
             }
-            if good { Outcome::Right } else { Outcome::Refused }
-        } else if target.is_met(&body.collect().await.map_err(io::Error::other)?.to_bytes()) {
+            if good { Outcome::Right } else { Outcome::Refused { again_in: retry_after(&head.headers) } }
+        } else if kind.is_met(&body.collect().await.map_err(io::Error::other)?.to_bytes()) {
             Outcome::Right
         } else {
             Outcome::Wrong
@@ -98,4 +94,9 @@ impl Pool {
     fn lock(&self) -> MutexGuard<'_, Vec<Connection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// When the server asks to be asked again; a date is not understood.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }

@@ -26,7 +26,10 @@ pub enum Outcome {
     /// With status 200, and another body.
     Wrong,
     /// With another status.
-    Refused,
+    Refused {
+        /// When to ask again, if the server said it in seconds.
+        again_in: Option<Duration>,
+    },
     /// There was no connection, or it broke.
     NoAnswer,
 }
@@ -39,8 +42,11 @@ pub struct Tally {
     failed: u32,
     wrong: u32,
     in_time: u32,
+    asked_again: u32,
+    served_then: u32,
     // Nanoseconds.
     latencies: Histogram<u32>,
+    kinds: Vec<(String, Histogram<u32>)>,
 }
 
 /// What is told at the end.
@@ -65,6 +71,12 @@ pub struct Report {
     pub rate: f64,
     /// Of `answered`, from the intended start to the end of the body; `None` where there is none.
     pub latency: Option<Latency>,
+    /// Of `failed`, those that were told when to ask again, and did.
+    pub asked_again: u32,
+    /// Of `asked_again`, those that were then answered with status 200.
+    pub served_then: u32,
+    /// Each kind of requests: its name, how many of `answered` were of it, and their latency.
+    pub kinds: Vec<(String, u32, Option<Latency>)>,
 }
 
 /// How latencies are spread, in milliseconds.
@@ -91,11 +103,16 @@ impl Window {
 }
 
 impl Tally {
-    /// Counts nothing yet.
-    pub fn new(window: Window) -> Self {
-        let longest = u64::try_from(LONGEST.as_nanos()).unwrap_or(u64::MAX);
-        let latencies = Histogram::new_with_bounds(1, longest, DIGITS).expect("the bounds are good");
-        Self { window, sent: 0, failed: 0, wrong: 0, in_time: 0, latencies }
+    /// Counts nothing yet, of requests of kinds with these names.
+    pub fn new<'a>(window: Window, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut kinds: Vec<(String, Histogram<u32>)> = Vec::new();
+        for name in names {
+            if kinds.iter().all(|(known, _)| known != name) {
+                kinds.push((name.to_owned(), latencies()));
+            }
+        }
+        let latencies = latencies();
+        Self { window, sent: 0, failed: 0, wrong: 0, in_time: 0, asked_again: 0, served_then: 0, latencies, kinds }
     }
 
     /// A request is due.
@@ -103,8 +120,8 @@ impl Tally {
         self.sent += u32::from(self.window.has(intended));
     }
 
-    /// A request has ended.
-    pub fn end(&mut self, intended: Instant, ended: Instant, outcome: Outcome) {
+    /// A request of the kind of this name has ended.
+    pub fn end(&mut self, intended: Instant, ended: Instant, outcome: Outcome, name: &str) {
         let answered = matches!(outcome, Outcome::Right | Outcome::Wrong);
         self.in_time += u32::from(answered && self.window.has(ended));
         if !self.window.has(intended) {
@@ -113,9 +130,21 @@ impl Tally {
         self.wrong += u32::from(outcome == Outcome::Wrong);
         if answered {
             let latency = ended.saturating_duration_since(intended);
-            self.latencies.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+            let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+            self.latencies.saturating_record(nanos);
+            if let Some((_, latencies)) = self.kinds.iter_mut().find(|(known, _)| known == name) {
+                latencies.saturating_record(nanos);
+            }
         } else {
             self.failed += 1;
+        }
+    }
+
+    /// A request that was refused has asked again when it was told to.
+    pub fn again(&mut self, intended: Instant, outcome: Outcome) {
+        if self.window.has(intended) {
+            self.asked_again += 1;
+            self.served_then += u32::from(matches!(outcome, Outcome::Right | Outcome::Wrong));
         }
     }
 
@@ -123,14 +152,8 @@ impl Tally {
     pub fn report(&self) -> Report {
         let answered = u32::try_from(self.latencies.len()).unwrap_or(u32::MAX);
         let duration = self.window.end - self.window.start;
-        let quantile = |share| milliseconds(self.latencies.value_at_quantile(share));
-        let latency = Latency {
-            mean: self.latencies.mean() / 1e6,
-            p50: quantile(0.5),
-            p90: quantile(0.9),
-            p99: quantile(0.99),
-            p999: quantile(0.999),
-            max: milliseconds(self.latencies.max()),
+        let kind = |(name, latencies): &(String, Histogram<u32>)| {
+            (name.clone(), u32::try_from(latencies.len()).unwrap_or(u32::MAX), Latency::of(latencies))
         };
         Report {
             sent: self.sent,
@@ -140,33 +163,65 @@ impl Tally {
             wrong: self.wrong,
             duration,
             rate: f64::from(self.in_time) / duration.as_secs_f64(),
-            latency: (answered > 0).then_some(latency),
+            latency: Latency::of(&self.latencies),
+            asked_again: self.asked_again,
+            served_then: self.served_then,
+            kinds: self.kinds.iter().map(kind).collect(),
         }
+    }
+}
+
+impl Latency {
+    fn of(latencies: &Histogram<u32>) -> Option<Self> {
+        let quantile = |share| milliseconds(latencies.value_at_quantile(share));
+        (!latencies.is_empty()).then(|| Self {
+            mean: latencies.mean() / 1e6,
+            p50: quantile(0.5),
+            p90: quantile(0.9),
+            p99: quantile(0.99),
+            p999: quantile(0.999),
+            max: milliseconds(latencies.max()),
+        })
+    }
+
+    fn to_json(latency: Option<&Self>) -> Value {
+        let of = |get: fn(&Latency) -> f64| latency.map(|latency| rounded(get(latency)));
+        json!({
+            "mean": of(|latency| latency.mean),
+            "p50": of(|latency| latency.p50),
+            "p90": of(|latency| latency.p90),
+            "p99": of(|latency| latency.p99),
+            "p999": of(|latency| latency.p999),
+            "max": of(|latency| latency.max),
+        })
     }
 }
 
 impl Report {
     /// As JSON; times in milliseconds to the microsecond, null where nothing was answered.
     pub fn to_json(&self) -> Value {
-        let of = |get: fn(&Latency) -> f64| self.latency.as_ref().map(|latency| rounded(get(latency)));
+        let kind = |(name, answered, latency): &(String, u32, Option<Latency>)| {
+            (name.clone(), json!({"answered": answered, "latency_ms": Latency::to_json(latency.as_ref())}))
+        };
         json!({
             "sent": self.sent,
             "answered": self.answered,
             "failed": self.failed,
             "unfinished": self.unfinished,
             "wrong": self.wrong,
+            "asked_again": self.asked_again,
+            "served_then": self.served_then,
             "duration_s": self.duration.as_secs_f64(),
             "rate": rounded(self.rate),
-            "latency_ms": {
-                "mean": of(|latency| latency.mean),
-                "p50": of(|latency| latency.p50),
-                "p90": of(|latency| latency.p90),
-                "p99": of(|latency| latency.p99),
-                "p999": of(|latency| latency.p999),
-                "max": of(|latency| latency.max),
-            },
+            "latency_ms": Latency::to_json(self.latency.as_ref()),
+            "kinds": self.kinds.iter().map(kind).collect::<serde_json::Map<_, _>>(),
         })
     }
+}
+
+fn latencies() -> Histogram<u32> {
+    let longest = u64::try_from(LONGEST.as_nanos()).unwrap_or(u64::MAX);
+    Histogram::new_with_bounds(1, longest, DIGITS).expect("the bounds are good")
 }
 
 fn milliseconds(nanoseconds: u64) -> f64 {
@@ -182,10 +237,11 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const REFUSED: Outcome = Outcome::Refused { again_in: None };
 
     fn tally() -> (Tally, Instant) {
         let start = Instant::now();
-        (Tally::new(Window { start: start + SECOND, end: start + 3 * SECOND }), start)
+        (Tally::new(Window { start: start + SECOND, end: start + 3 * SECOND }, ["a", "b", "a"]), start)
     }
 
     #[test]
@@ -195,7 +251,7 @@ mod tests {
             let intended = start + SECOND / 2 * half_seconds;
             tally.begin(intended);
             if half_seconds < 5 {
-                tally.end(intended, intended + SECOND / 4, Outcome::Right);
+                tally.end(intended, intended + SECOND / 4, Outcome::Right, "a");
             }
         }
         let report = tally.report();
@@ -209,14 +265,14 @@ mod tests {
     fn a_failure_has_no_latency_and_a_wrong_answer_has() {
         let (mut tally, start) = tally();
         let intended = start + SECOND;
-        for outcome in [Outcome::Refused, Outcome::NoAnswer] {
+        for outcome in [REFUSED, Outcome::NoAnswer] {
             tally.begin(intended);
-            tally.end(intended, intended, outcome);
+            tally.end(intended, intended, outcome, "a");
         }
         assert_eq!(tally.report().latency, None);
         assert!(tally.report().to_json()["latency_ms"]["p50"].is_null());
         tally.begin(intended);
-        tally.end(intended, intended + SECOND, Outcome::Wrong);
+        tally.end(intended, intended + SECOND, Outcome::Wrong, "b");
         let report = tally.report();
         assert_eq!((report.sent, report.answered, report.failed, report.wrong), (3, 1, 2, 1));
         assert!(report.latency.is_some());
@@ -227,13 +283,42 @@ mod tests {
         let (mut tally, start) = tally();
         let mut once = |intended, ended, outcome| {
             tally.begin(start + intended);
-            tally.end(start + intended, start + ended, outcome);
+            tally.end(start + intended, start + ended, outcome, "a");
         };
         once(SECOND / 2, SECOND * 3 / 2, Outcome::Right);
         once(SECOND, 2 * SECOND, Outcome::Right);
-        once(2 * SECOND, 2 * SECOND, Outcome::Refused);
+        once(2 * SECOND, 2 * SECOND, REFUSED);
         once(2 * SECOND, 3 * SECOND, Outcome::Right);
         assert!((tally.report().rate - 1.0).abs() < 1e-9, "{}", tally.report().rate);
         assert_eq!(tally.report().answered, 2);
+    }
+
+    #[test]
+    fn kinds_are_counted_apart_and_those_of_one_name_together() {
+        let (mut tally, start) = tally();
+        for (name, seconds) in [("a", 1), ("b", 2), ("a", 1)] {
+            tally.begin(start + SECOND);
+            tally.end(start + SECOND, start + SECOND + SECOND * seconds, Outcome::Right, name);
+        }
+        let kinds: Vec<_> = tally
+            .report()
+            .kinds
+            .into_iter()
+            .map(|(name, answered, latency)| (name, answered, (latency.unwrap().p50 / 1e3).round()))
+            .collect();
+        assert_eq!(kinds, [("a".to_owned(), 2, 1.0), ("b".to_owned(), 1, 2.0)]);
+        assert_eq!(tally.report().to_json()["kinds"]["b"]["answered"], 1);
+    }
+
+    #[test]
+    fn who_asks_again_has_failed_all_the_same() {
+        let (mut tally, start) = tally();
+        for outcome in [REFUSED, Outcome::Right] {
+            tally.begin(start + SECOND);
+            tally.end(start + SECOND, start + SECOND, REFUSED, "a");
+            tally.again(start + SECOND, outcome);
+        }
+        let report = tally.report();
+        assert_eq!((report.sent, report.failed, report.asked_again, report.served_then), (2, 2, 2, 1));
     }
 }

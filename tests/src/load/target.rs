@@ -23,10 +23,22 @@ pub enum TargetError {
     Host,
 }
 
-/// A server's address, and the one request that is put to it.
+/// A server's address, and the kinds of requests that are put to it: one, unless others are [added](Target::or).
 #[derive(Clone, Debug)]
 pub struct Target {
     address: SocketAddr,
+    /// With everything but a body.
+    head: Request<()>,
+    kinds: Vec<Kind>,
+}
+
+/// A kind of request.
+#[derive(Clone, Debug)]
+pub struct Kind {
+    /// Those with the same name are counted together.
+    pub name: String,
+    /// How often it is asked, beside the others' weights.
+    pub weight: f64,
     request: Request<Full<Bytes>>,
     expected: Option<Expected>,
 }
@@ -44,24 +56,32 @@ pub struct Expected {
 pub struct ExpectedError;
 
 impl Target {
-    /// A POST of this JSON to this URL. The host is looked up here, once.
+    /// POSTs to this URL, of nothing yet. The host is looked up here, once.
     ///
     /// # Errors
     /// The URL cannot be asked.
-    pub fn new(url: &str, body: String, expected: Option<Expected>) -> Result<Self, TargetError> {
+    pub fn new(url: &str) -> Result<Self, TargetError> {
         let url: Uri = url.parse().map_err(hyper::http::Error::from)?;
         let host = url.host().filter(|_| url.scheme_str() == Some("http")).ok_or(TargetError::Form)?;
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let mut addresses = (bare, url.port_u16().unwrap_or(80)).to_socket_addrs().map_err(|_| TargetError::Host)?;
         let address = addresses.next().ok_or(TargetError::Host)?;
         let authority = url.authority().map_or("", |authority| authority.as_str());
-        let request = Request::builder()
+        let head = Request::builder()
             .method(Method::POST)
             .uri(url.path_and_query().map_or("/", |path| path.as_str()))
             .header(HOST, authority)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .body(Full::new(Bytes::from(body)))?;
-        Ok(Self { address, request, expected })
+            .body(())?;
+        Ok(Self { address, head, kinds: Vec::new() })
+    }
+
+    /// The same, with a kind of request more: this JSON, of which the answer must have `expected`.
+    #[must_use]
+    pub fn or(mut self, name: &str, weight: f64, body: String, expected: Option<Expected>) -> Self {
+        let request = self.head.clone().map(|()| Full::new(Bytes::from(body)));
+        self.kinds.push(Kind { name: name.to_owned(), weight, request, expected });
+        self
     }
 
     /// Where the server is.
@@ -69,6 +89,13 @@ impl Target {
         self.address
     }
 
+    /// What is asked of it.
+    pub fn kinds(&self) -> &[Kind] {
+        &self.kinds
+    }
+}
+
+impl Kind {
     /// The request once more; its texts are shared and not copied.
     pub(super) fn request(&self) -> Request<Full<Bytes>> {
         self.request.clone()
@@ -129,19 +156,19 @@ mod tests {
 
     #[test]
     fn the_request_has_the_path_the_host_and_the_body_of_the_flags() {
-        let target = Target::new("http://127.0.0.1:8080/generate?a=b", "{}".into(), None).unwrap();
+        let target = Target::new("http://127.0.0.1:8080/generate?a=b").unwrap().or("", 1.0, "{}".into(), None);
         assert_eq!(target.address(), "127.0.0.1:8080".parse().unwrap());
-        let request = target.request();
+        let request = target.kinds()[0].request();
         assert_eq!((request.method(), request.uri().to_string().as_str()), (&Method::POST, "/generate?a=b"));
         assert_eq!(request.headers()[HOST], "127.0.0.1:8080");
-        let target = Target::new("http://[::1]", String::new(), None).unwrap();
-        assert_eq!((target.address(), target.request().uri().path()), ("[::1]:80".parse().unwrap(), "/"));
+        let target = Target::new("http://[::1]").unwrap().or("", 1.0, String::new(), None);
+        assert_eq!((target.address(), target.kinds()[0].request().uri().path()), ("[::1]:80".parse().unwrap(), "/"));
     }
 
     #[test]
     fn other_urls_are_refused() {
         for url in ["", "/generate", "https://127.0.0.1/", "127.0.0.1:8080", "http://", "http://a b/"] {
-            assert!(Target::new(url, String::new(), None).is_err(), "{url}");
+            assert!(Target::new(url).is_err(), "{url}");
         }
     }
 }

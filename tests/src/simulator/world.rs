@@ -13,8 +13,8 @@ use pillion_proxy::policy::{Decision, Policy, View};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::clients::Random;
 use super::{Clients, Report};
+use crate::random::SplitMix64;
 use crate::simulated::Profile;
 
 /// Tokens of every answer, and of every prompt.
@@ -120,7 +120,7 @@ struct Site {
 
 struct World<'a> {
     setting: &'a Setting,
-    random: Random,
+    random: SplitMix64,
     start: Instant,
     now: Instant,
     events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
@@ -162,7 +162,7 @@ pub fn simulate(setting: &Setting) -> Report {
     };
     let mut world = World {
         setting,
-        random: Random::new(setting.seed),
+        random: SplitMix64(setting.seed),
         start,
         now: start,
         events: BinaryHeap::new(),
