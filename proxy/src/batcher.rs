@@ -12,6 +12,7 @@ pub mod workers;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pillion_protocol::BatchId;
 use pillion_protocol::codec::{MAX_BATCH_MEMBERS, MAX_BATCH_TEXT};
 use pillion_protocol::frame::Hello;
 use tokio::sync::{mpsc, watch};
@@ -25,7 +26,8 @@ use crate::job::{Failure, Job, JobRange};
 use crate::link::inflight::{Arrival, Departure};
 use crate::metrics::{Metrics, Trigger};
 use crate::policy::forecast::Asked;
-use crate::policy::{Decision, Policy, View};
+use crate::policy::preemption::Waiting;
+use crate::policy::{Decision, Policy, View, company};
 use crate::queue::{Filled, Limits, Queue};
 
 /// How batches are made.
@@ -67,12 +69,13 @@ pub enum FromLink {
     Up(Hello, mpsc::Sender<ToLink>),
     /// It will take so many batches more.
     Credit(u32),
-    /// So many members have ended, well or badly.
-    Ended(usize),
+    /// So many members of a batch have ended, well or badly.
+    Ended(BatchId, usize),
     /// A batch is done.
     Done(Arrival),
-    /// So many members were given back though the worker lives; the jobs among them that clients wait for go on.
-    Yielded(usize, Vec<Box<Job>>),
+    /// So many members of a batch were given back though the worker lives; the jobs among them that clients wait for go
+    /// on.
+    Yielded(BatchId, usize, Vec<Box<Job>>),
     /// It wants to leave.
     Draining,
     /// The connection has ended; these were in flight.
@@ -86,6 +89,8 @@ pub enum ToLink {
     Batch(Vec<Box<Job>>, Departure),
     /// Clients of these jobs went away.
     Cancel(JobRange),
+    /// The members of a batch that have not ended are wanted back.
+    Yield(BatchId),
     /// The worker may leave.
     Release,
     /// Log what is in flight.
@@ -165,6 +170,7 @@ impl Batcher {
             let now = Instant::now();
             self.expire(now);
             held = self.dispatch(now);
+            self.preempt(now);
             self.release();
         }
     }
@@ -206,23 +212,34 @@ impl Batcher {
                     worker.credit = worker.credit.saturating_add(grant);
                 }
             }
-            FromLink::Ended(members) => {
+            FromLink::Ended(batch, members) => {
                 self.policy.returns.answered(members, Instant::now());
                 self.count_answered(members);
-                self.less(id, members);
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.ended(batch, members);
+                }
             }
             FromLink::Done(Arrival { departure, outcome, .. }) => {
                 self.policy.ended(departure.asked.members, Instant::now());
+                self.policy.preemption.worked(Duration::from_micros(outcome.cost.engine_us));
                 if let Some(worker) = self.workers.get_mut(id) {
                     worker.done(&departure, &outcome, Instant::now());
                 }
             }
-            FromLink::Yielded(members, jobs) => {
-                self.less(id, members);
-                self.metrics.resumed_yielded.increment(jobs.len() as u64);
+            FromLink::Yielded(batch, members, jobs) => {
+                let gives_way = self.workers.get_mut(id).is_some_and(|worker| {
+                    worker.ended(batch, members);
+                    worker.gives_way(batch)
+                });
+                let resumed = if gives_way { &self.metrics.resumed_preempted } else { &self.metrics.resumed_yielded };
+                resumed.increment(jobs.len() as u64);
                 // Nothing went wrong: it does not count as an attempt.
                 for mut job in jobs {
                     job.attempts = job.attempts.saturating_sub(1);
+                    if gives_way {
+                        job.gave_way += 1;
+                        job.waits_since = Instant::now();
+                    }
                     self.come_back(job);
                 }
             }
@@ -248,13 +265,6 @@ impl Batcher {
             }
         }
         self.tell_ready();
-    }
-
-    /// The worker holds so many members less.
-    fn less(&mut self, id: WorkerId, members: usize) {
-        if let Some(worker) = self.workers.get_mut(id) {
-            worker.members = worker.members.saturating_sub(members);
-        }
     }
 
     /// A job whose attempt ended early goes on waiting, in its old place.
@@ -314,9 +324,9 @@ impl Batcher {
 
     /// The next instant at which something is due though nothing happens.
     fn next_due(&self) -> Option<Instant> {
-        let head = self.queue.head()?;
+        let oldest = self.queue.oldest()?;
         let unserved =
-            self.workers.none_serving().then(|| head.since.max(self.no_worker_since) + self.settings.worker_wait);
+            self.workers.none_serving().then(|| oldest.max(self.no_worker_since) + self.settings.worker_wait);
         [self.queue.next_deadline(), unserved].into_iter().flatten().min()
     }
 
@@ -324,13 +334,21 @@ impl Batcher {
     /// if it does.
     fn dispatch(&mut self, now: Instant) -> Option<Instant> {
         loop {
-            let Some(head) = self.queue.head() else {
+            if self.queue.is_empty() {
                 self.policy.nobody_waits();
                 return None;
-            };
+            }
+            if !self.workers.have_credit() {
+                return None;
+            }
             let most = self.settings.max_batch_size.min(MAX_BATCH_MEMBERS);
-            let asked = head.asked.times(head.waiting.min(most));
-            let id = self.workers.soonest(&asked, now)?;
+            let cells = self.queue.cells();
+            let oldest = cells.iter().min_by_key(|cell| cell.since)?;
+            let likely = oldest.asked.part(oldest.asked.members.min(most), oldest.asked.members);
+            let id = self.workers.soonest(&likely, now)?;
+            let forecast = &self.workers.get_mut(id)?.forecast;
+            let company = company::next(cells, most, |asked| forecast.time(asked), now)?;
+            let asked = company.asked;
             let share = self.workers.share(&asked);
             let engines = self.workers.engines();
             let worker = self.workers.get_mut(id)?;
@@ -338,8 +356,8 @@ impl Batcher {
             let (fixed_cost, member_cost) = worker.forecast.costs(&asked);
             let arriving = self.admission.count_arriving();
             let first = self.queue.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
-            let slack = first.map(|left| left.saturating_sub(ends_in + worker.forecast.time(&asked)));
-            let waiting = head.waiting;
+            let slack = first.map(|left| left.saturating_sub(ends_in + company.time));
+            let waiting = company.waiting;
             let view = View { waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in, slack };
             let was_held = match self.policy.decide(&view, now) {
                 Decision::HoldUntil(until) => return Some(until),
@@ -356,7 +374,7 @@ impl Batcher {
                 worker.credit = 0;
                 continue;
             };
-            let (mut jobs, filled) = self.queue.take_batch(&limits)?;
+            let (mut jobs, filled) = self.queue.take_batch(&company.cells, &limits);
             let trigger = match filled {
                 Filled::Members if jobs.len() == most => Trigger::Full,
                 Filled::Tokens => Trigger::Tokens,
@@ -365,13 +383,43 @@ impl Batcher {
             };
             self.metrics.batch(trigger, jobs.len());
             let mut asked = Asked::default();
+            let may_give_way = jobs.iter().all(|job| job.may_give_way());
             for job in &mut jobs {
                 job.leave_queue(&worker.fingerprint);
-                job.add_to(&mut asked);
+                asked = asked.and(&job.asked());
                 self.metrics.queue_duration.record((now - job.admitted).as_secs_f64());
             }
-            let departure = worker.take(asked, now);
+            let departure = worker.take(asked, may_give_way, now);
             room.send(ToLink::Batch(jobs, departure));
+        }
+    }
+
+    /// A batch of which little is left gives way to those who wait, where that pays.
+    fn preempt(&mut self, now: Instant) {
+        if self.queue.is_empty() || self.workers.have_credit() {
+            return;
+        }
+        let most = self.settings.max_batch_size.min(MAX_BATCH_MEMBERS);
+        let mut told = None;
+        for worker in self.workers.iter().filter(|worker| !worker.released) {
+            let Some(company) = company::next(self.queue.cells(), most, |asked| worker.forecast.time(asked), now)
+            else {
+                return;
+            };
+            let waiting = Waiting { members: company.asked.members, time: company.time };
+            told = worker
+                .running(now)
+                .find(|(_, left)| self.policy.preemption.pays(left, &waiting))
+                .map(|it| (worker.id, it.0));
+            if told.is_some() {
+                break;
+            }
+        }
+        if let Some((id, batch)) = told
+            && let Some(worker) = self.workers.get_mut(id)
+            && worker.link.try_send(ToLink::Yield(batch)).is_ok()
+        {
+            worker.give_way(batch);
         }
     }
 
@@ -389,7 +437,7 @@ impl Batcher {
     }
 
     fn dump(&self) {
-        let oldest = self.queue.head().map(|head| head.since.elapsed());
+        let oldest = self.queue.oldest().map(|since| since.elapsed());
         warn!(queued = self.queue.len(), ?oldest, "dump: the queue");
         for worker in self.workers.iter() {
             let (id, model, credit, members) = (worker.id.0, &worker.hello.model, worker.credit, worker.members);

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::admission::QueueSlot;
 use crate::policy::forecast::Asked;
+use crate::policy::preemption::MOST_TIMES;
 
 /// A job's number. Numbers rise with admission, so a smaller one is older.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,7 +19,7 @@ pub struct JobId(pub u64);
 pub type JobRange = Range<u64>;
 
 /// What must be equal for two jobs to share a batch: the engine takes these for a whole call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Class {
     topk: u32,
     topp: u32,
@@ -114,12 +115,16 @@ pub struct Job {
     pub ask: Ask,
     /// When it was admitted.
     pub admitted: Instant,
+    /// Since when it waits for its turn: its admission, or when it last gave way to others.
+    pub waits_since: Instant,
     /// When it is worth nothing any more.
     pub deadline: Instant,
     /// What it has so far.
     pub progress: Progress,
     /// How often it has been sent to a worker.
     pub attempts: u32,
+    /// How often it has been made to give way to others.
+    pub gave_way: u32,
     /// Its place in the queue's bound; dropped when it leaves the queue.
     pub slot: Option<QueueSlot>,
     /// Where its terminal event goes.
@@ -127,10 +132,18 @@ pub struct Job {
 }
 
 impl Job {
-    /// Adds what it asks for, less what it has, to what a batch asks for.
-    pub fn add_to(&self, asked: &mut Asked) {
-        let produced = u32::try_from(self.progress.produced.len()).unwrap_or(u32::MAX);
-        asked.add(self.ask.bytes(), self.ask.max_new_tokens.saturating_sub(produced));
+    /// What it asks for, less what it has.
+    pub fn asked(&self) -> Asked {
+        let produced = self.progress.produced.len();
+        let left = self.ask.max_new_tokens.saturating_sub(u32::try_from(produced).unwrap_or(u32::MAX));
+        let mut asked = Asked::default();
+        asked.add(self.ask.bytes(), left, produced);
+        asked
+    }
+
+    /// Whether it can be given back by an engine once more, and go on later.
+    pub fn may_give_way(&self) -> bool {
+        self.gave_way < MOST_TIMES && !self.ask.class.options().look_back()
     }
 
     /// The job leaves the queue for a worker with this fingerprint. What another model produced is forgotten, and so is

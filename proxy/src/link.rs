@@ -84,7 +84,6 @@ struct Link<I> {
     metrics: Arc<Metrics>,
     inflight: InFlight,
     fingerprint: Arc<str>,
-    next_batch: u64,
 }
 
 /// Serves one worker's connection to its end, and then gives what was in flight back to the batcher.
@@ -113,7 +112,7 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, max_batch_size: usize, port
     let fingerprint = Arc::from(hello.fingerprint.as_str());
     port.tell(worker, FromLink::Up(hello, outbox)).await;
     let inflight = InFlight::default();
-    let mut link = Link { worker, reader, writer, inbox, port, metrics, inflight, fingerprint, next_batch: 1 };
+    let mut link = Link { worker, reader, writer, inbox, port, metrics, inflight, fingerprint };
     if let Err(error) = link.run().await {
         part(worker, &error, &mut link.writer, &link.metrics).await;
     }
@@ -208,6 +207,9 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                     self.writer.put(&Frame::Cancel(batch, vec![member]))?;
                 }
             }
+            // It may have ended meanwhile.
+            ToLink::Yield(batch) if !self.inflight.holds(batch) => {}
+            ToLink::Yield(batch) => self.writer.put(&Frame::Yield(batch))?,
             ToLink::Release => self.writer.put(&Frame::Release)?,
             ToLink::Dump => {
                 for job in self.inflight.wanted() {
@@ -220,8 +222,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
     }
 
     fn send_batch(&mut self, mut jobs: Vec<Box<Job>>, departure: Departure) -> Result<(), LinkError> {
-        let id = BatchId(self.next_batch);
-        self.next_batch += 1;
+        let id = departure.batch;
         let now = Instant::now();
         let Some(first) = jobs.first() else { return Ok(()) };
         let options = first.ask.class.options();
@@ -240,7 +241,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
             return Err(error.into());
         }
         self.metrics.running.increment(crate::metrics::count(jobs.len()));
-        self.inflight.insert(id, jobs, departure, now);
+        self.inflight.insert(jobs, departure, now);
         Ok(())
     }
 
@@ -256,7 +257,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
             }
             Frame::Finished(batch, members) => {
-                self.port.tell(self.worker, FromLink::Ended(members.len())).await;
+                self.port.tell(self.worker, FromLink::Ended(batch, members.len())).await;
                 for finished in members {
                     if let Some(job) = self.inflight.finish(batch, &finished)? {
                         self.metrics.running.decrement(1.0);
@@ -265,7 +266,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
             }
             Frame::Failed(batch, members) => {
-                self.port.tell(self.worker, FromLink::Ended(members.len())).await;
+                self.port.tell(self.worker, FromLink::Ended(batch, members.len())).await;
                 for MemberFailed { member, code, message } in members {
                     if let Some(job) = self.end(batch, member)? {
                         job.reply.fail(Failure::Worker { code, message });
@@ -278,7 +279,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 for member in members {
                     jobs.extend(self.end(batch, member)?);
                 }
-                self.port.tell(self.worker, FromLink::Yielded(given_back, jobs)).await;
+                self.port.tell(self.worker, FromLink::Yielded(batch, given_back, jobs)).await;
             }
             Frame::Done(batch, cost) => {
                 let arrival = self.inflight.done(batch, cost)?;

@@ -87,6 +87,8 @@ pub struct Metrics {
     pub cancelled_running: Counter,
     pub resumed_worker_lost: Counter,
     pub resumed_yielded: Counter,
+    /// Texts that gave way to others and went on later.
+    pub resumed_preempted: Counter,
     pub worker_reconnects: Counter,
     pub protocol_errors: Counter,
 }
@@ -177,6 +179,7 @@ fn register(recorder: Arc<PrometheusRecorder>) -> Metrics {
         cancelled_running: counter!("pillion_cancelled_total", "stage" => "running"),
         resumed_worker_lost: counter!("pillion_resumed_total", "reason" => "worker_lost"),
         resumed_yielded: counter!("pillion_resumed_total", "reason" => "yielded"),
+        resumed_preempted: counter!("pillion_resumed_total", "reason" => "preempted"),
         worker_reconnects: counter!("pillion_worker_reconnects_total"),
         protocol_errors: counter!("pillion_protocol_errors_total"),
     }

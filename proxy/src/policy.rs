@@ -6,7 +6,9 @@
 //! batches cost more than one). With a model of 5 ms that is never, with one of 400 ms it is the 2 ms that forty clients
 //! take to come back. `--batch-timeout` is the upper bound, never the price.
 
+pub mod company;
 pub mod forecast;
+pub mod preemption;
 pub mod returns;
 pub mod service_time;
 
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::preemption::Preemption;
 use self::returns::Returns;
 
 /// The shortest hold: tokio's timers tick in milliseconds.
@@ -69,6 +72,8 @@ pub struct Policy {
     batch_timeout: Duration,
     /// Who may come.
     pub returns: Returns,
+    /// Whether a batch that runs gives way.
+    pub preemption: Preemption,
     pace: Pace,
     hold: Option<Hold>,
     /// Requests that were being read when a hold for them had run out: nobody waits for those again.
@@ -89,6 +94,7 @@ impl Policy {
             max_batch_size,
             batch_timeout,
             returns: Returns::default(),
+            preemption: Preemption::default(),
             pace: Pace::default(),
             hold: None,
             stalled: 0,

@@ -1,23 +1,35 @@
 //! The jobs that wait. Plain data; the instant is passed in.
 //!
-//! Every operation is logarithmic in the number waiting. A job's number says its age, so a job that comes back from a
-//! worker that died takes its old place.
+//! Every operation is logarithmic in the number waiting. A job that comes back from a worker that died takes its old
+//! place; one that gave way to others waits from then on.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::job::{Class, Job, JobId};
+use crate::policy::company::{Cell, Size};
 use crate::policy::forecast::Asked;
 
-/// Jobs that wait, in order of age within their class.
+/// Jobs that wait, in the order in which they began to among those of their class and size.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// Every job's class, the oldest job first: also the index by number.
-    order: BTreeMap<JobId, Class>,
-    classes: HashMap<Class, BTreeMap<JobId, Box<Job>>>,
+    /// Every job's place, the oldest job first: also the index by number.
+    order: BTreeMap<JobId, (Place, Instant)>,
+    cells: BTreeMap<Place, Line>,
     deadlines: BTreeSet<(Instant, JobId)>,
+}
+
+type Place = (Class, Size);
+
+/// Jobs of one class and size. Never empty.
+#[derive(Debug, Default)]
+struct Line {
+    /// By since when they wait.
+    jobs: BTreeMap<(Instant, JobId), Box<Job>>,
+    /// What they ask for, all together.
+    asked: Asked,
 }
 
 /// What one batch may hold.
@@ -34,7 +46,7 @@ pub struct Limits {
 /// What stopped a batch from being larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filled {
-    /// Nobody else of its class was waiting.
+    /// Nobody else was waiting who may ride along.
     Everyone,
     /// It has as many members as a batch may have.
     Members,
@@ -55,41 +67,52 @@ impl Queue {
 
     /// Puts a job in its place by age.
     pub fn push(&mut self, job: Box<Job>) {
-        self.order.insert(job.id, job.ask.class);
+        let asked = job.asked();
+        let place = (job.ask.class, Size::of(&asked));
+        self.order.insert(job.id, (place, job.waits_since));
         self.deadlines.insert((job.deadline, job.id));
-        self.classes.entry(job.ask.class).or_default().insert(job.id, job);
+        let line = self.cells.entry(place).or_default();
+        line.asked = line.asked.and(&asked);
+        line.jobs.insert((job.waits_since, job.id), job);
     }
 
     /// Takes a job out, if it waits.
     pub fn remove(&mut self, id: JobId) -> Option<Box<Job>> {
-        let class = self.order.remove(&id)?;
-        let jobs = self.classes.get_mut(&class)?;
-        let job = jobs.remove(&id)?;
-        if jobs.is_empty() {
-            self.classes.remove(&class);
+        let (place, since) = self.order.remove(&id)?;
+        let line = self.cells.get_mut(&place)?;
+        let job = line.jobs.remove(&(since, id))?;
+        line.asked = line.asked.less(&job.asked());
+        if line.jobs.is_empty() {
+            self.cells.remove(&place);
         }
         self.deadlines.remove(&(job.deadline, id));
         Some(job)
     }
 
-    /// How many wait in the oldest job's class, the oldest's number and since when it waits.
-    pub fn head(&self) -> Option<Head> {
-        let (&id, class) = self.order.first_key_value()?;
-        let jobs = self.classes.get(class)?;
-        let oldest = jobs.get(&id)?;
-        let mut asked = Asked::default();
-        oldest.add_to(&mut asked);
-        Some(Head { waiting: jobs.len(), since: oldest.admitted, asked })
+    /// When the oldest was admitted.
+    pub fn oldest(&self) -> Option<Instant> {
+        let (&id, &(place, since)) = self.order.first_key_value()?;
+        Some(self.cells.get(&place)?.jobs.get(&(since, id))?.admitted)
     }
 
-    /// Takes the oldest job and the next oldest of its class, as many as `limits` allow; never an empty batch while
-    /// somebody waits: a job larger than the limits goes alone.
-    pub fn take_batch(&mut self, limits: &Limits) -> Option<(Vec<Box<Job>>, Filled)> {
-        let class = *self.order.first_key_value()?.1;
-        let mut batch = Vec::with_capacity(self.classes.get(&class)?.len().min(limits.members));
+    /// What waits, by class and size.
+    pub fn cells(&self) -> Vec<Cell> {
+        let cell = |(&(class, size), line): (&Place, &Line)| {
+            let &(since, _) = line.jobs.first_key_value()?.0;
+            Some(Cell { class, size, since, asked: line.asked })
+        };
+        self.cells.iter().filter_map(cell).collect()
+    }
+
+    /// Takes the oldest jobs of these cells, which are of one class, as many as `limits` allow; never an empty batch
+    /// while somebody waits there: a job larger than the limits goes alone.
+    pub fn take_batch(&mut self, cells: &[Cell], limits: &Limits) -> (Vec<Box<Job>>, Filled) {
+        let waiting: usize = cells.iter().map(|cell| cell.asked.members).sum();
+        let mut batch = Vec::with_capacity(waiting.min(limits.members));
         let (mut tokens, mut bytes) = (0, 0);
         let filled = loop {
-            let Some((&id, next)) = self.classes.get(&class).and_then(BTreeMap::first_key_value) else {
+            let first = |cell: &Cell| self.cells.get(&(cell.class, cell.size))?.jobs.first_key_value();
+            let Some((&(_, id), next)) = cells.iter().filter_map(first).min_by_key(|(place, _)| **place) else {
                 break Filled::Everyone;
             };
             if batch.len() >= limits.members.max(1) {
@@ -102,7 +125,7 @@ impl Queue {
             }
             batch.extend(self.remove(id));
         };
-        Some((batch, filled))
+        (batch, filled)
     }
 
     /// Takes out the jobs whose deadline is not after `now`.
@@ -120,8 +143,8 @@ impl Queue {
     /// `no_worker_since`, and they were admitted at least `wait` ago.
     pub fn take_unserved(&mut self, now: Instant, no_worker_since: Instant, wait: Duration) -> Vec<Box<Job>> {
         let mut unserved = Vec::new();
-        while let Some(head) = self.head()
-            && head.since.max(no_worker_since) + wait <= now
+        while let Some(since) = self.oldest()
+            && since.max(no_worker_since) + wait <= now
         {
             let oldest = self.order.first_key_value().map(|(&id, _)| id);
             unserved.extend(oldest.and_then(|id| self.remove(id)));
@@ -135,17 +158,6 @@ impl Queue {
     }
 }
 
-/// What a policy needs to know of the batch that would leave next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// Jobs of the oldest job's class.
-    pub waiting: usize,
-    /// When the oldest was admitted.
-    pub since: Instant,
-    /// What the oldest asks for.
-    pub asked: Asked,
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -156,6 +168,14 @@ mod tests {
     use crate::job::{Ask, Progress, Reply};
 
     const NO_LIMITS: Limits = Limits { members: 100, tokens: u64::MAX, bytes: usize::MAX };
+
+    /// Takes of everybody who is of the oldest's class.
+    fn take(queue: &mut Queue, limits: &Limits) -> (Vec<u64>, Filled) {
+        let class = queue.order.first_key_value().unwrap().1.0.0;
+        let cells: Vec<Cell> = queue.cells().into_iter().filter(|cell| cell.class == class).collect();
+        let (jobs, filled) = queue.take_batch(&cells, limits);
+        (ids(&jobs), filled)
+    }
 
     fn job(id: u64, penalty: f32, text: &str, deadline: Instant) -> Box<Job> {
         let options = Options { repetition_penalty: penalty, ..Options::default() };
@@ -168,16 +188,20 @@ mod tests {
                 stop: Arc::new([]),
             },
             admitted: deadline - Duration::from_secs(60),
+            waits_since: deadline - Duration::from_secs(60),
             deadline,
             progress: Progress::default(),
             attempts: 0,
+            gave_way: 0,
             slot: None,
             reply: Reply::new().0,
         })
     }
 
+    /// The same whenever it is asked for, so that only the number says who is older.
     fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(60)
+        static SOON: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        *SOON.get_or_init(|| Instant::now() + Duration::from_secs(60))
     }
 
     fn ids(jobs: &[Box<Job>]) -> Vec<u64> {
@@ -190,28 +214,36 @@ mod tests {
         for (id, penalty) in [(3, 1.0), (1, 1.5), (2, 1.0), (4, 1.5)] {
             queue.push(job(id, penalty, "text", soon()));
         }
-        let (batch, filled) = queue.take_batch(&NO_LIMITS).unwrap();
-        assert_eq!((ids(&batch), filled), (vec![1, 4], Filled::Everyone));
-        assert_eq!(ids(&queue.take_batch(&NO_LIMITS).unwrap().0), [2, 3]);
-        assert!(queue.take_batch(&NO_LIMITS).is_none());
+        assert_eq!(take(&mut queue, &NO_LIMITS), (vec![1, 4], Filled::Everyone));
+        assert_eq!(take(&mut queue, &NO_LIMITS).0, [2, 3]);
+        assert!(queue.is_empty() && queue.take_batch(&[], &NO_LIMITS).0.is_empty());
     }
 
     #[test]
     fn a_batch_stops_at_its_limits() {
         let mut queue = Queue::default();
         (0..5).for_each(|id| queue.push(job(id, 1.0, "0123456789", soon())));
-        let (batch, filled) = queue.take_batch(&Limits { members: 2, ..NO_LIMITS }).unwrap();
-        assert_eq!((ids(&batch), filled), (vec![0, 1], Filled::Members));
-        let (batch, filled) = queue.take_batch(&Limits { bytes: 25, ..NO_LIMITS }).unwrap();
-        assert_eq!((ids(&batch), filled), (vec![2, 3], Filled::Tokens));
+        assert_eq!(take(&mut queue, &Limits { members: 2, ..NO_LIMITS }), (vec![0, 1], Filled::Members));
+        assert_eq!(take(&mut queue, &Limits { bytes: 25, ..NO_LIMITS }), (vec![2, 3], Filled::Tokens));
     }
 
     #[test]
     fn a_job_larger_than_the_limits_goes_alone() {
         let mut queue = Queue::default();
         (0..2).for_each(|id| queue.push(job(id, 1.0, "a long text", soon())));
-        let (batch, filled) = queue.take_batch(&Limits { members: 9, tokens: 1, bytes: 1 }).unwrap();
-        assert_eq!((ids(&batch), filled), (vec![0], Filled::Tokens));
+        assert_eq!(take(&mut queue, &Limits { members: 9, tokens: 1, bytes: 1 }), (vec![0], Filled::Tokens));
+    }
+
+    #[test]
+    fn the_oldest_of_several_sizes_go_first_and_what_is_left_is_accounted_for() {
+        let mut queue = Queue::default();
+        for (id, text) in [(3, "short"), (1, "a text that is a little longer"), (2, "short"), (4, "short")] {
+            queue.push(job(id, 1.0, text, soon()));
+        }
+        assert_eq!(queue.cells().len(), 2);
+        assert_eq!(take(&mut queue, &Limits { members: 3, ..NO_LIMITS }), (vec![1, 2, 3], Filled::Members));
+        let [left] = queue.cells()[..] else { panic!("{:?}", queue.cells()) };
+        assert_eq!((left.asked.members, left.asked.bytes, left.asked.tokens), (1, 5, 10));
     }
 
     #[test]
@@ -219,7 +251,20 @@ mod tests {
         let mut queue = Queue::default();
         (5..8).for_each(|id| queue.push(job(id, 1.0, "text", soon())));
         queue.push(job(2, 1.0, "text", soon()));
-        assert_eq!(ids(&queue.take_batch(&NO_LIMITS).unwrap().0), [2, 5, 6, 7]);
+        assert_eq!(take(&mut queue, &NO_LIMITS).0, [2, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_job_that_gave_way_waits_behind_those_who_came_before_it_did() {
+        let mut queue = Queue::default();
+        let now = soon();
+        for (id, since) in [(1, now), (2, now - Duration::from_secs(2)), (3, now + Duration::from_secs(1))] {
+            let mut job = job(id, 1.0, "text", now);
+            job.waits_since = since;
+            queue.push(job);
+        }
+        assert_eq!(queue.cells()[0].since, now - Duration::from_secs(2));
+        assert_eq!(take(&mut queue, &NO_LIMITS).0, [2, 1, 3]);
     }
 
     #[test]
@@ -251,6 +296,6 @@ mod tests {
         queue.push(job(1, 1.0, "text", soon()));
         assert!(queue.remove(JobId(1)).is_some());
         assert!(queue.remove(JobId(1)).is_none());
-        assert!(queue.is_empty() && queue.next_deadline().is_none() && queue.classes.is_empty());
+        assert!(queue.is_empty() && queue.next_deadline().is_none() && queue.cells().is_empty());
     }
 }

@@ -57,6 +57,32 @@ async fn a_lone_request_pays_nothing_for_batching() {
     assert!((millis(50)..millis(53)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_long_one_gives_way_to_many_short_ones_and_goes_on_as_if_nothing_had_been() {
+    let mut memory = Memory::start(&[]);
+    let cost = UnitCost { step_ns: 10_000_000, ..UnitCost::default() };
+    let hello = Hello { cost, ..Profile::default().hello };
+    let _worker = memory.worker(Profile { hello, step_cost: millis(10), ..Profile::default() });
+    let text = (0..200).map(|n| format!("w{n}")).collect::<Vec<_>>().join(" ");
+    let long = json!({"text": text, "max_new_tokens": 200});
+    // What may be spent on giving way is a part of what the engine has worked.
+    let alone = memory.generate(&long).await.json();
+    let begun = Instant::now();
+    let riding = tokio::spawn(memory.generate(&long));
+    tokio::time::sleep(millis(500)).await;
+    let short: Vec<_> = (0..20)
+        .map(|_| tokio::spawn(memory.generate(&json!({"text": "three short words", "max_new_tokens": 10}))))
+        .collect();
+    for answer in short {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    assert!(begun.elapsed() < millis(700), "{:?}", begun.elapsed());
+    assert_eq!(riding.await.unwrap().json(), alone);
+    assert!((seconds(2)..millis(2300)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    let preempted = memory.metrics().with("pillion_resumed_total", &[("reason", "preempted")]);
+    assert_eq!(preempted, 1);
+}
+
 /// A proxy that knows that a batch costs a second however few its members are (two steps of half of one), and a request of which only the head has come.
 async fn with_a_companion_arriving(flags: &[&str]) -> (Memory, MemoryWorker, DuplexStream) {
     let mut memory = Memory::start(flags);

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use pillion_tests::simulator::{Clients, Engine, Host, Report, Rule, Setting, simulate};
+use pillion_proxy::policy::company::LONGEST_PASSING;
+use pillion_tests::random::SplitMix64;
+use pillion_tests::simulator::{Clients, Engine, Host, Report, Request, Rule, Setting, simulate};
 
 const SMALL: Engine = engine(400, 110);
 /// A model of the shape of OPT-125m on two processor cores.
@@ -14,7 +16,7 @@ const BATCH_TIMEOUT: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_millis(1);
 
 const fn engine(fixed_us: u64, member_us: u64) -> Engine {
-    Engine { fixed: Duration::from_micros(fixed_us), member: Duration::from_micros(member_us), told: true }
+    Engine::of(Duration::from_micros(fixed_us), Duration::from_micros(member_us))
 }
 
 const fn users(users: usize) -> Clients {
@@ -25,7 +27,8 @@ fn run(clients: Clients, engines: &[Engine], rule: Rule, seed: u64) -> Report {
     let micros = Duration::from_micros;
     let host = Host { request: micros(60), answer: micros(60), handover: micros(500), lead: micros(500) };
     let span = 200 * engines[0].time(40);
-    simulate(&Setting { clients, engines: engines.to_vec(), host, rule, max_batch_size: 50, span, seed })
+    let (engines, requests) = (engines.to_vec(), vec![Request::ORDINARY]);
+    simulate(&Setting { clients, requests, engines, host, rule, preempts: true, max_batch_size: 50, span, seed })
 }
 
 /// Requests a second, if batches of so many follow each other without a pause.
@@ -115,10 +118,90 @@ fn a_second_worker_nearly_doubles_what_a_slow_model_serves() {
 
 #[test]
 fn a_slower_worker_beside_a_fast_one_takes_its_part_and_no_more() {
-    let slow = Engine { fixed: 3 * LARGE.fixed, member: 3 * LARGE.member, told: true };
+    let slow = Engine { step: 3 * LARGE.step, member: 3 * LARGE.member, ..LARGE };
     let alone = run(users(160), &[LARGE], Rule::Pillion, 1);
     let both = run(users(160), &[LARGE, slow], Rule::Pillion, 1);
     assert!(both.rate > 1.25 * alone.rate, "{both}, {alone}");
+}
+
+const SHORT: Request = Request { prompt: 10, answer: 10, weight: 9.0 };
+const LONG: Request = Request { prompt: 10, answer: 200, weight: 1.0 };
+
+/// Forty users of whose requests one in ten is long.
+fn few_long(engine: Engine, rule: Rule, preempts: bool) -> Report {
+    let setting = mixed(engine, vec![SHORT, LONG], 1);
+    simulate(&Setting { rule, preempts, ..setting })
+}
+
+fn mixed(engine: Engine, requests: Vec<Request>, seed: u64) -> Setting {
+    let micros = Duration::from_micros;
+    let host = Host { request: micros(60), answer: micros(60), handover: micros(500), lead: micros(500) };
+    let (engines, span) = (vec![engine], 2000 * engine.time(40));
+    let (clients, rule) = (users(40), Rule::Pillion);
+    Setting { clients, requests, engines, host, rule, preempts: true, max_batch_size: 50, span, seed }
+}
+
+/// With prompt tokens that cost half of what a member costs in a step, as on a processor.
+fn with_prompts(engine: Engine) -> Engine {
+    Engine { prompt: engine.member / 2, ..engine }
+}
+
+#[test]
+fn short_answers_do_not_wait_for_long_ones_and_nothing_is_lost_by_it() {
+    for engine in MODELS.map(with_prompts) {
+        let report = few_long(engine, Rule::Pillion, true);
+        let together = few_long(engine, Rule::AtOnce, false);
+        assert!(report.kinds[0] < together.kinds[0].mul_f64(0.5), "{engine:?}: {report}, {together}");
+        assert!(report.tokens > 0.95 * together.tokens, "{engine:?}: {report}, {together}");
+    }
+}
+
+#[test]
+fn giving_way_costs_next_to_nothing_of_what_is_produced() {
+    for engine in MODELS.map(with_prompts) {
+        let report = few_long(engine, Rule::Pillion, true);
+        let never = few_long(engine, Rule::Pillion, false);
+        assert!(report.preempted > 0 && never.preempted == 0, "{engine:?}: {report}");
+        assert!(report.tokens > 0.95 * never.tokens, "{engine:?}: {report}, {never}");
+    }
+}
+
+#[test]
+fn where_all_are_alike_nobody_gives_way() {
+    for engine in MODELS {
+        for clients in [users(40), users(80), Clients::Open { rate: 0.9 * capacity(&engine, 40) }] {
+            let report = simulate(&Setting { clients, ..mixed(engine, vec![Request::ORDINARY], 1) });
+            // Of forty who come at once the first may be on its way when the others are there.
+            assert!(report.preempted <= 1, "{engine:?} with {clients:?}: {} of {report}", report.preempted);
+        }
+    }
+}
+
+/// A thousand loads of up to four kinds: whoever waits is passed over for no longer than a few times what a batch of
+/// those who ride with him takes, and then waits for the batch that runs, and for those who have waited even longer.
+#[test]
+fn nobody_is_passed_over_for_longer_than_the_bound() {
+    let mut random = SplitMix64(1);
+    for seed in 0..1000 {
+        let mut number = |most: u64| u32::try_from(1 + random.next() % most).unwrap();
+        let engine = Engine { prompt: Duration::from_micros(number(20).into()), ..MODELS[number(6) as usize - 1] };
+        let requests: Vec<Request> = (0..number(4))
+            .map(|_| Request { prompt: number(200), answer: number(300), weight: f64::from(number(20)) })
+            .collect();
+        let span = 40 * engine.time(40);
+        let report = simulate(&Setting { span, ..mixed(engine, requests.clone(), seed) });
+        let full = |request: &Request| {
+            let members = 40;
+            engine.prompt * members * request.prompt + (engine.step + engine.member * members) * request.answer
+        };
+        let longest = requests.iter().map(full).max().unwrap();
+        for (waited, request) in report.longest_waits.iter().zip(&requests) {
+            // Those who ride with him may each be six times as long, and predictions may be off.
+            let own = (full(request) * 6).min(longest).mul_f64(1.25);
+            let bound = own * LONGEST_PASSING + longest * 2;
+            assert!(*waited <= bound, "seed {seed}, {request:?} of {requests:?}, {engine:?}: {waited:?}, {bound:?}");
+        }
+    }
 }
 
 #[test]

@@ -78,9 +78,11 @@ impl Handle {
                 id: JobId(id),
                 ask,
                 admitted: now,
+                waits_since: now,
                 deadline,
                 progress: Progress::default(),
                 attempts: 0,
+                gave_way: 0,
                 slot: Some(slot),
                 reply,
             })

@@ -1,8 +1,10 @@
 //! The workers that are connected and the credit they have granted. Plain data.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pillion_protocol::BatchId;
 use pillion_protocol::frame::Hello;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
@@ -10,6 +12,7 @@ use tokio::time::Instant;
 use super::ToLink;
 use crate::link::inflight::Departure;
 use crate::policy::forecast::{Asked, Forecast, Outcome};
+use crate::policy::preemption::Remains;
 
 /// A connection of a worker; a worker that returns is a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,16 +35,28 @@ pub struct Worker {
     pub members: usize,
     /// What its batches cost.
     pub forecast: Forecast,
-    /// Batches it holds.
-    batches: usize,
-    /// The time that they were expected to take, all together.
-    outstanding: Duration,
+    /// Batches it holds, in the order in which they went to it.
+    batches: VecDeque<Held>,
+    /// The number of the next.
+    next_batch: u64,
     /// When it last began or ended one: since then the first of them runs.
     since: Instant,
     /// It wants to leave.
     pub draining: bool,
     /// It was told that it may; nothing more goes to it.
     pub released: bool,
+}
+
+/// A batch that a worker holds.
+#[derive(Debug)]
+struct Held {
+    departure: Departure,
+    /// Members that have not ended.
+    left: usize,
+    /// Since when it has an engine, if it has.
+    runs_since: Option<Instant>,
+    /// It was told to give way.
+    gives_way: bool,
 }
 
 /// A batch is shared with an idle worker where that makes it shorter by this part.
@@ -51,24 +66,59 @@ const LONGEST_LEAD: Duration = Duration::from_millis(2);
 
 impl Worker {
     /// A batch goes to it, into a credit.
-    pub fn take(&mut self, asked: Asked, now: Instant) -> Departure {
-        let predicted = self.forecast.time(&asked);
+    pub fn take(&mut self, asked: Asked, may_give_way: bool, now: Instant) -> Departure {
+        let batch = BatchId(self.next_batch);
+        let departure = Departure { batch, asked, predicted: self.forecast.time(&asked), may_give_way };
+        self.next_batch += 1;
         self.credit = self.credit.saturating_sub(1);
         self.members += asked.members;
-        if self.batches == 0 {
+        if self.batches.is_empty() {
             self.since = now;
         }
-        self.batches += 1;
-        self.outstanding += predicted;
-        Departure { asked, predicted }
+        let runs_since = self.has_free_engine().then_some(now);
+        self.batches.push_back(Held { departure, left: asked.members, runs_since, gives_way: false });
+        departure
     }
 
-    /// A batch is done.
+    /// Members of a batch have ended, or were given back.
+    pub fn ended(&mut self, batch: BatchId, members: usize) {
+        self.members = self.members.saturating_sub(members);
+        if let Some(held) = self.batches.iter_mut().find(|held| held.departure.batch == batch) {
+            held.left = held.left.saturating_sub(members);
+        }
+    }
+
+    /// A batch is done. What it cost is learned from, unless it was made to give way: then it is not what was asked for.
     pub fn done(&mut self, departure: &Departure, outcome: &Outcome, now: Instant) {
-        self.batches = self.batches.saturating_sub(1);
-        self.outstanding = self.outstanding.saturating_sub(departure.predicted);
+        let at = self.batches.iter().position(|held| held.departure.batch == departure.batch);
+        let held = at.and_then(|at| self.batches.remove(at));
+        if let Some(next) = self.batches.iter_mut().find(|held| held.runs_since.is_none()) {
+            next.runs_since = Some(now);
+        }
         self.since = now;
-        self.forecast.learn(&departure.asked, outcome);
+        if !held.is_some_and(|held| held.gives_way) {
+            self.forecast.learn(&departure.asked, outcome);
+        }
+    }
+
+    /// Whether this batch was told to give way.
+    pub fn gives_way(&self, batch: BatchId) -> bool {
+        self.batches.iter().any(|held| held.departure.batch == batch && held.gives_way)
+    }
+
+    /// The batches that run and could give way, as far as they have come.
+    pub fn running(&self, now: Instant) -> impl Iterator<Item = (BatchId, Remains)> {
+        self.batches.iter().filter(|held| held.departure.may_give_way && !held.gives_way).filter_map(move |held| {
+            let ran = now.saturating_duration_since(held.runs_since?);
+            Some((held.departure.batch, self.forecast.remains(&held.departure.asked, held.left, ran)))
+        })
+    }
+
+    /// This batch is told to give way.
+    pub fn give_way(&mut self, batch: BatchId) {
+        if let Some(held) = self.batches.iter_mut().find(|held| held.departure.batch == batch) {
+            held.gives_way = true;
+        }
     }
 
     /// How long until an engine is predicted to be free.
@@ -76,11 +126,12 @@ impl Worker {
         if self.has_free_engine() {
             return Duration::ZERO;
         }
-        (self.outstanding / self.hello.slots.max(1)).saturating_sub(now.saturating_duration_since(self.since))
+        let outstanding: Duration = self.batches.iter().map(|held| held.departure.predicted).sum();
+        (outstanding / self.hello.slots.max(1)).saturating_sub(now.saturating_duration_since(self.since))
     }
 
     fn has_free_engine(&self) -> bool {
-        self.batches < self.hello.slots as usize
+        self.batches.len() < self.hello.slots as usize
     }
 
     /// The members whose batch still has the engine that the next credit is for, and when it is expected to end.
@@ -88,7 +139,7 @@ impl Worker {
         if self.has_free_engine() {
             return (0, Duration::ZERO);
         }
-        (self.members / self.batches.max(1), self.free_in(now).min(LONGEST_LEAD))
+        (self.members / self.batches.len().max(1), self.free_in(now).min(LONGEST_LEAD))
     }
 }
 
@@ -109,8 +160,8 @@ impl Workers {
             link,
             credit: 0,
             members: 0,
-            batches: 0,
-            outstanding: Duration::ZERO,
+            batches: VecDeque::new(),
+            next_batch: 1,
             since: now,
             draining: false,
             released: false,
@@ -138,7 +189,7 @@ impl Workers {
     /// How many of the members that wait the next batch should take. All, unless other engines stand idle too and the
     /// batch would be noticeably shorter for being shared with them.
     pub fn share(&self, asked: &Asked) -> usize {
-        let idle = self.with_credit().filter(|worker| worker.batches == 0);
+        let idle = self.with_credit().filter(|worker| worker.batches.is_empty());
         let Some(longest) = idle.clone().map(|worker| worker.forecast.time(asked)).max() else { return usize::MAX };
         let idle = idle.count();
         let part = asked.members.div_ceil(idle);
@@ -150,6 +201,11 @@ impl Workers {
     /// How many engines there are that take batches.
     pub fn engines(&self) -> usize {
         self.all.iter().filter(|worker| !worker.released).map(|worker| worker.hello.slots as usize).sum()
+    }
+
+    /// Whether anybody takes a batch.
+    pub fn have_credit(&self) -> bool {
+        self.with_credit().next().is_some()
     }
 
     fn with_credit(&self) -> impl Iterator<Item = &Worker> + Clone {

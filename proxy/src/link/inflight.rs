@@ -49,12 +49,16 @@ struct Running {
 }
 
 /// What was known of a batch as it left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Departure {
+    /// Its number.
+    pub batch: BatchId,
     /// What its members ask for.
     pub asked: Asked,
     /// How long it was expected to take the engine.
     pub predicted: Duration,
+    /// Whether its members can be given back and go on later.
+    pub may_give_way: bool,
 }
 
 /// A batch that is done.
@@ -92,8 +96,14 @@ impl InFlight {
         })
     }
 
+    /// Whether the worker holds this batch.
+    pub fn holds(&self, id: BatchId) -> bool {
+        self.batches.contains_key(&id)
+    }
+
     /// Registers a batch as it is sent.
-    pub fn insert(&mut self, id: BatchId, jobs: Vec<Box<Job>>, departure: Departure, now: Instant) {
+    pub fn insert(&mut self, jobs: Vec<Box<Job>>, departure: Departure, now: Instant) {
+        let id = departure.batch;
         let members = jobs.into_iter().map(Slot::Wanted).collect();
         let running = Running { since: now, departure, outcome: Outcome::default(), members };
         let replaced = self.batches.insert(id, running);

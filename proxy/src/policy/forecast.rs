@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pillion_protocol::frame::{BatchCost, UnitCost};
 
+use super::preemption::Remains;
 use super::service_time::{Load, ServiceTime};
 
 /// What the latest batch weighs in a running mean.
@@ -23,29 +24,68 @@ pub struct Asked {
     pub tokens: u64,
     /// The most tokens that one of them may still produce.
     pub longest: u32,
+    /// Tokens that earlier attempts have produced, which are fed again like a prompt.
+    pub again: u64,
 }
 
 impl Asked {
-    /// One member more.
-    pub fn add(&mut self, bytes: usize, tokens: u32) {
+    /// One member more: bytes of its prompt, tokens that it may still produce, and tokens that it has produced before.
+    pub fn add(&mut self, bytes: usize, tokens: u32, again: usize) {
         self.members += 1;
         self.bytes += bytes as u64;
         self.tokens += u64::from(tokens);
         self.longest = self.longest.max(tokens);
+        self.again += again as u64;
+    }
+
+    /// These members and others.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self {
+            members: self.members + other.members,
+            bytes: self.bytes + other.bytes,
+            tokens: self.tokens + other.tokens,
+            longest: self.longest.max(other.longest),
+            again: self.again + other.again,
+        }
+    }
+
+    /// Without those others, who were among them. The longest stays.
+    #[must_use]
+    pub fn less(&self, other: &Self) -> Self {
+        Self {
+            members: self.members.saturating_sub(other.members),
+            bytes: self.bytes.saturating_sub(other.bytes),
+            tokens: self.tokens.saturating_sub(other.tokens),
+            longest: self.longest,
+            again: self.again.saturating_sub(other.again),
+        }
     }
 
     /// So many times as much: `members` like this one.
     #[must_use]
     pub fn times(&self, members: usize) -> Self {
         let n = members as u64;
-        Self { members: self.members * members, bytes: self.bytes * n, tokens: self.tokens * n, longest: self.longest }
+        Self {
+            members: self.members * members,
+            bytes: self.bytes * n,
+            tokens: self.tokens * n,
+            longest: self.longest,
+            again: self.again * n,
+        }
     }
 
     /// Of so many members like these on average, where there are `all`.
     #[must_use]
     pub fn part(&self, members: usize, all: usize) -> Self {
         let (n, all) = (members as u64, (all as u64).max(1));
-        Self { members, bytes: self.bytes * n / all, tokens: self.tokens * n / all, longest: self.longest }
+        Self {
+            members,
+            bytes: self.bytes * n / all,
+            tokens: self.tokens * n / all,
+            longest: self.longest,
+            again: self.again * n / all,
+        }
     }
 }
 
@@ -113,13 +153,34 @@ impl Forecast {
         (fixed, self.time.predict(&load).saturating_sub(fixed) / members)
     }
 
+    /// What is left of a batch that has run for so long, where so many of its members have not ended.
+    ///
+    /// How far the engine has come is not told, it is reckoned. A batch is expected to take as long as predicted; one that
+    /// takes longer is expected to last for as many steps again as it has, up to its members' limit.
+    #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+    pub fn remains(&self, asked: &Asked, left: usize, ran: Duration) -> Remains {
+        let (members, limit) = (left as f64, f64::from(asked.longest));
+        let whole = self.time(asked);
+        let done =
+            if whole.is_zero() { 0.0 } else { limit * self.steps.get() * ran.div_duration_f64(whole) }.min(limit);
+        let overtime = (limit - done).min(done);
+        let overtime = self.time.predict(&Load { steps: overtime, tokens: overtime * members, ..Load::default() });
+        let fed = asked.bytes as f64 * self.tokens_per_byte.get() + asked.again as f64;
+        let again = members * (fed / asked.members.max(1) as f64 + done);
+        Remains {
+            members: left,
+            time: whole.checked_sub(ran).filter(|left| !left.is_zero()).unwrap_or(overtime),
+            again: self.time.predict(&Load { calls: 1.0, prompt: again, ..Load::default() }),
+        }
+    }
+
     #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
     fn load(&self, asked: &Asked) -> Load {
         Load {
             calls: 1.0,
             steps: f64::from(asked.longest) * self.steps.get(),
             tokens: asked.tokens as f64 * self.produced.get(),
-            prompt: asked.bytes as f64 * self.tokens_per_byte.get(),
+            prompt: asked.bytes as f64 * self.tokens_per_byte.get() + asked.again as f64,
         }
     }
 
@@ -133,8 +194,8 @@ impl Forecast {
         let load = Load {
             calls: cost.cohorts.into(),
             steps: cost.steps as f64,
-            tokens: *completion_tokens as f64,
-            prompt: *prompt_tokens as f64,
+            tokens: completion_tokens.saturating_sub(asked.again) as f64,
+            prompt: (prompt_tokens + asked.again) as f64,
         };
         self.time.learn(&load, Duration::from_micros(cost.engine_us));
         if asked.tokens > 0 && asked.longest > 0 {
@@ -142,7 +203,7 @@ impl Forecast {
             self.steps.take(load.steps / f64::from(asked.longest));
         }
         if asked.bytes > 0 && *prompt_tokens > 0 {
-            self.tokens_per_byte.take(load.prompt / asked.bytes as f64);
+            self.tokens_per_byte.take(*prompt_tokens as f64 / asked.bytes as f64);
         }
     }
 }
@@ -153,7 +214,7 @@ mod tests {
 
     fn asked(members: usize) -> Asked {
         let mut asked = Asked::default();
-        (0..members).for_each(|_| asked.add(35, 100));
+        (0..members).for_each(|_| asked.add(35, 100, 0));
         asked
     }
 
@@ -189,6 +250,29 @@ mod tests {
         let time = forecast.time(&asked(2));
         // 100 steps, 200 tokens, 70 bytes.
         assert_eq!(time, Duration::from_nanos(100 * 1000 + 200 * 100 + 21 * 10));
+    }
+
+    #[test]
+    fn what_is_left_of_a_batch_shrinks_with_time_and_costs_more_to_resume() {
+        let forecast = Forecast::new(&UnitCost { step_ns: 1_000_000, member_ns: 0, prompt_ns: 10_000 });
+        let millis = |n| Duration::from_millis(n);
+        // 100 steps of 1 ms; 10 or 11 prompt tokens each, at 10 us a token.
+        let early = forecast.remains(&asked(10), 2, millis(11));
+        assert!((millis(88)..millis(91)).contains(&early.time), "{early:?}");
+        let late = forecast.remains(&asked(10), 2, millis(91));
+        assert!((millis(8)..millis(11)).contains(&late.time), "{late:?}");
+        assert_eq!((early.members, late.members), (2, 2));
+        assert!(early.again < millis(1) && late.again > 3 * early.again, "{early:?} {late:?}");
+    }
+
+    #[test]
+    fn who_lasts_longer_than_others_is_expected_to_last_as_long_again() {
+        let mut forecast = Forecast::new(&UnitCost { step_ns: 1_000_000, member_ns: 0, prompt_ns: 0 });
+        (0..50).for_each(|_| forecast.learn(&asked(10), &outcome(10, 10_000)));
+        let remains = |millis| forecast.remains(&asked(10), 1, Duration::from_millis(millis)).time.as_millis();
+        assert!((7..=9).contains(&remains(2)), "{}", remains(2));
+        assert!((27..=33).contains(&remains(30)), "{}", remains(30));
+        assert!((5..=15).contains(&remains(90)), "{}", remains(90));
     }
 
     #[test]

@@ -3,18 +3,28 @@
 use std::time::Duration;
 
 use clap::Parser;
-use pillion_tests::simulator::{Clients, Engine, Host, Rule, Setting, simulate};
+use pillion_tests::simulator::{Clients, Engine, Host, Request, Rule, Setting, simulate};
 
 /// Simulates one load, or with no flags a table of many.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Flags {
-    /// What a batch costs however few its members are.
+    /// What a batch of answers of ten tokens costs however few its members are.
     #[arg(long, value_parser = humantime::parse_duration, requires = "member")]
     fixed: Option<Duration>,
     /// What each member adds.
     #[arg(long, value_parser = humantime::parse_duration)]
     member: Option<Duration>,
+    /// What a prompt token costs.
+    #[arg(long, default_value = "0us", value_parser = humantime::parse_duration)]
+    prompt: Duration,
+    /// A kind of requests: tokens of its prompt, tokens of its answer, and how many of all are of it beside the others'
+    /// weights. Repeat it for several kinds.
+    #[arg(long, value_parser = request, value_name = "PROMPT:ANSWER:WEIGHT", default_value = "10:10:1")]
+    request: Vec<Request>,
+    /// No batch gives way to others.
+    #[arg(long)]
+    no_preemption: bool,
     /// The host's time for a request, and again for its answer.
     #[arg(long, default_value = "60us", value_parser = humantime::parse_duration)]
     text: Duration,
@@ -48,7 +58,7 @@ fn main() {
             Some(rate) => Clients::Open { rate },
             None => Clients::Closed { users: flags.users, think: Duration::ZERO },
         };
-        show(&flags, "as asked", clients, Engine { fixed, member, told: true });
+        show(&flags, "as asked", clients, engine_of(fixed, member, flags.prompt));
     } else {
         table(&flags);
     }
@@ -65,7 +75,7 @@ fn table(flags: &Flags) {
         ("GPU, 30 + 0.05 ms", micros(30_000), micros(50)),
         ("500 + 30 ms", micros(500_000), micros(30_000)),
     ] {
-        let engine = Engine { fixed, member, told: true };
+        let engine = engine_of(fixed, member, flags.prompt);
         let capacity = 40.0 / engine.time(40).as_secs_f64();
         let closed = |users| Clients::Closed { users, think: Duration::ZERO };
         let think = engine.time(40);
@@ -97,6 +107,8 @@ fn show(flags: &Flags, name: &str, clients: Clients, engine: Engine) {
         let host = Host { request: flags.text, answer: flags.text, handover: flags.handover, lead: flags.lead };
         let setting = Setting {
             clients,
+            requests: flags.request.clone(),
+            preempts: !flags.no_preemption,
             engines: vec![engine; flags.engines],
             host,
             rule,
@@ -106,4 +118,17 @@ fn show(flags: &Flags, name: &str, clients: Clients, engine: Engine) {
         };
         println!("  {label:<13} {}", simulate(&setting));
     }
+}
+
+fn engine_of(fixed: Duration, member: Duration, prompt: Duration) -> Engine {
+    Engine { prompt, ..Engine::of(fixed, member) }
+}
+
+fn request(text: &str) -> Result<Request, String> {
+    let malformed = || "not of the form PROMPT:ANSWER:WEIGHT".to_owned();
+    let [prompt, answer, weight] = text.split(':').collect::<Vec<_>>()[..] else { return Err(malformed()) };
+    let count = |text: &str| text.parse().ok().filter(|n| *n > 0).ok_or_else(malformed);
+    let weight =
+        weight.parse().ok().filter(|weight: &f64| *weight > 0.0 && weight.is_finite()).ok_or_else(malformed)?;
+    Ok(Request { prompt: count(prompt)?, answer: count(answer)?, weight })
 }

@@ -1,88 +1,35 @@
 //! The clock, and what happens at its instants.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use pillion_protocol::frame::{BatchCost, Hello, UnitCost};
+use pillion_protocol::BatchId;
+use pillion_protocol::frame::{BatchCost, Hello, Options, Prompt, UnitCost};
 use pillion_proxy::batcher::ToLink;
-use pillion_proxy::batcher::workers::{WorkerId, Workers};
+use pillion_proxy::batcher::workers::{Worker, WorkerId, Workers};
+use pillion_proxy::job::{Ask, Class, Job, JobId, Progress, Reply};
 use pillion_proxy::link::inflight::Departure;
+use pillion_proxy::policy::company;
 use pillion_proxy::policy::forecast::{Asked, Outcome};
+use pillion_proxy::policy::preemption::Waiting;
 use pillion_proxy::policy::{Decision, Policy, View};
+use pillion_proxy::queue::{Limits, Queue};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Clients, Report};
+use super::report::Answer;
+use super::setting::{Host, Rule, Setting};
+use super::{Clients, Engine, Report};
+use crate::load::mix::Draw;
 use crate::random::SplitMix64;
 use crate::simulated::Profile;
 
-/// Tokens of every answer, and of every prompt.
-const TOKENS: u32 = 10;
 /// tokio's timers fire at the next millisecond.
 const TICK: Duration = Duration::from_millis(1);
-
-/// An engine: what a batch costs it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Engine {
-    /// However few its members are.
-    pub fixed: Duration,
-    /// Each member more.
-    pub member: Duration,
-    /// Whether the worker has told the proxy so in its HELLO, from its warm-up.
-    pub told: bool,
-}
-
-impl Engine {
-    /// A batch of so many.
-    pub fn time(&self, members: usize) -> Duration {
-        self.fixed + self.member * u32::try_from(members).unwrap_or(u32::MAX)
-    }
-}
-
-/// The rest of the machine: one processor for client, proxy, text and tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Host {
-    /// Its time for a request, from the client's sending to its place in the queue.
-    pub request: Duration,
-    /// Its time for an answer, from the engine's end to the client.
-    pub answer: Duration,
-    /// From a batch's leaving to where an engine could begin it: wake-ups, and its text's tokens.
-    pub handover: Duration,
-    /// How long before a batch's end the worker grants the next credit.
-    pub lead: Duration,
-}
-
-/// What decides when a batch leaves.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// Pillion's policy.
-    Pillion,
-    /// Whatever waits leaves as soon as there is credit.
-    AtOnce,
-    /// A full batch, or one whose oldest member has waited so long, and only into an idle engine: what home-made servers
-    /// do.
-    Timer(Duration),
-}
-
-/// All of it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Setting {
-    /// Who asks.
-    pub clients: Clients,
-    /// One worker for each.
-    pub engines: Vec<Engine>,
-    /// The rest of the machine.
-    pub host: Host,
-    /// What decides.
-    pub rule: Rule,
-    /// The most members of a batch.
-    pub max_batch_size: usize,
-    /// For how long requests are sent.
-    pub span: Duration,
-    /// For all that is random.
-    pub seed: u64,
-}
+/// Bytes of a prompt's token.
+const BYTES: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -90,107 +37,132 @@ enum Event {
     Sent { client: usize },
     /// Its text is in the queue.
     Queued { client: usize, sent: Instant },
-    /// A worker grants credit.
-    Credit { worker: usize },
+    /// A worker grants credit: its first, or the one for which a batch makes room.
+    Credit { worker: usize, after: Option<u64> },
     /// A batch has reached its engine.
     Ready { worker: usize },
-    /// An engine has ended a batch.
-    Ended { worker: usize },
+    /// Members of the batch that an engine runs have ended; the batch is done once all have.
+    Ended { worker: usize, batch: u64, members: usize },
+    /// An engine is told to give the rest of a batch back.
+    Yield { worker: usize, batch: u64 },
     /// A hold, or a timer, has run out.
     Wake,
     /// A client has its answer.
-    Answered { client: usize, sent: Instant },
+    Answered { client: usize, sent: Instant, kind: usize },
 }
 
+/// Who asked for a job.
 #[derive(Clone, Copy, Debug)]
-struct Text {
+struct Asker {
     client: usize,
     sent: Instant,
-    queued: Instant,
+    kind: usize,
+}
+
+/// A batch on its way, waiting for the engine, or in it.
+struct Batch {
+    departure: Departure,
+    /// Those that have not ended, in the order in which they will.
+    jobs: VecDeque<Box<Job>>,
+    /// The batch has reached the engine.
+    is_ready: bool,
+    /// The credit after it has been granted.
+    made_room: bool,
+    /// When it began, and when its members will end, counted from then.
+    run: Option<(Instant, VecDeque<Duration>)>,
+    prompt_tokens: u64,
+    completion_tokens: u64,
 }
 
 struct Site {
     engine: Engine,
-    /// Batches on their way or waiting for the engine; the first may be in it.
-    batches: VecDeque<(Vec<Text>, Departure, bool)>,
-    runs: bool,
-    idle_since: Instant,
+    /// The first may be in the engine.
+    batches: VecDeque<Batch>,
     busy: Duration,
 }
 
-struct World<'a> {
+pub(super) struct World<'a> {
     setting: &'a Setting,
     random: SplitMix64,
+    kinds: Draw,
     start: Instant,
     now: Instant,
     events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
     order: u64,
     host_free: Instant,
-    waiting: VecDeque<Text>,
+    queue: Queue,
+    askers: HashMap<JobId, Asker>,
+    next_job: u64,
     policy: Policy,
     workers: Workers,
     sites: Vec<Site>,
     /// By client: when it had its last answer.
     answered: Vec<Option<Instant>>,
-    latencies: Vec<Duration>,
+    answers: Vec<Answer>,
     batches: usize,
+    preempted: usize,
     held_since: Option<Instant>,
     longest_hold: Duration,
+    longest_waits: Vec<Duration>,
     _links: Vec<mpsc::Receiver<ToLink>>,
 }
 
-/// Runs a load to its end: until what was sent is answered.
-pub fn simulate(setting: &Setting) -> Report {
-    let start = Instant::now();
-    let batch_timeout = if setting.rule == Rule::Pillion { Duration::from_millis(100) } else { Duration::ZERO };
-    let mut workers = Workers::default();
-    let mut links = Vec::new();
-    for (id, engine) in (0..).zip(&setting.engines) {
-        let (link, inbox) = mpsc::channel(16);
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let (step_ns, member_ns) = (nanos(engine.fixed / TOKENS), nanos(engine.member / TOKENS));
-        let cost = if engine.told { UnitCost { step_ns, member_ns, prompt_ns: 0 } } else { UnitCost::default() };
-        workers.add(WorkerId(id), Hello { cost, ..Profile::default().hello }, link, start);
-        links.push(inbox);
+impl<'a> World<'a> {
+    pub(super) fn new(setting: &'a Setting) -> Self {
+        let start = Instant::now();
+        let batch_timeout = if setting.rule == Rule::Pillion { Duration::from_millis(100) } else { Duration::ZERO };
+        let mut workers = Workers::default();
+        let mut links = Vec::new();
+        for (id, engine) in (0..).zip(&setting.engines) {
+            let (link, inbox) = mpsc::channel(16);
+            let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            let (step_ns, member_ns, prompt_ns) = (nanos(engine.step), nanos(engine.member), nanos(engine.prompt));
+            let cost = if engine.told { UnitCost { step_ns, member_ns, prompt_ns } } else { UnitCost::default() };
+            workers.add(WorkerId(id), Hello { cost, ..Profile::default().hello }, link, start);
+            links.push(inbox);
+        }
+        let site = |engine: &Engine| Site { engine: *engine, batches: VecDeque::new(), busy: Duration::ZERO };
+        Self {
+            setting,
+            random: SplitMix64(setting.seed),
+            kinds: Draw::new(setting.requests.iter().map(|request| request.weight), setting.seed),
+            start,
+            now: start,
+            events: BinaryHeap::new(),
+            order: 0,
+            host_free: start,
+            queue: Queue::default(),
+            askers: HashMap::new(),
+            next_job: 1,
+            policy: Policy::new(setting.max_batch_size, batch_timeout),
+            workers,
+            sites: setting.engines.iter().map(site).collect(),
+            answered: Vec::new(),
+            answers: Vec::new(),
+            batches: 0,
+            preempted: 0,
+            held_since: None,
+            longest_hold: Duration::ZERO,
+            longest_waits: vec![Duration::ZERO; setting.requests.len()],
+            _links: links,
+        }
     }
-    let site = |engine: &Engine| Site {
-        engine: *engine,
-        batches: VecDeque::new(),
-        runs: false,
-        idle_since: start,
-        busy: Duration::ZERO,
-    };
-    let mut world = World {
-        setting,
-        random: SplitMix64(setting.seed),
-        start,
-        now: start,
-        events: BinaryHeap::new(),
-        order: 0,
-        host_free: start,
-        waiting: VecDeque::new(),
-        policy: Policy::new(setting.max_batch_size, batch_timeout),
-        workers,
-        sites: setting.engines.iter().map(site).collect(),
-        answered: Vec::new(),
-        latencies: Vec::new(),
-        batches: 0,
-        held_since: None,
-        longest_hold: Duration::ZERO,
-        _links: links,
-    };
-    world.begin();
-    while let Some(Reverse((at, _, event))) = world.events.pop() {
-        world.now = at;
-        world.take(event);
-        world.dispatch();
-    }
-    world.report()
-}
 
-impl World<'_> {
+    pub(super) fn run(mut self) -> Report {
+        self.begin();
+        while let Some(Reverse((at, _, event))) = self.events.pop() {
+            self.now = at;
+            self.take(event);
+            self.dispatch();
+            if self.setting.preempts && self.setting.rule == Rule::Pillion {
+                self.preempt();
+            }
+        }
+        self.report()
+    }
+
     fn begin(&mut self) {
-        (0..self.sites.len()).for_each(|worker| self.at(self.now, Event::Credit { worker }));
+        (0..self.sites.len()).for_each(|worker| self.at(self.now, Event::Credit { worker, after: None }));
         match self.setting.clients {
             Clients::Closed { users, .. } => (0..users).for_each(|client| self.at(self.now, Event::Sent { client })),
             Clients::Open { .. } => self.at(self.now, Event::Sent { client: 0 }),
@@ -220,7 +192,7 @@ impl World<'_> {
     }
 
     fn take(&mut self, event: Event) {
-        let Host { request, answer, lead, .. } = self.setting.host;
+        let Host { request, .. } = self.setting.host;
         match event {
             Event::Sent { client } => {
                 let queued = self.host(request);
@@ -237,100 +209,195 @@ impl World<'_> {
                     Some(answered) => self.policy.returns.returned(1, answered, self.now),
                     None => self.policy.returns.came(1, self.now),
                 }
-                self.waiting.push_back(Text { client, sent, queued: self.now });
+                self.admit(client, sent);
             }
-            Event::Credit { worker } => self.worker(worker).credit += 1,
+            Event::Credit { worker, after } => self.grant(worker, after),
             Event::Ready { worker } => {
-                if let Some(batch) = self.sites[worker].batches.iter_mut().find(|batch| !batch.2) {
-                    batch.2 = true;
+                if let Some(batch) = self.sites[worker].batches.iter_mut().find(|batch| !batch.is_ready) {
+                    batch.is_ready = true;
                 }
-                self.run(worker, lead);
+                self.start(worker);
             }
-            Event::Ended { worker } => self.ended(worker, lead, answer),
+            Event::Ended { worker, batch, members } => self.ended(worker, batch, members),
+            Event::Yield { worker, batch } => self.give_back(worker, batch),
             Event::Wake => {}
-            Event::Answered { client, sent } => {
-                self.latencies.push(self.now - sent);
-                if self.answered.len() <= client {
-                    self.answered.resize(client + 1, None);
-                }
-                if !matches!(self.setting.clients, Clients::Open { .. }) {
-                    self.answered[client] = Some(self.now);
-                }
-                if let Clients::Closed { think, .. } = self.setting.clients
-                    && self.now < self.end()
-                {
-                    let next = self.now + self.random.exponential(think);
-                    self.at(next, Event::Sent { client });
-                }
-            }
+            Event::Answered { client, sent, kind } => self.answered(client, sent, kind),
         }
     }
 
-    fn worker(&mut self, worker: usize) -> &mut pillion_proxy::batcher::workers::Worker {
+    fn admit(&mut self, client: usize, sent: Instant) {
+        let kind = self.kinds.kind();
+        let request = self.setting.requests[kind];
+        let id = JobId(self.next_job);
+        self.next_job += 1;
+        self.askers.insert(id, Asker { client, sent, kind });
+        self.queue.push(Box::new(Job {
+            id,
+            ask: Ask {
+                prompt: Prompt::Text("x".repeat(request.prompt as usize * BYTES)),
+                class: Class::new(&Options::default(), 0),
+                max_new_tokens: request.answer,
+                stop: Arc::new([]),
+            },
+            admitted: self.now,
+            waits_since: self.now,
+            deadline: self.now + Duration::from_secs(1 << 30),
+            progress: Progress::default(),
+            attempts: 0,
+            gave_way: 0,
+            slot: None,
+            reply: Reply::new().0,
+        }));
+    }
+
+    fn answered(&mut self, client: usize, sent: Instant, kind: usize) {
+        self.answers.push(Answer { latency: self.now - sent, kind });
+        if self.answered.len() <= client {
+            self.answered.resize(client + 1, None);
+        }
+        if !matches!(self.setting.clients, Clients::Open { .. }) {
+            self.answered[client] = Some(self.now);
+        }
+        if let Clients::Closed { think, .. } = self.setting.clients
+            && self.now < self.end()
+        {
+            let next = self.now + self.random.exponential(think);
+            self.at(next, Event::Sent { client });
+        }
+    }
+
+    /// A batch makes room once.
+    fn grant(&mut self, worker: usize, after: Option<u64>) {
+        let batches = &mut self.sites[worker].batches;
+        let due = after.is_none_or(|id| {
+            let batch = batches.iter_mut().find(|batch| batch.departure.batch.0 == id);
+            batch.is_some_and(|batch| !std::mem::replace(&mut batch.made_room, true))
+        });
+        self.worker(worker).credit += u32::from(due);
+    }
+
+    fn worker(&mut self, worker: usize) -> &mut Worker {
         self.workers.get_mut(WorkerId(worker as u64)).expect("no worker leaves")
     }
 
     /// The engine takes the next batch that has reached it, if it is free.
-    fn run(&mut self, worker: usize, lead: Duration) {
-        let now = self.now;
+    fn start(&mut self, worker: usize) {
+        let (now, lead) = (self.now, self.setting.host.lead);
         let site = &mut self.sites[worker];
-        let Some((texts, _, true)) = site.batches.front() else { return };
-        if site.runs {
+        let Some(batch) = site.batches.front_mut().filter(|batch| batch.is_ready && batch.run.is_none()) else {
             return;
+        };
+        let asks: Vec<(u32, u32)> = batch.jobs.iter().map(|job| fed_and_left(job)).collect();
+        let mut ends: Vec<(Duration, usize)> = site.engine.ends(&asks).into_iter().zip(0..).collect();
+        ends.sort_unstable();
+        let mut jobs: Vec<_> = batch.jobs.drain(..).map(Some).collect();
+        batch.jobs = ends.iter().filter_map(|&(_, nth)| jobs[nth].take()).collect();
+        let ends: VecDeque<Duration> = ends.into_iter().map(|(end, _)| end).collect();
+        let whole = ends.back().copied().unwrap_or_default();
+        let id = batch.departure.batch.0;
+        let groups: Vec<Duration> = ends.iter().copied().collect();
+        batch.run = Some((now, ends));
+        self.at(now + whole.saturating_sub(lead), Event::Credit { worker, after: Some(id) });
+        for group in groups.chunk_by(|a, b| a == b) {
+            self.at(now + group[0], Event::Ended { worker, batch: id, members: group.len() });
         }
-        let time = site.engine.time(texts.len());
-        site.runs = true;
-        site.busy += time;
-        self.at(now + time.saturating_sub(lead), Event::Credit { worker });
-        self.at(now + time, Event::Ended { worker });
     }
 
-    fn ended(&mut self, worker: usize, lead: Duration, answer: Duration) {
-        let site = &mut self.sites[worker];
-        let engine = site.engine;
-        let Some((texts, departure, _)) = site.batches.pop_front() else { return };
-        site.runs = false;
-        site.idle_since = self.now;
-        let n = texts.len();
-        self.policy.returns.answered(n, self.now);
-        self.policy.ended(n, self.now);
-        let engine_us = u64::try_from(engine.time(n).as_micros()).unwrap_or(u64::MAX);
-        let cost = BatchCost { engine_us, cohorts: 1, steps: u64::from(TOKENS), ..BatchCost::default() };
-        let tokens = n as u64 * u64::from(TOKENS);
-        let now = self.now;
-        let ended = self.worker(worker);
-        ended.members = ended.members.saturating_sub(n);
-        ended.done(&departure, &Outcome { prompt_tokens: tokens, completion_tokens: tokens, cost }, now);
-        for Text { client, sent, .. } in texts {
-            let at = self.host(answer);
-            self.at(at, Event::Answered { client, sent });
+    fn ended(&mut self, worker: usize, id: u64, members: usize) {
+        let Some(batch) = self.sites[worker].batches.front_mut().filter(|batch| batch.departure.batch.0 == id) else {
+            return;
+        };
+        let ended: Vec<_> = batch.jobs.drain(..members.min(batch.jobs.len())).collect();
+        if let Some((_, ends)) = &mut batch.run {
+            ends.drain(..ended.len());
         }
-        self.run(worker, lead);
+        batch.completion_tokens += ended.iter().map(|job| u64::from(job.ask.max_new_tokens)).sum::<u64>();
+        batch.prompt_tokens += ended.iter().map(|job| (job.ask.bytes() / BYTES) as u64).sum::<u64>();
+        self.policy.returns.answered(ended.len(), self.now);
+        self.worker(worker).ended(BatchId(id), ended.len());
+        for job in ended {
+            let at = self.host(self.setting.host.answer);
+            if let Some(Asker { client, sent, kind }) = self.askers.remove(&job.id) {
+                self.at(at, Event::Answered { client, sent, kind });
+            }
+        }
+        if self.sites[worker].batches.front().is_some_and(|batch| batch.jobs.is_empty()) {
+            self.done(worker);
+        }
+    }
+
+    /// The rest of a batch comes back, unless it has ended meanwhile, with what it has produced.
+    fn give_back(&mut self, worker: usize, id: u64) {
+        let now = self.now;
+        let Some(batch) = self.sites[worker].batches.front_mut().filter(|batch| batch.departure.batch.0 == id) else {
+            return;
+        };
+        let Some((since, ends)) = &batch.run else { return };
+        let ran = now - *since;
+        let mut back: Vec<_> = batch.jobs.drain(..).collect();
+        for (job, end) in back.iter_mut().zip(ends) {
+            let (_, left) = fed_and_left(job);
+            // Decoding is taken to be even; the first half of a step is none.
+            let done = f64::from(left) * ran.div_duration_f64(*end);
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count, and a guess")]
+            let done = (done as usize).min(left.saturating_sub(1) as usize);
+            job.progress.produced.extend(std::iter::repeat_n(0, done));
+            job.gave_way += 1;
+            job.waits_since = now;
+        }
+        self.preempted += back.len();
+        self.worker(worker).ended(BatchId(id), back.len());
+        back.into_iter().for_each(|job| self.queue.push(job));
+        self.grant(worker, Some(id));
+        self.done(worker);
+    }
+
+    fn done(&mut self, worker: usize) {
+        let now = self.now;
+        let Some(batch) = self.sites[worker].batches.pop_front() else { return };
+        let Some((since, _)) = batch.run else { return };
+        let ran = now - since;
+        self.sites[worker].busy += ran;
+        let Batch { departure, prompt_tokens, completion_tokens, .. } = batch;
+        let engine_us = u64::try_from(ran.as_micros()).unwrap_or(u64::MAX);
+        let cost = BatchCost { engine_us, cohorts: 1, steps: departure.asked.longest.into(), ..BatchCost::default() };
+        self.policy.ended(departure.asked.members, now);
+        self.policy.preemption.worked(ran);
+        self.worker(worker).done(&departure, &Outcome { prompt_tokens, completion_tokens, cost }, now);
+        self.start(worker);
     }
 
     /// As the batcher does it.
     fn dispatch(&mut self) {
         let most = self.setting.max_batch_size;
-        while let Some(oldest) = self.waiting.front() {
-            let queued = oldest.queued;
-            let mut asked = Asked::default();
-            asked.add(TOKENS as usize * 3, TOKENS);
-            let asked = asked.times(self.waiting.len().min(most));
-            let Some(id) = self.workers.soonest(&asked, self.now) else { return };
-            let share = self.workers.share(&asked);
+        while !self.queue.is_empty() {
+            if !self.workers.have_credit() {
+                return;
+            }
+            let cells = self.queue.cells();
+            let Some(oldest) = cells.iter().min_by_key(|cell| cell.since).copied() else { return };
+            let likely = oldest.asked.part(oldest.asked.members.min(most), oldest.asked.members);
+            let Some(id) = self.workers.soonest(&likely, self.now) else { return };
             let Some(worker) = self.workers.get_mut(id) else { return };
             let (ending, ends_in) = worker.ending(self.now);
             if let Rule::Timer(timer) = self.setting.rule {
-                let due = queued + timer;
+                let due = oldest.since + timer;
                 if ending > 0 {
                     return;
                 }
-                if self.waiting.len() < most && self.now < due {
+                if self.queue.len() < most && self.now < due {
                     return self.at(due, Event::Wake);
                 }
             }
-            let (fixed_cost, member_cost) = worker.forecast.costs(&asked);
-            let (waiting, arriving, engines) = (self.waiting.len(), 0, self.sites.len());
+            let forecast = &worker.forecast;
+            let time = |asked: &Asked| match self.setting.rule {
+                Rule::Pillion => forecast.time(asked),
+                // Nobody differs, so all ride together.
+                _ => Duration::ZERO,
+            };
+            let Some(company) = company::next(cells, most, time, self.now) else { return };
+            let (fixed_cost, member_cost) = worker.forecast.costs(&company.asked);
+            let (waiting, arriving, engines) = (company.waiting, 0, self.sites.len());
             let view = View { waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in, slack: None };
             if let Decision::HoldUntil(until) = self.policy.decide(&view, self.now) {
                 self.held_since.get_or_insert(self.now);
@@ -339,15 +406,63 @@ impl World<'_> {
             if let Some(since) = self.held_since.take() {
                 self.longest_hold = self.longest_hold.max(self.now - since);
             }
-            let members = self.waiting.len().min(most).min(share);
-            let departure = worker.take(asked.part(members, asked.members), self.now);
-            let texts = self.waiting.drain(..members).collect();
-            let worker = usize::try_from(id.0).expect("few workers");
-            self.sites[worker].batches.push_back((texts, departure, false));
-            self.batches += 1;
-            self.at(self.now + self.setting.host.handover, Event::Ready { worker });
+            let share = self.workers.share(&company.asked);
+            let limits = Limits { members: most.min(share), tokens: u64::MAX, bytes: usize::MAX };
+            let (jobs, _) = self.queue.take_batch(&company.cells, &limits);
+            self.depart(id, jobs);
         }
         self.policy.nobody_waits();
+    }
+
+    fn depart(&mut self, id: WorkerId, mut jobs: Vec<Box<Job>>) {
+        let Some(worker) = self.workers.get_mut(id) else { return };
+        let may_give_way = jobs.iter().all(|job| job.may_give_way());
+        let mut asked = Asked::default();
+        for job in &mut jobs {
+            job.leave_queue(&worker.fingerprint);
+            asked = asked.and(&job.asked());
+            if let Some(Asker { kind, .. }) = self.askers.get(&job.id) {
+                self.longest_waits[*kind] = self.longest_waits[*kind].max(self.now - job.waits_since);
+            }
+        }
+        let departure = worker.take(asked, may_give_way, self.now);
+        let worker = usize::try_from(id.0).expect("few workers");
+        self.sites[worker].batches.push_back(Batch {
+            departure,
+            jobs: jobs.into(),
+            is_ready: false,
+            made_room: false,
+            run: None,
+            prompt_tokens: 0,
+            completion_tokens: 0,
+        });
+        self.batches += 1;
+        self.at(self.now + self.setting.host.handover, Event::Ready { worker });
+    }
+
+    /// As the batcher does it.
+    fn preempt(&mut self) {
+        if self.queue.is_empty() || self.workers.have_credit() {
+            return;
+        }
+        let mut told = None;
+        for worker in self.workers.iter() {
+            let time = |asked: &Asked| worker.forecast.time(asked);
+            let Some(company) = company::next(self.queue.cells(), self.setting.max_batch_size, time, self.now) else {
+                return;
+            };
+            let waiting = Waiting { members: company.asked.members, time: company.time };
+            let batch = worker.running(self.now).find(|(_, left)| self.policy.preemption.pays(left, &waiting));
+            if let Some((batch, _)) = batch {
+                told = Some((worker.id, batch));
+                break;
+            }
+        }
+        if let Some((id, batch)) = told {
+            self.workers.get_mut(id).expect("no worker leaves").give_way(batch);
+            let worker = usize::try_from(id.0).expect("few workers");
+            self.at(self.now + self.setting.host.handover / 2, Event::Yield { worker, batch: batch.0 });
+        }
     }
 
     #[allow(clippy::cast_precision_loss, reason = "few engines")]
@@ -355,6 +470,19 @@ impl World<'_> {
         let span = self.now - self.start;
         let busy: Duration = self.sites.iter().map(|site| site.busy).sum();
         let idle = 1.0 - busy.as_secs_f64() / (span.as_secs_f64() * self.sites.len() as f64);
-        Report::new(self.latencies, self.batches, span, idle, self.longest_hold)
+        Report {
+            idle,
+            longest_hold: self.longest_hold,
+            longest_waits: self.longest_waits,
+            preempted: self.preempted,
+            ..Report::new(&self.answers, &self.setting.requests, self.batches, span)
+        }
     }
+}
+
+/// Tokens that are fed for a job, and tokens that it is yet to get.
+fn fed_and_left(job: &Job) -> (u32, u32) {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let produced = count(job.progress.produced.len());
+    (count(job.ask.bytes() / BYTES) + produced, job.ask.max_new_tokens.saturating_sub(produced).max(1))
 }

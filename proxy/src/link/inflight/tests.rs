@@ -17,9 +17,11 @@ fn job(id: u64, deadline: Instant) -> Box<Job> {
             stop: Arc::new([]),
         },
         admitted: deadline,
+        waits_since: deadline,
         deadline,
         progress: Progress::default(),
         attempts: 1,
+        gave_way: 0,
         slot: None,
         reply: Reply::new().0,
     })
@@ -30,14 +32,15 @@ fn table() -> (InFlight, Instant) {
     let now = Instant::now();
     let mut table = InFlight::default();
     let jobs = vec![job(10, now + Duration::from_secs(1)), job(11, now + Duration::from_secs(2))];
-    table.insert(BATCH, jobs, departure(), now);
+    table.insert(jobs, departure(), now);
     (table, now)
 }
 
 const COST: BatchCost = BatchCost { engine_us: 7, cohorts: 1, steps: 2, forced_steps: 0, idle_us: 0 };
 
 fn departure() -> Departure {
-    Departure { asked: Asked { members: 2, ..Asked::default() }, predicted: Duration::from_millis(1) }
+    let asked = Asked { members: 2, ..Asked::default() };
+    Departure { batch: BATCH, asked, predicted: Duration::from_millis(1), may_give_way: true }
 }
 
 fn tokens(member: MemberIndex, ids: &[u32], text: &str) -> MemberTokens {
@@ -116,7 +119,7 @@ fn only_members_past_their_deadline_expire() {
 #[test]
 fn a_lost_worker_leaves_what_clients_wait_for_the_oldest_first() {
     let (mut table, now) = table();
-    table.insert(BatchId(8), vec![job(3, now)], departure(), now);
+    table.insert(vec![job(3, now)], Departure { batch: BatchId(8), ..departure() }, now);
     table.end(BATCH, 0).unwrap();
     assert_eq!(table.drain().iter().map(|job| job.id).collect::<Vec<_>>(), [JobId(3), JobId(11)]);
     assert!(table.is_empty());

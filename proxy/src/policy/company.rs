@@ -1,0 +1,202 @@
+//! Who rides in the next batch: members of one class and of about one length. Plain data.
+//!
+//! A batch takes as long as its longest member, and the engine takes nobody aboard meanwhile. So short ones that ride with
+//! long ones lose nothing themselves, but whoever comes after them waits for the long ones to end. The queue keeps what
+//! waits in *cells*: one class, and prompts and answers that are each alike within a factor of two. Neighbouring cells
+//! ride together where they do not differ much, else each in its turn.
+//!
+//! Whose turn it is, is decided by response ratio: the time that somebody has waited, over the time that his batch takes
+//! (highest response ratio next: Brinch Hansen, Short-term scheduling in multiprogramming systems, 1971). So short ones
+//! go first, and long ones wait longer, but in proportion to what they ask for. And whoever has waited for
+//! [`LONGEST_PASSING`] times what his batch takes is passed over no more: of those the oldest goes first.
+
+use std::cmp::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::forecast::Asked;
+use crate::job::Class;
+
+/// Cells ride together where a job of the one, alone, takes an engine no longer than so many times a job of the other: beyond
+/// that, riding together saves little of the engine's time, and whoever comes after the shorter one waits for the longer.
+const ALIKE: u32 = 6;
+/// A job is passed over by shorter ones until it has waited for so many times what its batch is predicted to take.
+pub const LONGEST_PASSING: u32 = 4;
+
+/// How much a job asks for, roughly: the powers of two next to its answer's tokens and its prompt's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Size {
+    answer: u8,
+    prompt: u8,
+}
+
+impl Size {
+    /// Of a job that asks for so much.
+    pub fn of(asked: &Asked) -> Self {
+        let log = |n: u64| u8::try_from(n.max(1).ilog2() + u32::from(!n.max(1).is_power_of_two())).unwrap_or(u8::MAX);
+        // Tokens that are fed again count as the bytes that they stand for, roughly.
+        Self { answer: log(asked.tokens), prompt: log(asked.bytes.saturating_add(4 * asked.again)) }
+    }
+}
+
+/// Jobs that wait, of one class and one size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cell {
+    /// Their class.
+    pub class: Class,
+    /// Their size.
+    pub size: Size,
+    /// When the oldest of them was admitted.
+    pub since: Instant,
+    /// What all of them ask for.
+    pub asked: Asked,
+}
+
+/// Cells that ride together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Company {
+    /// Which.
+    pub cells: Vec<Cell>,
+    /// When the oldest of them was admitted.
+    pub since: Instant,
+    /// How many wait in them.
+    pub waiting: usize,
+    /// What those of them ask for who fit a batch, on average.
+    pub asked: Asked,
+    /// How long that is predicted to take.
+    pub time: Duration,
+}
+
+/// Whose turn it is, where at most `most` ride together and `time` predicts what a batch takes. The cells come by class.
+pub fn next(mut cells: Vec<Cell>, most: usize, time: impl Fn(&Asked) -> Duration, now: Instant) -> Option<Company> {
+    if cells.len() > 1 {
+        cells.sort_by_cached_key(|cell| (cell.class, alone(cell, &time)));
+    }
+    companies(&cells, most, &time).into_iter().max_by(|a, b| a.before(b, now))
+}
+
+/// How long a job of the cell would take by itself, on average.
+fn alone(cell: &Cell, time: impl Fn(&Asked) -> Duration) -> Duration {
+    time(&cell.asked.part(1, cell.asked.members))
+}
+
+/// Neighbours that ride together.
+fn companies(cells: &[Cell], most: usize, time: impl Fn(&Asked) -> Duration) -> Vec<Company> {
+    let mut companies = Vec::new();
+    let mut rest = cells;
+    while let Some(first) = rest.first() {
+        let (mut all, mut since, mut end) = (first.asked, first.since, 1);
+        while let Some(cell) = rest.get(end).filter(|cell| cell.class == first.class) {
+            if alone(cell, &time) > alone(first, &time) * ALIKE {
+                break;
+            }
+            (all, since, end) = (all.and(&cell.asked), since.min(cell.since), end + 1);
+        }
+        let asked = all.part(all.members.min(most.max(1)), all.members);
+        let (cells, later) = rest.split_at(end);
+        companies.push(Company { cells: cells.to_vec(), since, waiting: all.members, time: time(&asked), asked });
+        rest = later;
+    }
+    companies
+}
+
+impl Company {
+    /// For how long, as a part of the time that its batch takes.
+    fn waited(&self, now: Instant) -> f64 {
+        now.saturating_duration_since(self.since).as_secs_f64() / self.time.as_secs_f64().max(1e-9)
+    }
+
+    /// Whether it goes after the other (`Less`) or before it.
+    fn before(&self, other: &Self, now: Instant) -> Ordering {
+        let key = |company: &Self| {
+            let waited = company.waited(now);
+            let overdue = waited >= f64::from(LONGEST_PASSING);
+            (overdue, if overdue { 0.0 } else { waited })
+        };
+        let (mine, theirs) = (key(self), key(other));
+        let by_age = other.since.cmp(&self.since);
+        mine.0.cmp(&theirs.0).then(mine.1.total_cmp(&theirs.1)).then(by_age).then(other.time.cmp(&self.time))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pillion_protocol::frame::Options;
+
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    /// A millisecond a step, however many members it has.
+    fn time(asked: &Asked) -> Duration {
+        MILLI * asked.longest
+    }
+
+    fn cell(members: usize, tokens: u32, since: Instant) -> Cell {
+        let mut one = Asked::default();
+        one.add(30, tokens, 0);
+        Cell { class: Class::new(&Options::default(), 0), size: Size::of(&one), since, asked: one.times(members) }
+    }
+
+    fn turn(cells: &[Cell], now: Instant) -> Vec<u64> {
+        let company = next(cells.to_vec(), 50, time, now).unwrap();
+        company.cells.iter().map(|cell| cell.asked.tokens / cell.asked.members as u64).collect()
+    }
+
+    #[test]
+    fn sizes_are_alike_within_a_factor_of_two() {
+        let size = |bytes, tokens| {
+            let mut asked = Asked::default();
+            asked.add(bytes, tokens, 0);
+            Size::of(&asked)
+        };
+        assert_eq!(size(30, 9), size(32, 16));
+        assert_ne!(size(30, 16), size(30, 17));
+        assert_ne!(size(64, 10), size(65, 10));
+        assert_eq!(size(0, 1), size(1, 1));
+    }
+
+    #[test]
+    fn answers_of_about_one_length_ride_together_and_much_longer_ones_do_not() {
+        let now = Instant::now();
+        let cells = [cell(10, 100, now), cell(10, 200, now), cell(10, 600, now)];
+        assert_eq!(turn(&cells, now), [100, 200, 600]);
+        let cells = [cell(10, 10, now), cell(10, 30, now), cell(10, 200, now)];
+        assert_eq!(turn(&cells, now), [10, 30]);
+    }
+
+    #[test]
+    fn other_classes_never_ride_together() {
+        let now = Instant::now();
+        let other = Class::new(&Options::default(), 1);
+        let cells = [cell(1, 10, now), Cell { class: other, ..cell(1, 10, now - MILLI) }];
+        assert_eq!(next(cells.to_vec(), 50, time, now).unwrap().waiting, 1);
+    }
+
+    #[test]
+    fn short_ones_pass_long_ones_but_not_for_ever() {
+        let start = Instant::now();
+        let at = |millis: u32| start + MILLI * millis;
+        // Short ones keep coming, and have always waited for 10 ms; a batch of theirs takes 10, one of the long ones 200.
+        let turn_at = |now: Instant| turn(&[cell(10, 10, now - 10 * MILLI), cell(2, 200, start)], now);
+        assert_eq!(turn_at(at(100)), [10]);
+        assert_eq!(turn_at(at(201)), [200]);
+    }
+
+    #[test]
+    fn where_all_have_waited_for_too_long_the_oldest_goes_first() {
+        let start = Instant::now();
+        let now = start + 2000 * MILLI;
+        let cells = [cell(49, 10, start + 100 * MILLI), cell(2, 200, start)];
+        assert_eq!(turn(&cells, now), [200], "the short ones have the higher ratio");
+    }
+
+    #[test]
+    fn with_nothing_measured_all_of_a_class_ride_together() {
+        let now = Instant::now();
+        let cells = vec![cell(30, 10, now), cell(30, 1000, now)];
+        let company = next(cells, 50, |_| Duration::ZERO, now).unwrap();
+        assert_eq!((company.cells.len(), company.waiting, company.asked.members), (2, 60, 50));
+    }
+}

@@ -1,0 +1,119 @@
+//! When a batch that has shrunk gives way to those who wait. Plain data.
+//!
+//! A batch ends with its longest member. When most of its members have ended, the few that are left hold the engine for a
+//! long time and many wait. They can be given back, and go on later with what they have: what was produced is fed again
+//! like a prompt, which is the price. Whether it pays is decided by the time that everybody waits, all together, from
+//! what is learned of the engine. And all that is paid so is at most a small part of the engine's time.
+
+use std::time::Duration;
+
+/// The part of the engine's time that may be spent on giving way.
+const SHARE: f64 = 0.04;
+/// Of time that was not spent, so much may be saved up.
+const MOST_SAVED: Duration = Duration::from_secs(2);
+/// From the order to give way to the next batch's start: there and back over the socket.
+const HANDOVER: Duration = Duration::from_micros(500);
+/// What is foreseen may be wrong: the batch must be foreseen to go on for so many times what giving way costs…
+const CLEAR: u32 = 4;
+/// … and the gain to be so many times the loss.
+const MARGIN: f64 = 2.0;
+/// A job is made to give way so often at most.
+pub const MOST_TIMES: u32 = 3;
+
+/// What is left of a batch that runs, as far as it can be foreseen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// Members that have not ended.
+    pub members: usize,
+    /// How long they will take yet.
+    pub time: Duration,
+    /// What it will cost the engine to take them up again later.
+    pub again: Duration,
+}
+
+/// What would take the engine instead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Members of the batch.
+    pub members: usize,
+    /// How long it will take.
+    pub time: Duration,
+}
+
+/// What decides, and keeps the account.
+#[derive(Debug, Default)]
+pub struct Preemption {
+    saved: Duration,
+}
+
+impl Preemption {
+    /// An engine has been busy for so long.
+    pub fn worked(&mut self, time: Duration) {
+        self.saved = (self.saved + time.mul_f64(SHARE)).min(MOST_SAVED);
+    }
+
+    /// Whether the batch should give way now. After true it is taken to do so.
+    ///
+    /// Everyone who waits gains the time for which the batch would have gone on, less what resuming it costs the engine;
+    /// its members lose the time that the others take, and that cost.
+    pub fn pays(&mut self, remains: &Remains, waiting: &Waiting) -> bool {
+        let cost = remains.again + HANDOVER;
+        let gain = as_f64(waiting.members) * remains.time.saturating_sub(cost).as_secs_f64();
+        let loss = as_f64(remains.members) * (waiting.time + cost).as_secs_f64();
+        let clear = remains.time >= cost * CLEAR && gain > MARGIN * loss;
+        let pays = remains.members > 0 && clear && cost <= self.saved;
+        if pays {
+            self.saved -= cost;
+        }
+        pays
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of members stay far below 2^52")]
+fn as_f64(n: usize) -> f64 {
+    n as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    fn after(work: Duration) -> Preemption {
+        let mut preemption = Preemption::default();
+        preemption.worked(work);
+        preemption
+    }
+
+    fn remains(members: usize, millis: u32, again: u32) -> Remains {
+        Remains { members, time: MILLI * millis, again: MILLI * again }
+    }
+
+    #[test]
+    fn few_give_way_to_many_where_there_is_much_to_gain() {
+        let waiting = Waiting { members: 20, time: 30 * MILLI };
+        let pays = |remains| after(Duration::from_secs(60)).pays(&remains, &waiting);
+        assert!(pays(remains(2, 100, 5)));
+        assert!(!pays(remains(2, 3, 1)), "it is nearly over");
+        assert!(!pays(remains(2, 100, 99)), "resuming costs as much as going on");
+        assert!(!pays(remains(40, 50, 5)), "it is still large");
+        assert!(!pays(remains(0, 0, 0)), "it has ended");
+        assert!(!after(Duration::from_secs(60)).pays(&remains(2, 100, 5), &Waiting::default()), "nobody waits");
+    }
+
+    #[test]
+    fn no_more_than_a_part_of_the_engines_time_is_spent() {
+        let mut preemption = Preemption::default();
+        let waiting = Waiting { members: 40, time: MILLI };
+        let (mut worked, mut paid) = (Duration::ZERO, Duration::ZERO);
+        for _ in 0..10_000 {
+            preemption.worked(10 * MILLI);
+            worked += 10 * MILLI;
+            if preemption.pays(&remains(1, 100, 3), &waiting) {
+                paid += 3 * MILLI + HANDOVER;
+            }
+        }
+        assert!(paid <= worked.mul_f64(SHARE) && paid > worked.mul_f64(SHARE * 0.9), "{paid:?} of {worked:?}");
+    }
+}
