@@ -2,11 +2,18 @@
 //!
 //! Both are reserved before anything is done for a request, and given back by dropping what was reserved. Texts count
 //! while they wait; bytes count until the request has ended, because a prompt is kept until then.
+//!
+//! Who is sent away is told when to come back, and a part of the queue is then kept for those who do (`promises`).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+mod promises;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use self::promises::Promises;
 use crate::metrics::{Metrics, count};
 
 /// A refusal.
@@ -15,13 +22,13 @@ pub enum Rejected {
     /// The texts would not fit the queue.
     #[error("the queue is full")]
     QueueFull {
-        /// When a place may be free, computed from the measured rate.
+        /// When a place will be free, in whole seconds.
         retry_after: Duration,
     },
     /// The bytes would not fit the memory set aside for prompts.
     #[error("the memory for waiting requests is full")]
     QueueBytes {
-        /// When there may be room, computed from the measured rate.
+        /// When there will be room, in whole seconds.
         retry_after: Duration,
     },
     /// The proxy is shutting down.
@@ -50,13 +57,19 @@ struct State {
     texts: AtomicUsize,
     bytes: AtomicUsize,
     arriving: AtomicUsize,
-    /// Thousandths of texts answered a second, lately; 0 while unknown.
-    rate: AtomicU64,
+    /// Nanoseconds of the engines' time that a text takes, lately; 0 while unknown.
+    each: AtomicU64,
+    start: Instant,
+    promises: Mutex<Promises>,
+    /// Whether anything may have been promised: while nothing is, nobody looks.
+    has_promised: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
-/// The longest that a client is asked to wait, in seconds.
-const LONGEST_RETRY: u64 = 60;
+/// At most this part of the queue's bound is kept for those who were told to come back.
+const MOST_KEPT: usize = 2;
+/// What a text is taken to need of the engines' time while nothing is known of it.
+const UNKNOWN: Duration = Duration::from_millis(10);
 
 impl Admission {
     /// An open door.
@@ -67,24 +80,60 @@ impl Admission {
                 texts: AtomicUsize::new(0),
                 bytes: AtomicUsize::new(0),
                 arriving: AtomicUsize::new(0),
-                rate: AtomicU64::new(0),
+                each: AtomicU64::new(0),
+                start: Instant::now(),
+                promises: Mutex::new(Promises::new()),
+                has_promised: AtomicBool::new(false),
                 metrics,
             }),
         }
     }
 
-    /// Places for `n` texts, all or none.
+    /// Places for `n` texts, all or none. `promised` is when the client was told to come back, if it was.
     ///
     /// # Errors
     /// There are fewer.
-    pub fn texts(&self, n: usize) -> Result<Vec<QueueSlot>, Rejected> {
-        let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= self.state.bounds.texts);
+    pub fn texts(&self, n: usize, promised: Option<Instant>, now: Instant) -> Result<Vec<QueueSlot>, Rejected> {
+        let bound = self.state.bounds.texts;
+        let most = if self.state.has_promised.load(Relaxed) { bound - self.kept_from(n, promised, now) } else { bound };
+        let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= most);
         if self.state.texts.fetch_update(Relaxed, Relaxed, room).is_err() {
             self.state.metrics.rejected_queue_full.increment(1);
-            return Err(Rejected::QueueFull { retry_after: self.retry_after() });
+            return Err(Rejected::QueueFull { retry_after: self.promise(n, now) });
         }
         self.state.metrics.queue_depth.increment(count(n));
         Ok((0..n).map(|_| QueueSlot { state: self.state.clone() }).collect())
+    }
+
+    /// Places that these texts may not take, since they are kept for others.
+    fn kept_from(&self, n: usize, promised: Option<Instant>, now: Instant) -> usize {
+        let mut account = self.promises();
+        let since = |instant: Instant| instant.saturating_duration_since(self.state.start);
+        if promised.is_some_and(|due| account.claim(n, since(due), since(now))) {
+            return 0;
+        }
+        let kept = account.kept(since(now));
+        if kept == 0 && account.is_empty() {
+            self.state.has_promised.store(false, Relaxed);
+        }
+        kept.min(self.state.bounds.texts / MOST_KEPT)
+    }
+
+    fn promise(&self, n: usize, now: Instant) -> Duration {
+        let each = match self.state.each.load(Relaxed) {
+            0 => UNKNOWN,
+            nanos => Duration::from_nanos(nanos),
+        };
+        let waiting = u32::try_from(self.state.texts.load(Relaxed)).unwrap_or(u32::MAX);
+        let now = now.saturating_duration_since(self.state.start);
+        let seconds = self.promises().make(n, now, each.saturating_mul(waiting), each);
+        self.state.has_promised.store(true, Relaxed);
+        Duration::from_secs(seconds)
+    }
+
+    /// Held for a few instructions, and only where somebody was sent away.
+    fn promises(&self) -> MutexGuard<'_, Promises> {
+        self.state.promises.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A place for a text that was admitted before and comes back from a worker. It is never refused, so the bound may
@@ -116,22 +165,9 @@ impl Admission {
         self.state.arriving.load(Relaxed)
     }
 
-    /// The texts answered a second, as measured.
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a float's cast to an integer saturates"
-    )]
-    pub fn set_rate(&self, texts_per_second: f64) {
-        self.state.rate.store((texts_per_second * 1000.0) as u64, Relaxed);
-    }
-
-    /// When a queue as long as the present one will have been served: whole seconds, at least 1.
-    fn retry_after(&self) -> Duration {
-        let rate = self.state.rate.load(Relaxed);
-        let waiting = self.state.texts.load(Relaxed) as u64;
-        let seconds = if rate == 0 { 1 } else { (waiting * 1000).div_ceil(rate) };
-        Duration::from_secs(seconds.clamp(1, LONGEST_RETRY))
+    /// What a text takes of the engines' time, as measured.
+    pub fn set_pace(&self, each: Duration) {
+        self.state.each.store(u64::try_from(each.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 }
 
@@ -164,7 +200,7 @@ impl Bytes {
         let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= self.state.bounds.bytes);
         if self.state.bytes.fetch_update(Relaxed, Relaxed, room).is_err() {
             self.state.metrics.rejected_queue_bytes.increment(1);
-            let retry_after = Admission { state: self.state.clone() }.retry_after();
+            let retry_after = Admission { state: self.state.clone() }.promise(1, Instant::now());
             return Err(Rejected::QueueBytes { retry_after });
         }
         self.held += n;
@@ -198,13 +234,17 @@ mod tests {
         Admission::new(Bounds { texts, bytes }, Arc::new(Metrics::new().unwrap()))
     }
 
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
     #[test]
     fn a_list_is_admitted_whole_or_refused_whole() {
-        let door = door(3, 0);
-        let first = door.texts(2).unwrap();
-        assert!(matches!(door.texts(2), Err(Rejected::QueueFull { .. })));
+        let (door, now) = (door(3, 0), Instant::now());
+        let first = door.texts(2, None, now).unwrap();
+        assert!(matches!(door.texts(2, None, now), Err(Rejected::QueueFull { .. })));
         drop(first);
-        assert_eq!(door.texts(3).unwrap().len(), 3);
+        assert_eq!(door.texts(3, None, now + seconds(10)).unwrap().len(), 3);
     }
 
     #[test]
@@ -219,17 +259,40 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_follows_the_measured_rate() {
-        let door = door(100, 0);
-        let _waiting = door.texts(100).unwrap();
-        let refused = |door: &Admission| match door.texts(1) {
+    fn retry_after_follows_the_measured_pace() {
+        let (door, now) = (door(100, 0), Instant::now());
+        let _waiting = door.texts(100, None, now).unwrap();
+        let refused = |texts: usize, at| match door.texts(texts, None, at) {
             Err(Rejected::QueueFull { retry_after }) => retry_after.as_secs(),
             other => panic!("{other:?}"),
         };
-        assert_eq!(refused(&door), 1, "nothing has been measured yet");
-        door.set_rate(30.0);
-        assert_eq!(refused(&door), 4);
-        door.set_rate(0.001);
-        assert_eq!(refused(&door), LONGEST_RETRY);
+        assert_eq!(refused(1, now), 2, "nothing has been measured yet");
+        door.set_pace(Duration::from_millis(33));
+        assert_eq!(refused(1, now), 4);
+        assert_eq!(refused(60, now), 6, "after the one before");
+        assert_eq!(refused(1, now + seconds(500)), 4);
+    }
+
+    #[test]
+    fn a_place_is_kept_for_who_comes_back_when_told() {
+        let (door, now) = (door(4, 0), Instant::now());
+        door.set_pace(Duration::from_secs(1));
+        let waiting = door.texts(4, None, now).unwrap();
+        let Err(Rejected::QueueFull { retry_after }) = door.texts(2, None, now) else { panic!("it is full") };
+        drop(waiting);
+        let due = now + retry_after;
+        assert!(door.texts(3, None, now + seconds(1)).is_ok(), "nothing is kept yet");
+        let _others = door.texts(2, None, due).unwrap();
+        assert!(door.texts(1, None, due).is_err(), "the rest is kept");
+        assert_eq!(door.texts(2, Some(due), due).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_nobody_comes_back_for_is_not_kept_for_long() {
+        let (door, now) = (door(4, 0), Instant::now());
+        let waiting = door.texts(4, None, now).unwrap();
+        assert!(door.texts(2, None, now).is_err());
+        drop(waiting);
+        assert_eq!(door.texts(4, None, now + seconds(10)).unwrap().len(), 4);
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-pub use self::handle::{Handle, LinkPort, Ticket};
+pub use self::handle::{Handle, LinkPort, Past, Ticket};
 use self::workers::{WorkerId, Workers};
 use crate::admission::Admission;
 use crate::job::{Failure, Job, JobRange};
@@ -27,7 +27,7 @@ use crate::link::inflight::{Arrival, Departure};
 use crate::metrics::{Metrics, Trigger};
 use crate::policy::forecast::Asked;
 use crate::policy::preemption::Waiting;
-use crate::policy::{Decision, Policy, View, company};
+use crate::policy::{Decision, Policy, View, backlog, company};
 use crate::queue::{Filled, Limits, Queue};
 
 /// How batches are made.
@@ -113,14 +113,8 @@ pub struct Batcher {
     no_worker_since: Instant,
     lost_workers: usize,
     policy: Policy,
-    rate: Rate,
-}
-
-/// Texts answered a second, over the last seconds.
-#[derive(Debug)]
-struct Rate {
-    since: Instant,
-    texts: usize,
+    /// When the admission was last told how fast texts are served.
+    reckoned: Instant,
 }
 
 /// A batcher with its handles: for requests, and for links.
@@ -140,7 +134,7 @@ pub fn batcher(settings: Settings, admission: Admission, metrics: Arc<Metrics>) 
         no_worker_since: Instant::now(),
         lost_workers: 0,
         policy: Policy::new(settings.max_batch_size, settings.batch_timeout),
-        rate: Rate { since: Instant::now(), texts: 0 },
+        reckoned: Instant::now(),
     };
     (handle, LinkPort::new(outbox), batcher)
 }
@@ -171,6 +165,7 @@ impl Batcher {
             self.expire(now);
             held = self.dispatch(now);
             self.preempt(now);
+            self.reckon(now);
             self.release();
         }
     }
@@ -194,6 +189,13 @@ impl Batcher {
                 None => returns.came(jobs.len(), job.admitted),
             }
         }
+        let own = jobs.iter().fold(Asked::default(), |all, job| all.and(&job.asked()));
+        let deadline = jobs.first().map(|job| job.deadline);
+        if let Some(refusal) = deadline.and_then(|deadline| self.too_late(&own, deadline, Instant::now())) {
+            self.metrics.rejected_deadline.increment(1);
+            jobs.into_iter().for_each(|job| job.reply.fail(refusal.clone()));
+            return;
+        }
         jobs.into_iter().for_each(|job| self.queue.push(job));
     }
 
@@ -214,7 +216,6 @@ impl Batcher {
             }
             FromLink::Ended(batch, members) => {
                 self.policy.returns.answered(members, Instant::now());
-                self.count_answered(members);
                 if let Some(worker) = self.workers.get_mut(id) {
                     worker.ended(batch, members);
                 }
@@ -285,14 +286,38 @@ impl Batcher {
         }
     }
 
-    fn count_answered(&mut self, texts: usize) {
-        const WINDOW: Duration = Duration::from_secs(2);
-        self.rate.texts += texts;
-        let elapsed = self.rate.since.elapsed();
-        if elapsed >= WINDOW {
-            self.admission.set_rate(crate::metrics::count(self.rate.texts) / elapsed.as_secs_f64());
-            self.rate = Rate { since: Instant::now(), texts: 0 };
+    /// What a text that waits will take of the engines' time, for those who must be told when to come back.
+    fn reckon(&mut self, now: Instant) {
+        const OFTEN: Duration = Duration::from_millis(10);
+        if self.queue.is_empty() || now < self.reckoned + OFTEN {
+            return;
         }
+        self.reckoned = now;
+        let all = self.queue.cells().iter().fold(Asked::default(), |all, cell| all.and(&cell.asked));
+        let engines = u32::try_from(self.workers.engines()).unwrap_or(u32::MAX);
+        if let Some(worker) = self.workers.iter().find(|worker| !worker.released) {
+            let time = backlog::time_for(&all, self.most(), |asked| worker.forecast.time(asked));
+            let texts = u32::try_from(all.members).unwrap_or(u32::MAX);
+            self.admission.set_pace(time / texts.max(1) / engines.max(1));
+        }
+    }
+
+    /// The most members of a batch.
+    fn most(&self) -> usize {
+        self.settings.max_batch_size.min(MAX_BATCH_MEMBERS)
+    }
+
+    /// Why a request whose texts ask for all this is not let in: those before it will take until after its deadline.
+    fn too_late(&self, own: &Asked, deadline: Instant, now: Instant) -> Option<Failure> {
+        if self.workers.have_credit() {
+            return None;
+        }
+        let soonest = self.workers.iter().filter(|worker| !worker.released).min_by_key(|it| it.free_in(now))?;
+        let time = |asked: &Asked| soonest.forecast.time(asked);
+        let ahead = backlog::ahead(&self.queue.cells(), own, time);
+        let engines = u32::try_from(self.workers.engines()).unwrap_or(u32::MAX);
+        let retry_after = soonest.free_in(now) + backlog::time_for(&ahead, self.most(), time) / engines.max(1);
+        (now + retry_after >= deadline).then_some(Failure::TooLate { ahead: ahead.members, retry_after })
     }
 
     fn cancel(&mut self, jobs: &JobRange) {
@@ -341,7 +366,7 @@ impl Batcher {
             if !self.workers.have_credit() {
                 return None;
             }
-            let most = self.settings.max_batch_size.min(MAX_BATCH_MEMBERS);
+            let most = self.most();
             let cells = self.queue.cells();
             let oldest = cells.iter().min_by_key(|cell| cell.since)?;
             let likely = oldest.asked.part(oldest.asked.members.min(most), oldest.asked.members);
@@ -399,7 +424,7 @@ impl Batcher {
         if self.queue.is_empty() || self.workers.have_credit() {
             return;
         }
-        let most = self.settings.max_batch_size.min(MAX_BATCH_MEMBERS);
+        let most = self.most();
         let mut told = None;
         for worker in self.workers.iter().filter(|worker| !worker.released) {
             let Some(company) = company::next(self.queue.cells(), most, |asked| worker.forecast.time(asked), now)

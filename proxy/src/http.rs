@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use self::response::ApiError;
-use crate::batcher::Handle;
+use crate::batcher::{Handle, Past};
 use crate::metrics::{Endpoint, Metrics};
 
 /// What requests are measured against.
@@ -143,30 +143,50 @@ impl Service {
     }
 }
 
-/// What is remembered of a connection from one request to the next: when it had its last answer from a worker.
+/// What is remembered of a connection from one request to the next: when it had its last answer from a worker, and when it
+/// was told to come back.
 #[derive(Debug)]
 struct Caller {
     since: Instant,
     /// Microseconds since then; 0 for never.
     answered: AtomicU64,
+    /// The same.
+    promised: AtomicU64,
 }
 
 impl Caller {
     fn new(since: Instant) -> Self {
-        Self { since, answered: AtomicU64::new(0) }
+        Self { since, answered: AtomicU64::new(0), promised: AtomicU64::new(0) }
     }
 
     /// When it had its last answer. Said once, since with the next request it is over.
     fn answered(&self) -> Option<Instant> {
-        match self.answered.swap(0, Relaxed) {
+        self.take(&self.answered)
+    }
+
+    fn has_its_answer(&self, now: Instant) {
+        self.put(&self.answered, now);
+    }
+
+    /// Both. Said once.
+    fn past(&self) -> Past {
+        Past { answered: self.answered(), promised: self.take(&self.promised) }
+    }
+
+    fn is_to_come_back(&self, at: Instant) {
+        self.put(&self.promised, at);
+    }
+
+    fn take(&self, from: &AtomicU64) -> Option<Instant> {
+        match from.swap(0, Relaxed) {
             0 => None,
             micros => Some(self.since + Duration::from_micros(micros)),
         }
     }
 
-    fn has_its_answer(&self, now: Instant) {
-        let micros = u64::try_from(now.saturating_duration_since(self.since).as_micros()).unwrap_or(u64::MAX);
-        self.answered.store(micros.max(1), Relaxed);
+    fn put(&self, into: &AtomicU64, instant: Instant) {
+        let micros = u64::try_from(instant.saturating_duration_since(self.since).as_micros()).unwrap_or(u64::MAX);
+        into.store(micros.max(1), Relaxed);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pillion_protocol::frame::{FailureCode, FinishReason, Options, Prompt};
 use tokio::sync::oneshot;
@@ -182,6 +183,14 @@ pub enum Failure {
     /// Its deadline passed before anything was produced.
     #[error("the deadline passed before anything was produced")]
     Deadline,
+    /// It would still have waited when its deadline passed, so it was not let in.
+    #[error("{ahead} texts go first, so the request would not be begun before its deadline")]
+    TooLate {
+        /// How many.
+        ahead: usize,
+        /// When they will be gone.
+        retry_after: Duration,
+    },
     /// No worker came within `--worker-wait`.
     #[error("no worker was connected in time")]
     NoWorker,

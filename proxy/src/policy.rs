@@ -6,6 +6,7 @@
 //! batches cost more than one). With a model of 5 ms that is never, with one of 400 ms it is the 2 ms that forty clients
 //! take to come back. `--batch-timeout` is the upper bound, never the price.
 
+pub mod backlog;
 pub mod company;
 pub mod forecast;
 pub mod preemption;

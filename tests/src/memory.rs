@@ -98,23 +98,13 @@ impl Memory {
     /// There is no answer.
     pub fn generate(&mut self, request: &Value) -> impl Future<Output = Answer> + Send + use<> {
         let near = self.connect();
-        let body = Full::new(Bytes::from(request.to_string()));
-        async move {
-            let (mut sender, connection) = http1::handshake(TokioIo::new(near)).await.expect("a pipe");
-            let request = Request::post("/generate").header("host", "memory").body(body).expect("a request");
-            let ask = async {
-                let (head, body) = sender.send_request(request).await.expect("an answer").into_parts();
-                let body = body.collect().await.expect("a whole answer").to_bytes();
-                Answer { status: head.status.as_u16(), headers: head.headers, body }
-            };
-            // Both in one future, so that dropping it closes the pipe.
-            let mut connection = std::pin::pin!(connection);
-            let mut ask = std::pin::pin!(ask);
-            tokio::select! {
-                answer = &mut ask => answer,
-                _ = &mut connection => ask.await,
-            }
-        }
+        let request = request.clone();
+        async move { MemoryClient::over(near).await.generate(&request).await }
+    }
+
+    /// A client that keeps one connection.
+    pub async fn client(&mut self) -> MemoryClient {
+        MemoryClient::over(self.connect()).await
     }
 
     /// What the proxy counts.
@@ -125,6 +115,41 @@ impl Memory {
     /// The proxy itself.
     pub fn proxy(&self) -> &Proxy {
         &self.proxy
+    }
+}
+
+/// A client with a connection in memory. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct MemoryClient {
+    sender: http1::SendRequest<Full<Bytes>>,
+    connection: http1::Connection<TokioIo<DuplexStream>, Full<Bytes>>,
+}
+
+impl MemoryClient {
+    async fn over(near: DuplexStream) -> Self {
+        let (sender, connection) = http1::handshake(TokioIo::new(near)).await.expect("a pipe");
+        Self { sender, connection }
+    }
+
+    /// Asks `/generate`.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub async fn generate(&mut self, request: &Value) -> Answer {
+        let body = Full::new(Bytes::from(request.to_string()));
+        let request = Request::post("/generate").header("host", "memory").body(body).expect("a request");
+        let Self { sender, connection } = self;
+        let ask = async {
+            let (head, body) = sender.send_request(request).await.expect("an answer").into_parts();
+            let body = body.collect().await.expect("a whole answer").to_bytes();
+            Answer { status: head.status.as_u16(), headers: head.headers, body }
+        };
+        // Both in one future, so that dropping it leaves nothing that goes on.
+        let mut ask = std::pin::pin!(ask);
+        tokio::select! {
+            answer = &mut ask => answer,
+            _ = connection => ask.await,
+        }
     }
 }
 

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use pillion_protocol::connection::{FrameReader, FrameWriter};
 use pillion_protocol::frame::{Frame, Hello, UnitCost};
+use pillion_tests::client::Answer;
 use pillion_tests::memory::{Memory, MemoryWorker};
 use pillion_tests::random::SplitMix64;
 use pillion_tests::simulated::echo::expected;
 use pillion_tests::simulated::{Fault, FaultKind, Profile};
 use serde_json::json;
 use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 fn seconds(n: u64) -> Duration {
@@ -81,6 +83,68 @@ async fn a_long_one_gives_way_to_many_short_ones_and_goes_on_as_if_nothing_had_b
     assert!((seconds(2)..millis(2300)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     let preempted = memory.metrics().with("pillion_resumed_total", &[("reason", "preempted")]);
     assert_eq!(preempted, 1);
+}
+
+/// A proxy whose worker takes half a second a batch of at most two, as the proxy knows, with ten texts waiting.
+async fn five_batches_behind(flags: &[&str]) -> (Memory, MemoryWorker, JoinSet<Answer>) {
+    let mut memory = Memory::start(&[&["--max-batch-size", "2"], flags].concat());
+    let cost = UnitCost { step_ns: 250_000_000, ..UnitCost::default() };
+    let hello = Hello { cost, ..Profile::default().hello };
+    let worker = memory.worker(Profile { hello, step_cost: millis(250), ..Profile::default() });
+    let three_words = json!({"text": "three words long", "max_new_tokens": 3});
+    assert_eq!(memory.generate(&three_words).await.status, 200);
+    let mut waiting = JoinSet::new();
+    (0..12).for_each(|_| drop(waiting.spawn(memory.generate(&three_words))));
+    tokio::time::sleep(millis(1)).await;
+    (memory, worker, waiting)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_could_not_be_begun_in_time_is_refused_at_once_and_whole() {
+    let (mut memory, _worker, mut waiting) = five_batches_behind(&[]).await;
+    let begun = Instant::now();
+    for text in [json!("three words long"), json!(["three words long", "and three more"])] {
+        let request = json!({"text": text, "max_new_tokens": 3, "timeout_ms": 1500});
+        let refused = memory.generate(&request).await;
+        assert_eq!((refused.status, begun.elapsed()), (429, Duration::ZERO), "{}", refused.text());
+        assert_eq!(refused.json()["error"]["code"], "deadline_out_of_reach");
+        assert!(matches!(refused.header("retry-after"), Some("3" | "4")), "three seconds, as reckoned");
+    }
+    assert_eq!(memory.metrics().with("pillion_rejected_total", &[("reason", "deadline")]), 2);
+    let in_time = memory.generate(&json!({"text": "three words long", "max_new_tokens": 3, "timeout_ms": 5000})).await;
+    assert_eq!(in_time.status, 200);
+    while let Some(answer) = waiting.join_next().await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_sent_away_is_served_when_told_to_come_back() {
+    let (mut memory, _worker, mut waiting) = five_batches_behind(&["--max-queue", "10"]).await;
+    let request = json!({"text": "three words long", "max_new_tokens": 3});
+    let mut returning = JoinSet::new();
+    for _ in 0..20 {
+        let mut client = memory.client().await;
+        let request = request.clone();
+        returning.spawn(async move {
+            let refused = client.generate(&request).await;
+            assert_eq!(refused.status, 429, "{}", refused.text());
+            let told: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+            tokio::time::sleep(seconds(told)).await;
+            (told, client.generate(&request).await.status)
+        });
+    }
+    let mut told = Vec::new();
+    while let Some(answer) = returning.join_next().await {
+        let (after, status) = answer.unwrap();
+        assert_eq!(status, 200);
+        told.push(after);
+    }
+    told.sort_unstable();
+    assert!(told[0] >= 2 && told[19] >= told[0] + 4, "all at once: {told:?}");
+    while let Some(answer) = waiting.join_next().await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
 }
 
 /// A proxy that knows that a batch costs a second however few its members are (two steps of half of one), and a request of which only the head has come.

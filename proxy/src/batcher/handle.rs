@@ -56,17 +56,10 @@ impl Handle {
     ///
     /// # Errors
     /// There is no room; nothing was admitted.
-    /// `answered` is when the client had its answer to the request before, if there was one: it helps to foresee when
-    /// others will come.
-    pub fn submit(
-        &self,
-        asks: Vec<Ask>,
-        answered: Option<Instant>,
-        now: Instant,
-        deadline: Instant,
-    ) -> Result<Ticket, Rejected> {
+    pub fn submit(&self, asks: Vec<Ask>, past: Past, now: Instant, deadline: Instant) -> Result<Ticket, Rejected> {
+        let Past { answered, promised } = past;
         let texts = asks.len();
-        let slots = self.admission.texts(texts)?;
+        let slots = self.admission.texts(texts, promised, now)?;
         let room = || self.outbox.clone().try_reserve_owned().map_err(|_| Rejected::Draining);
         let (submit, cancel) = (room()?, room()?);
         let mut ends = Vec::with_capacity(texts);
@@ -90,6 +83,15 @@ impl Handle {
         submit.send(Message::Submit(jobs.collect(), answered));
         Ok(Ticket { ends, heard: 0, jobs: first..first + texts as u64, cancel: Some(cancel) })
     }
+}
+
+/// What went before a request on its connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Past {
+    /// When its client had its last answer, if it had one: it helps to foresee when others will come.
+    pub answered: Option<Instant>,
+    /// When it was told to come back, if it was refused.
+    pub promised: Option<Instant>,
 }
 
 /// A request's claim on its terminal events. Dropping it before they have all come cancels what is left.

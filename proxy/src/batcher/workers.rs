@@ -122,7 +122,7 @@ impl Worker {
     }
 
     /// How long until an engine is predicted to be free.
-    fn free_in(&self, now: Instant) -> Duration {
+    pub fn free_in(&self, now: Instant) -> Duration {
         if self.has_free_engine() {
             return Duration::ZERO;
         }

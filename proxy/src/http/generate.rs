@@ -68,7 +68,11 @@ impl Service {
         }
         let texts = asks.len();
         let now = Instant::now();
-        let ticket = self.handle.submit(asks, caller.answered(), now, now + timeout)?;
+        let ticket = self.handle.submit(asks, caller.past(), now, now + timeout).inspect_err(|refused| {
+            if let Rejected::QueueFull { retry_after } = refused {
+                caller.is_to_come_back(now + *retry_after);
+            }
+        })?;
         drop(arriving);
         let ends = collect(ticket, texts).await;
         caller.has_its_answer(Instant::now());

@@ -143,8 +143,11 @@ impl ApiError {
             Self::Method { allow } => {
                 headers.insert(ALLOW, HeaderValue::from_static(allow));
             }
-            Self::Rejected(Rejected::QueueFull { retry_after } | Rejected::QueueBytes { retry_after }) => {
-                headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)));
+            Self::Rejected(Rejected::QueueFull { retry_after } | Rejected::QueueBytes { retry_after })
+            | Self::Failed(Failure::TooLate { retry_after, .. }) => {
+                // In whole seconds, and not too early.
+                let seconds = retry_after.as_millis().div_ceil(1000).clamp(1, 60);
+                headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(60)));
             }
             Self::Rejected(Rejected::Draining) | Self::BodyTimeout(_) => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -158,6 +161,7 @@ impl ApiError {
 fn failure_status(failure: &Failure) -> StatusCode {
     match failure {
         Failure::Deadline => StatusCode::GATEWAY_TIMEOUT,
+        Failure::TooLate { .. } => StatusCode::TOO_MANY_REQUESTS,
         Failure::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
         Failure::WorkerLost { .. } => StatusCode::BAD_GATEWAY,
         Failure::Worker { code, .. } => match code {
@@ -173,6 +177,7 @@ fn failure_status(failure: &Failure) -> StatusCode {
 fn failure_code(failure: &Failure) -> &'static str {
     match failure {
         Failure::Deadline => "deadline",
+        Failure::TooLate { .. } => "deadline_out_of_reach",
         Failure::NoWorker => "no_worker",
         Failure::WorkerLost { .. } => "worker_lost",
         Failure::Worker { code, .. } => match code {

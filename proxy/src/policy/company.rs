@@ -20,7 +20,7 @@ use crate::job::Class;
 
 /// Cells ride together where a job of the one, alone, takes an engine no longer than so many times a job of the other: beyond
 /// that, riding together saves little of the engine's time, and whoever comes after the shorter one waits for the longer.
-const ALIKE: u32 = 6;
+pub(super) const ALIKE: u32 = 6;
 /// A job is passed over by shorter ones until it has waited for so many times what its batch is predicted to take.
 pub const LONGEST_PASSING: u32 = 4;
 

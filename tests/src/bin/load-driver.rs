@@ -54,7 +54,7 @@ struct Flags {
     /// How long after the end to wait for answers.
     #[arg(long, default_value = "10s", value_parser = duration)]
     grace: Duration,
-    /// Whoever is refused with Retry-After asks again, once, when that time is over.
+    /// Whoever is refused with Retry-After asks again over the same connection, once, when that time is over.
     #[arg(long)]
     obey_retry_after: bool,
     /// How long to send before counting.

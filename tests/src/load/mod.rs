@@ -55,7 +55,8 @@ pub struct Plan {
     pub max_connections: u32,
     /// What the kinds of requests are drawn from.
     pub seed: u64,
-    /// Whether a request that is refused with `Retry-After` asks again, once, when that time is over.
+    /// Whether a request that is refused with `Retry-After` asks again over the same connection, once, when that time is
+    /// over.
     pub obey: bool,
 }
 
@@ -157,17 +158,19 @@ impl Driver {
     async fn ask(&self, intended: Instant, place: OwnedSemaphorePermit) -> Outcome {
         let drawn = self.draw.lock().unwrap_or_else(PoisonError::into_inner).kind();
         let kind = &self.target.kinds()[drawn];
-        let outcome = self.pool.ask(kind).await;
+        let (outcome, connection) = self.pool.ask(kind, None).await;
         self.tally().end(intended, Instant::now(), outcome, &kind.name);
         drop(place);
-        if let Outcome::Refused { again_in: Some(again_in) } = outcome
-            && self.obey
-        {
-            sleep(again_in).await;
-            let place = self.pool.place().await;
-            let outcome = self.pool.ask(kind).await;
-            self.tally().again(intended, outcome);
-            drop(place);
+        match (outcome, connection) {
+            (Outcome::Refused { again_in: Some(again_in) }, over) if self.obey => {
+                sleep(again_in).await;
+                let place = self.pool.place().await;
+                let (outcome, connection) = self.pool.ask(kind, over).await;
+                self.tally().again(intended, outcome);
+                connection.into_iter().for_each(|connection| self.pool.put(connection));
+                drop(place);
+            }
+            (_, connection) => connection.into_iter().for_each(|connection| self.pool.put(connection)),
         }
         outcome
     }

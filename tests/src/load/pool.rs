@@ -18,7 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::tally::Outcome;
 use super::target::Kind;
 
-type Connection = SendRequest<Full<Bytes>>;
+/// A connection that is kept alive.
+pub type Connection = SendRequest<Full<Bytes>>;
 
 /// Connections to one server. A request holds one of its places; idle connections are never more than free places.
 #[derive(Debug)]
@@ -41,13 +42,27 @@ impl Pool {
         self.places.clone().acquire_owned().await.expect("nobody closes it")
     }
 
-    /// Asks once. The caller has a place, and keeps it until this returns.
-    pub async fn ask(&self, kind: &Kind) -> Outcome {
-        self.answer(kind).await.unwrap_or(Outcome::NoAnswer)
+    /// Asks once, over this connection if one is given. The caller has a place, and keeps it until this returns. Where the
+    /// server says when to ask again, its connection is given back, for that.
+    pub async fn ask(&self, kind: &Kind, over: Option<Connection>) -> (Outcome, Option<Connection>) {
+        match self.answer(kind, over).await {
+            Ok((outcome @ Outcome::Refused { again_in: Some(_) }, connection)) => (outcome, Some(connection)),
+            Ok((outcome, connection)) => {
+                self.put(connection);
+                (outcome, None)
+            }
+            Err(_) => (Outcome::NoAnswer, None),
+        }
     }
 
-    async fn answer(&self, kind: &Kind) -> io::Result<Outcome> {
-        while let Some(mut connection) = self.take() {
+    /// Takes a connection back that is not needed any more.
+    pub fn put(&self, connection: Connection) {
+        self.lock().push(connection);
+    }
+
+    async fn answer(&self, kind: &Kind, over: Option<Connection>) -> io::Result<(Outcome, Connection)> {
+        let mut over = over;
+        while let Some(mut connection) = over.take().or_else(|| self.take()) {
             if connection.ready().await.is_err() {
                 continue;
             }
@@ -67,8 +82,13 @@ impl Pool {
         self.read(connection, response, kind).await
     }
 
-    /// Reads the answer to its end, and keeps the connection.
-    async fn read(&self, connection: Connection, response: Response<Incoming>, kind: &Kind) -> io::Result<Outcome> {
+    /// Reads the answer to its end; then the connection can be used again.
+    async fn read(
+        &self,
+        connection: Connection,
+        response: Response<Incoming>,
+        kind: &Kind,
+    ) -> io::Result<(Outcome, Connection)> {
         let (head, mut body) = response.into_parts();
         let good = head.status == StatusCode::OK;
         let outcome = if !good || !kind.expects() {
@@ -82,8 +102,7 @@ impl Pool {
         } else {
             Outcome::Wrong
         };
-        self.lock().push(connection);
-        Ok(outcome)
+        Ok((outcome, connection))
     }
 
     fn take(&self) -> Option<Connection> {
