@@ -26,17 +26,25 @@ class EngineAlone:
 
     def run(self, batch: int, seconds: float, text: bool = False) -> Run:
         """Batches of this size, one after another; with `text`, tokenising and detokenising too."""
+        return self._run({"batch": batch, "seconds": seconds, "text": text}, self._tokens)
+
+    def run_mix(self, mix: Path, batch: int, calls: int, seconds: float) -> Run:
+        """Batches of this size as requests of a mix would come, each in so many calls of like lengths."""
+        order = {"mix": str(mix), "batch": batch, "calls": calls, "seconds": seconds, "text": False}
+        # Each answer's tokens are counted against what it asked for.
+        return self._run(order, 0)
+
+    def _run(self, order: dict[str, Any], tokens: int) -> Run:
         cpu = cpu_seconds(self._process.pid)
-        order = json.dumps({"batch": batch, "seconds": seconds, "text": text}) + "\n"
         try:
-            self._orders.write(order.encode())
+            self._orders.write((json.dumps(order) + "\n").encode())
             self._orders.flush()
         except OSError as error:
             raise Unfit(f"the engine alone has ended:\n{tail(self._log)}") from error
-        said = self.said(seconds + SPARE)
+        said = self.said(order["seconds"] + SPARE)
         cpu = cpu_seconds(self._process.pid) - cpu
-        if not said["least_tokens"] == said["most_tokens"] == self._tokens:
-            raise Unfit(f"the engine alone gave other than {self._tokens} tokens: {said}")
+        if not said["least_tokens"] == said["most_tokens"] == tokens:
+            raise Unfit(f"the engine alone gave other than the tokens that were asked for: {said}")
         return Run(
             rate=said["answered"] / said["seconds"],
             p50=said["p50"],

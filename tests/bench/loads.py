@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from processes import Command
@@ -33,6 +33,10 @@ class Outcome:
     unfinished: int = 0
     client_cpu: float | None = None
     """Cores that the load generator took."""
+    kinds: dict[str, tuple[int, float | None]] = field(default_factory=dict)
+    """Answers of each kind of requests, and half of them took no longer than so many milliseconds."""
+    asked_again: int = 0
+    served_then: int = 0
 
 
 def wrk(stack: Stack, body: str, users: int, seconds: int) -> Outcome:
@@ -54,7 +58,7 @@ def wrk(stack: Stack, body: str, users: int, seconds: int) -> Outcome:
 def driver(
     bin_dir: Path,
     stack: Stack,
-    body: str,
+    requests: str | Path,
     pattern: Sequence[str],
     seconds: int,
     tokens: int | None,
@@ -62,12 +66,14 @@ def driver(
 ) -> Outcome:
     """`load-driver`, whose latencies count from when a request was due and not from when it could be sent.
 
-    `tolerant`: the server is loaded beyond what it can do, so that refusals are a finding and not an error.
+    `requests`: one body, or a file with several kinds. `tolerant`: the server is loaded beyond what it can do, so that
+    refusals are a finding and not an error.
     """
     warm_up = 1
-    flags = ["--url", f"{stack.url}/generate", "--body", body, *pattern]
+    what = ["--mix", str(requests)] if isinstance(requests, Path) else ["--body", requests]
+    flags = ["--url", f"{stack.url}/generate", *what, *pattern]
     flags += ["--duration", f"{seconds}s", "--warm-up", f"{warm_up}s", "--seed", "1"]
-    if tokens is not None:
+    if tokens is not None and not isinstance(requests, Path):
         flags += ["--expect-field", f"usage.completion_tokens={tokens}"]
     output, cores = finished([bin_dir / "load-driver", *flags], seconds + warm_up, stack)
     said = json.loads(output)
@@ -84,6 +90,9 @@ def driver(
         failed=said["failed"],
         unfinished=said["unfinished"],
         client_cpu=cores,
+        kinds={name: (kind["answered"], kind["latency_ms"]["p50"]) for name, kind in said["kinds"].items()},
+        asked_again=said["asked_again"],
+        served_then=said["served_then"],
     )
 
 

@@ -12,6 +12,7 @@ import loads
 import metrics
 from engine_alone import EngineAlone, engine_alone
 from loads import Outcome
+from mixes import Kind, prompts, write
 from plan import Plan
 from results import Row, Run
 from stacks import Stack, Starter, Unfit
@@ -51,13 +52,23 @@ class Bench:
     def locust(self, stack: Stack, users: int) -> Turn:
         return lambda seconds: measured(stack, lambda: loads.locust(stack, BODY, users, seconds), users, TOKENS)
 
-    def driver(self, stack: Stack, *pattern: str, tolerant: bool = False) -> Turn:
+    def driver(
+        self, stack: Stack, *pattern: str, requests: str | Path = BODY, tolerant: bool = False, tokens: int | None = TOKENS
+    ) -> Turn:
         """The driver waits for its last answers, so nothing is cut off unless the server is overloaded."""
+        count = None if tolerant or isinstance(requests, Path) else tokens
 
         def load(seconds: int) -> Outcome:
-            return loads.driver(self.start.bin_dir, stack, BODY, pattern, seconds, TOKENS, tolerant)
+            return loads.driver(self.start.bin_dir, stack, requests, pattern, seconds, tokens, tolerant)
 
-        return lambda seconds: measured(stack, lambda: load(seconds), 0, None if tolerant else TOKENS)
+        return lambda seconds: measured(stack, lambda: load(seconds), 0, count)
+
+    def mix(self, model: Path, kinds: Sequence[Kind]) -> Path:
+        """A file with these kinds of requests, for `driver` and for the engine alone."""
+        path = self.start.logs / f"{model.name}-{abs(hash(tuple(kinds)))}.jsonl"
+        if not path.exists():
+            write(path, prompts(model, kinds))
+        return path
 
 
 def measured(stack: Stack, load: Callable[[], Outcome], cut: int, tokens: int | None) -> Run:
@@ -84,6 +95,8 @@ def measured(stack: Stack, load: Callable[[], Outcome], cut: int, tokens: int | 
         idle=metrics.idle_share(counts),
         failed=outcome.failed,
         unfinished=outcome.unfinished,
+        kinds=outcome.kinds,
+        served_then=outcome.served_then / outcome.asked_again if outcome.asked_again else None,
         batch_sizes=metrics.batch_sizes(counts),
     )
 

@@ -91,6 +91,7 @@ def all_columns(leading: str) -> list[Column]:
         median("load generator, cores", "client_cpu", 2),
         median("mean batch", "batch", 1),
         median("engine idle, %", "idle", 1, scale=100),
+        ("p50 by kind, ms", kinds),
         ("failed", lambda row: total(row, "failed")),
         ("unfinished", lambda row: total(row, "unfinished")),
     ]
@@ -102,6 +103,12 @@ def median(head: str, name: str, digits: int, scale: float = 1) -> Column:
         return "" if value is None else f"{value * scale:.{digits}f}"
 
     return head, cell
+
+
+def kinds(row: Row) -> str:
+    """Of the last run, where there are several."""
+    found = row.runs[-1].kinds if row.runs else {}
+    return ", ".join(f"{name}: {p50:.2f}" for name, (_, p50) in found.items() if p50) if len(found) > 1 else ""
 
 
 def total(row: Row, name: str) -> str:

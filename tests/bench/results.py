@@ -25,6 +25,10 @@ class Run:
     """Share of the time in which the engine had nothing to do."""
     failed: int = 0
     unfinished: int = 0
+    kinds: dict[str, tuple[int, float | None]] = field(default_factory=dict)
+    """Answers of each kind of requests, and half of them took no longer than so many milliseconds."""
+    served_then: float | None = None
+    """Of those who were refused and came back when told to, those who were served then."""
     batch_sizes: dict[str, float] = field(default_factory=dict)
     """Batches by the upper bound of their size."""
 

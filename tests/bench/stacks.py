@@ -81,9 +81,9 @@ class Starter:
         worker: Command = [self.bin_dir / "pillion-worker", "--model", model, "--threads", str(threads)]
         return self._pillion("pillion", worker)
 
-    def simulated(self, *flags: str | Path) -> AbstractContextManager[Stack]:
+    def simulated(self, *flags: str | Path, proxy_flags: Command = ()) -> AbstractContextManager[Stack]:
         """Pillion's proxy with a worker that costs next to nothing."""
-        return self._pillion("pillion-proxy", [self.bin_dir / "simulated-worker", *flags])
+        return self._pillion("pillion-proxy", [self.bin_dir / "simulated-worker", *flags], proxy_flags)
 
     def control(self, model: Path, threads: int, timeout_ms: int) -> AbstractContextManager[Stack]:
         command: Command = [sys.executable, HERE / "control.py", "--model", model, "--threads", str(threads)]
@@ -126,12 +126,12 @@ class Starter:
             yield stack
 
     @contextmanager
-    def _pillion(self, name: str, worker: Command) -> Iterator[Stack]:
+    def _pillion(self, name: str, worker: Command, proxy_flags: Command = ()) -> Iterator[Stack]:
         url = f"127.0.0.1:{free_port()}"
         log = self._log(name)
         with tempfile.TemporaryDirectory(prefix="pillion-bench-") as folder:
             path = Path(folder) / "worker.sock"
-            proxy: Command = [self.bin_dir / "pillion-proxy", "--listen", url, "--socket", path]
+            proxy: Command = [self.bin_dir / "pillion-proxy", "--listen", url, "--socket", path, *proxy_flags]
             with running(proxy, log) as front, running([*worker, "--socket", path], log) as back:
                 stack = Stack(name, f"http://{url}", (front, back), counted=True)
                 await_ready(stack, answers_readyz, log)

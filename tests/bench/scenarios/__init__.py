@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from measure import Bench
 from results import Section
-from scenarios import curves, models, proxy, small
+from scenarios import curves, models, proxy, small, uneven
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ SCENARIOS = {
     "bursts": Scenario(small.bursts, quick=False),
     "opt": Scenario(models.opt, quick=True),
     "builtin": Scenario(models.builtin, quick=False),
+    "halves": Scenario(uneven.halves_small, quick=True),
+    "halves-opt": Scenario(uneven.halves_opt, quick=False),
+    "spread": Scenario(uneven.spread, quick=True),
+    "long-answers": Scenario(uneven.long_answers_small, quick=True),
+    "long-answers-opt": Scenario(uneven.long_answers_opt, quick=False),
+    "overload": Scenario(uneven.overload, quick=True),
     "proxy-limit": Scenario(proxy.limit, quick=True),
     "memory": Scenario(proxy.memory, quick=True),
     "locust": Scenario(small.locust, quick=False),
