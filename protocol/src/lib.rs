@@ -6,6 +6,7 @@
 //! - [`frame`]: the values that cross the socket.
 //! - [`codec`]: bytes in, frames out, and back. It does no I/O.
 //! - [`connection`]: buffered frames over any `AsyncRead` and `AsyncWrite`.
+//! - [`service_time`]: how long an engine takes, learned from the costs that frames tell.
 //!
 //! ```
 //! use bytes::BytesMut;
@@ -21,6 +22,7 @@ pub mod connection;
 mod error;
 pub mod frame;
 mod id;
+pub mod service_time;
 mod socket_path;
 
 pub use error::{DecodeError, EncodeError, ReadError};

@@ -2,7 +2,7 @@
 //!
 //! The rule is work-conserving at heart: a free credit takes what waits. Holding a batch back leaves an engine idle, so
 //! it must pay. It pays where companions are likely to come soon ([`returns`]: clients that were just answered, requests
-//! that are being read, the rate of strangers) and a batch costs much however small it is ([`service_time`]: what two
+//! that are being read, the rate of strangers) and a batch costs much however small it is ([`forecast`]: what two
 //! batches cost more than one). With a model of 5 ms that is never, with one of 400 ms it is the 2 ms that forty clients
 //! take to come back. `--batch-timeout` is the upper bound, never the price.
 
@@ -11,7 +11,6 @@ pub mod company;
 pub mod forecast;
 pub mod preemption;
 pub mod returns;
-pub mod service_time;
 
 use std::time::Duration;
 

@@ -23,6 +23,8 @@ pub struct Shape {
 /// What the engine's work costs, in nanoseconds. With all of it zero, members are only kept apart where they must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
+    /// A call, however little it does.
+    pub call: u64,
     /// A decode step, however many members it has.
     pub step: u64,
     /// A member in a decode step.
@@ -32,7 +34,7 @@ pub struct Cost {
 }
 
 impl From<Cost> for UnitCost {
-    fn from(Cost { step, member, fed }: Cost) -> Self {
+    fn from(Cost { call: _, step, member, fed }: Cost) -> Self {
         Self { step_ns: step, member_ns: member, prompt_ns: fed }
     }
 }
@@ -131,7 +133,8 @@ impl Piece {
         let fed = self.shortest.saturating_sub(1).saturating_mul(self.members);
         let member_steps = self.tokens.saturating_sub(self.shortest.saturating_mul(self.members));
         let steps = self.last.saturating_sub(self.shortest);
-        fed.saturating_mul(cost.fed)
+        cost.call
+            .saturating_add(fed.saturating_mul(cost.fed))
             .saturating_add(steps.saturating_mul(cost.step))
             .saturating_add(member_steps.saturating_mul(cost.member))
     }
@@ -149,9 +152,9 @@ mod tests {
     }
 
     fn rules() -> impl Strategy<Value = Rules> {
-        (any::<bool>(), 1u64..200, 0u64..9, 0u64..9, 0u64..9).prop_map(|(look_back, max_tokens, step, member, fed)| {
-            Rules { look_back, max_tokens, cost: Cost { step, member, fed } }
-        })
+        let cost =
+            (0u64..9, 0u64..9, 0u64..9, 0u64..9).prop_map(|(call, step, member, fed)| Cost { call, step, member, fed });
+        (any::<bool>(), 1u64..200, cost).prop_map(|(look_back, max_tokens, cost)| Rules { look_back, max_tokens, cost })
     }
 
     fn sizes(prompts: &[u32], cost: Cost) -> Vec<usize> {
@@ -162,7 +165,7 @@ mod tests {
     #[test]
     fn very_different_lengths_ride_apart_and_similar_ones_together() {
         // As measured on a model of 125 million parameters on two processor cores.
-        let cost = Cost { step: 13_500_000, member: 600_000, fed: 300_000 };
+        let cost = Cost { call: 0, step: 13_500_000, member: 600_000, fed: 300_000 };
         assert_eq!(sizes(&[[10; 8], [200; 8]].concat(), cost), [8, 8]);
         assert_eq!(sizes(&[10, 11, 12, 13, 14, 15], cost), [6]);
         assert_eq!(sizes(&[10, 200, 11, 205, 12, 1000], cost), [3, 2, 1]);

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use pillion_protocol::frame::Options;
+use pillion_protocol::service_time::Load;
 
 use crate::config::FlagError;
 use crate::model::ModelError;
@@ -88,9 +89,18 @@ pub struct CallTime {
     pub steps: u64,
     /// Prompt tokens fed before the first token.
     pub fed: u64,
+    /// Steps of all members together, each from the first step to its own last, in which it may only be fed.
+    pub member_steps: u64,
 }
 
 impl CallTime {
+    /// What the engine had to do in it.
+    #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+    pub fn load(&self) -> Load {
+        let steps = (self.steps + 1) as f64;
+        Load { calls: 1.0, steps, tokens: self.member_steps as f64, prompt: self.fed as f64 }
+    }
+
     /// A step's mean time, if there was a step between tokens.
     pub fn step(&self) -> Option<Duration> {
         u32::try_from(self.steps).ok().filter(|steps| *steps > 0).map(|steps| self.rest / steps)

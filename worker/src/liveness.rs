@@ -141,6 +141,7 @@ mod tests {
             rest: Duration::from_secs(1),
             steps: 1,
             fed: 1000,
+            member_steps: 2,
         });
         assert_eq!(silence(&pace, 2000, 5), SHORTEST_SILENCE + Duration::from_secs(10 * (2 + 5)));
     }

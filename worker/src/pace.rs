@@ -1,7 +1,11 @@
 //! How fast things go here, measured as they go: what the next batch's time is predicted from.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use pillion_protocol::frame::UnitCost;
+use pillion_protocol::service_time::{Load, ServiceTime};
 
 use crate::cohort::Cost;
 use crate::engine::CallTime;
@@ -30,9 +34,8 @@ pub struct Pace {
     handover: Mean,
     /// How far handovers are from their mean.
     deviation: Mean,
-    /// What of a step is there however many members it has, and what each member adds.
-    step_alone: Mean,
-    step_member: Mean,
+    /// What calls cost, by what they do; nothing before the warm-up.
+    calls: Mutex<Option<ServiceTime>>,
 }
 
 fn nanos(time: Duration) -> u64 {
@@ -51,20 +54,30 @@ impl Pace {
         }
     }
 
-    /// Steps of one member took so long, and steps of `members` so long.
+    /// Steps of one member took so long, and steps of `members` so long: what is learned of calls begins with that.
     pub fn compared(&self, one: Duration, members: u32, many: Duration) {
         let member = many.saturating_sub(one) / members.saturating_sub(1).max(1);
-        self.step_member.take(nanos(member));
-        self.step_alone.take(nanos(one.saturating_sub(member)));
+        let step = one.saturating_sub(member);
+        let (step_ns, member_ns, prompt_ns) = (nanos(step), nanos(member), nanos(self.fed_token.get()));
+        *self.calls() = Some(ServiceTime::new(&UnitCost { step_ns, member_ns, prompt_ns }));
+    }
+
+    /// A call that did all this has taken an engine so long.
+    pub fn learn(&self, load: &Load, time: Duration) {
+        if let Some(calls) = &mut *self.calls() {
+            calls.learn(load, time);
+        }
     }
 
     /// What the engine's work costs.
     pub fn cost(&self) -> Cost {
-        Cost {
-            step: nanos(self.step_alone.get()),
-            member: nanos(self.step_member.get()),
-            fed: nanos(self.fed_token.get()),
-        }
+        let [call, step, member, fed] = self.calls().as_ref().map(ServiceTime::nanos).unwrap_or_default();
+        Cost { call, step, member, fed }
+    }
+
+    /// Held for a few instructions, once or twice a call.
+    fn calls(&self) -> MutexGuard<'_, Option<ServiceTime>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A batch was ready for an engine so long after it had been asked for.
@@ -101,7 +114,7 @@ mod tests {
     fn a_call_tells_steps_and_prefill_apart() {
         let pace = Pace::default();
         let millis = Duration::from_millis;
-        pace.called(CallTime { first: millis(12), rest: millis(20), steps: 10, fed: 100 });
+        pace.called(CallTime { first: millis(12), rest: millis(20), steps: 10, fed: 100, member_steps: 11 });
         assert_eq!(pace.step(), millis(2));
         assert_eq!(pace.feeding(100), millis(10));
     }
@@ -111,7 +124,22 @@ mod tests {
         let pace = Pace::default();
         assert_eq!(pace.cost(), Cost::default());
         pace.compared(Duration::from_nanos(110), 11, Duration::from_nanos(210));
-        assert_eq!(pace.cost(), Cost { step: 100, member: 10, fed: 0 });
+        assert_eq!(pace.cost(), Cost { call: 0, step: 100, member: 10, fed: 0 });
+    }
+
+    #[test]
+    fn what_calls_cost_is_learned_while_they_run() {
+        let pace = Pace::default();
+        pace.compared(Duration::from_micros(110), 11, Duration::from_micros(210));
+        for call in 0..200u64 {
+            let (members, steps, fed) = (1 + call % 40, 5 + call % 7, 100 + 13 * (call % 50));
+            let time = CallTime { steps: steps - 1, fed, member_steps: members * steps, ..CallTime::default() };
+            // 300 us a call, 50 a step, 20 a member in it, 7 a prompt token.
+            pace.learn(&time.load(), Duration::from_micros(300 + 50 * steps + 20 * members * steps + 7 * fed));
+        }
+        let Cost { call, step, member, fed } = pace.cost();
+        assert!((18_000..22_000).contains(&member) && (6_500..7_500).contains(&fed), "{:?}", pace.cost());
+        assert!((40_000..120_000).contains(&(step + call / 8)), "{:?}", pace.cost());
     }
 
     #[test]
@@ -128,7 +156,7 @@ mod tests {
     #[test]
     fn a_call_of_one_step_tells_nothing_of_steps() {
         let pace = Pace::default();
-        pace.called(CallTime { first: Duration::from_millis(1), rest: Duration::ZERO, steps: 0, fed: 0 });
+        pace.called(CallTime { first: Duration::from_millis(1), rest: Duration::ZERO, ..CallTime::default() });
         assert_eq!((pace.step(), pace.feeding(9)), (Duration::ZERO, Duration::ZERO));
     }
 }

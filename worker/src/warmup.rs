@@ -14,6 +14,8 @@ const MEMBERS: u32 = 32;
 const PROMPT: u32 = 16;
 const NEW_TOKENS: u32 = 8;
 const REPEATS: usize = 4;
+/// Members and prompt tokens of the calls that tell apart what a call, a step, a member and a prompt token cost.
+const SHAPES: [(u32, u32); 4] = [(1, PROMPT), (MEMBERS, PROMPT), (8, 64), (2, 128)];
 /// Calls are repeated no longer than this for one thread count.
 const LONGEST: Duration = Duration::from_secs(5);
 
@@ -28,9 +30,9 @@ pub struct Sample {
 
 impl Sample {
     /// So many different prompts, and how many new tokens fit behind them.
-    fn prompts(self, members: u32) -> (Vec<Vec<u32>>, u32) {
+    fn prompts(self, members: u32, length: u32) -> (Vec<Vec<u32>>, u32) {
         let new = NEW_TOKENS.min(self.positions / 2).max(1);
-        let length = PROMPT.min(self.positions.saturating_sub(new)).max(1);
+        let length = length.min(self.positions.saturating_sub(new)).max(1);
         let vocabulary = self.vocabulary.max(1);
         let prompts = (0..members).map(|member| {
             // Multiplying by a large odd number scatters the ids over the vocabulary.
@@ -42,22 +44,27 @@ impl Sample {
 
 /// Measures one batch of so many members, from its call to its end.
 fn once(engine: &dyn Engine, sample: Sample, members: u32) -> Result<CallTime, EngineFailed> {
-    let (prompts, new) = sample.prompts(members);
+    call(engine, sample, members, PROMPT)
+}
+
+fn call(engine: &dyn Engine, sample: Sample, members: u32, length: u32) -> Result<CallTime, EngineFailed> {
+    let (prompts, new) = sample.prompts(members, length);
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let fed = prompts.iter().map(|prompt| prompt.len() as u64 - 1).sum();
     // No end of sequence before all tokens are there: every run does the same work.
-    let call = Call { prompts, options: Options::default(), least: new, most: new };
+    let asked = Call { prompts, options: Options::default(), least: new, most: new };
     let start = Instant::now();
     let mut first = None;
     let mut steps = 0;
-    engine.generate(&call, &mut |token| {
+    engine.generate(&asked, &mut |token| {
         first.get_or_insert_with(|| start.elapsed());
         steps = token.step;
         false
     })?;
     let all = start.elapsed();
     let first = first.unwrap_or(all);
-    Ok(CallTime { first, rest: all.saturating_sub(first), steps, fed })
+    let member_steps = u64::from(members) * (steps + 1);
+    Ok(CallTime { first, rest: all.saturating_sub(first), steps, fed, member_steps })
 }
 
 /// Makes the engine's first calls, so that no request pays for them, and measures its pace.
@@ -72,6 +79,10 @@ pub fn warm_up(engine: &dyn Engine, sample: Sample, pace: &Pace) -> Result<(), E
     pace.called(many);
     if let (Some(one), Some(many)) = (one.step(), many.step()) {
         pace.compared(one, MEMBERS, many);
+    }
+    for (members, length) in SHAPES {
+        let time = call(engine, sample, members, length)?;
+        pace.learn(&time.load(), time.first + time.rest);
     }
     Ok(())
 }
@@ -172,7 +183,7 @@ mod tests {
     #[test]
     fn samples_fit_small_models() {
         for positions in [2, 3, 10, 24, 1000] {
-            let (prompts, new) = Sample { vocabulary: 7, positions }.prompts(3);
+            let (prompts, new) = Sample { vocabulary: 7, positions }.prompts(3, PROMPT);
             assert!(
                 prompts.iter().all(|prompt| !prompt.is_empty() && prompt.len() + new as usize <= positions as usize)
             );

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use pillion_protocol::frame::{BatchCost, UnitCost};
+use pillion_protocol::service_time::{Load, ServiceTime};
 
 use super::preemption::Remains;
-use super::service_time::{Load, ServiceTime};
 
 /// What the latest batch weighs in a running mean.
 const LATEST: f64 = 0.125;

@@ -60,7 +60,9 @@ pub struct EnginePool {
 pub(super) struct Slot {
     /// Whoever holds it may make calls. It is given up with a batch's last call.
     turn: Mutex<()>,
-    free_since: Mutex<Instant>,
+    /// When the engine last did something. Set by the engine's own thread: those that wait for it may wake up late, and in
+    /// another order.
+    active: Mutex<Instant>,
 }
 
 /// A call's time on its engine.
@@ -76,16 +78,20 @@ pub(super) struct Spell {
 
 impl Slot {
     fn new(now: Instant) -> Self {
-        Self { turn: Mutex::new(()), free_since: Mutex::new(now) }
+        Self { turn: Mutex::new(()), active: Mutex::new(now) }
     }
 
-    /// A call that was made at `called` has ended.
-    pub(super) fn ran(&self, called: Instant, ended: Instant) -> Spell {
-        let mut free_since = lock(&self.free_since);
-        let began = called.max(*free_since).min(ended);
-        let idle = called.saturating_duration_since(*free_since);
-        *free_since = ended.max(*free_since);
-        Spell { began, idle, busy: ended - began }
+    /// The engine does something; when it did something before that.
+    pub(super) fn is_active(&self, now: Instant) -> Instant {
+        std::mem::replace(&mut *lock(&self.active), now)
+    }
+}
+
+impl Spell {
+    /// A call that was made at `called` and ended at `ended`; the one before it had been active until `before`.
+    pub(super) fn new(called: Instant, before: Instant, ended: Instant) -> Self {
+        let began = called.max(before).min(ended);
+        Self { began, idle: called.saturating_duration_since(before), busy: ended.saturating_duration_since(began) }
     }
 }
 
@@ -175,13 +181,17 @@ mod tests {
     #[test]
     fn a_call_that_waited_for_the_one_before_counts_from_its_end() {
         let start = Instant::now();
-        let at = |millis| start + Duration::from_millis(millis);
+        let millis = Duration::from_millis;
         let slot = Slot::new(start);
-        let first = slot.ran(at(3), at(10));
-        assert_eq!(first, Spell { began: at(3), idle: Duration::from_millis(3), busy: Duration::from_millis(7) });
-        let second = slot.ran(at(8), at(14));
-        assert_eq!(second, Spell { began: at(10), idle: Duration::ZERO, busy: Duration::from_millis(4) });
-        let third = slot.ran(at(15), at(16));
-        assert_eq!(third, Spell { began: at(15), idle: Duration::from_millis(1), busy: Duration::from_millis(1) });
+        let spell = |called, ended| {
+            let before = slot.is_active(start + millis(ended));
+            Spell::new(start + millis(called), before, start + millis(ended))
+        };
+        let first = spell(3, 10);
+        assert_eq!(first, Spell { began: start + millis(3), idle: millis(3), busy: millis(7) });
+        let second = spell(8, 14);
+        assert_eq!(second, Spell { began: start + millis(10), idle: Duration::ZERO, busy: millis(4) });
+        let third = spell(15, 16);
+        assert_eq!(third, Spell { began: start + millis(15), idle: millis(1), busy: millis(1) });
     }
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use pillion_protocol::frame::FinishReason;
 
+use super::pool::{Slot, Spell};
+use super::trip::Site;
 use super::{CallTime, NewToken};
 use crate::batch::{Ending, Event, Job, Progress};
 use crate::credit;
@@ -25,6 +27,8 @@ pub(super) struct Ride<'a> {
     /// By place in the call.
     ended: Vec<bool>,
     steps: Steps,
+    /// Of the members that have ended.
+    member_steps: u64,
     progress: Progress,
     shared: &'a Shared,
     feeder: usize,
@@ -34,17 +38,15 @@ pub(super) struct Ride<'a> {
     abandoned: bool,
     now: Instant,
     first: Option<(Instant, u64)>,
+    slot: &'a Slot,
+    /// When the engine was last active before this call, once the call has begun.
+    before: Option<Instant>,
     counted: u64,
 }
 
 impl<'a> Ride<'a> {
-    pub(super) fn new(
-        job: &'a mut Job,
-        cohort: &'a [usize],
-        shared: &'a Shared,
-        feeder: usize,
-        announce: bool,
-    ) -> Self {
+    pub(super) fn new(job: &'a mut Job, cohort: &'a [usize], site: Site<'a>, announce: bool) -> Self {
+        let Site { shared, feeder, slot, .. } = site;
         let shapes = cohort.iter().map(|&place| job.riders[place].shape());
         let steps = Steps::new(shapes.map(|shape| (shape.prompt, shape.most)));
         let progress = Progress::of(job.batch);
@@ -55,6 +57,7 @@ impl<'a> Ride<'a> {
             cohort,
             ended,
             steps,
+            member_steps: 0,
             progress,
             shared,
             feeder,
@@ -62,6 +65,8 @@ impl<'a> Ride<'a> {
             abandoned: false,
             now,
             first: None,
+            slot,
+            before: None,
             counted: 0,
         }
     }
@@ -81,6 +86,8 @@ impl<'a> Ride<'a> {
         if step_is_new {
             self.now = Instant::now();
             self.first.get_or_insert((self.now, token.step));
+            let before = self.slot.is_active(self.now);
+            self.before.get_or_insert(before);
         }
         let Self { job, shared, progress, now, .. } = self;
         let rider = &mut job.riders[place];
@@ -93,6 +100,7 @@ impl<'a> Ride<'a> {
         let ends = ending.is_some();
         if let Some(how) = ending {
             self.ended[token.member] = true;
+            self.member_steps += token.step + 1;
             rider.end(how, &shared.tokens, progress);
         } else if rider.stream {
             rider.tell(progress);
@@ -143,15 +151,21 @@ impl<'a> Ride<'a> {
         }
     }
 
-    /// The engine has returned, having begun at `began`: tells what is left to tell, and returns how it went.
-    pub(super) fn arrive(mut self, began: Instant) -> Arrival {
+    /// The engine, called at `called`, has returned: tells what is left to tell, and returns how it went.
+    pub(super) fn arrive(mut self, called: Instant) -> Arrival {
         let taken = self.steps.taken();
+        let spell = match self.before {
+            Some(before) => Spell::new(called, before, self.now),
+            // It said nothing, so it has failed.
+            None => Spell::new(called, self.slot.is_active(Instant::now()), Instant::now()),
+        };
+        let began = spell.began;
         self.shared.liveness.step(self.feeder, Instant::now(), taken.saturating_sub(self.counted));
         self.send_progress();
         let unfinished = self.ended.iter().zip(self.cohort).filter(|(ended, _)| !**ended).map(|(_, &place)| place);
+        let unfinished: Vec<usize> = unfinished.collect();
         let (first, step) = self.first.unwrap_or((self.now, 0));
         Arrival {
-            unfinished: unfinished.collect(),
             announced: !self.announce,
             steps: taken,
             forced: self.steps.forced(),
@@ -160,7 +174,10 @@ impl<'a> Ride<'a> {
                 rest: self.now.saturating_duration_since(first),
                 steps: taken.saturating_sub(step).saturating_sub(1),
                 fed: 0,
+                member_steps: self.member_steps + taken * unfinished.len() as u64,
             },
+            unfinished,
+            spell,
         }
     }
 }
@@ -174,4 +191,5 @@ pub(super) struct Arrival {
     pub(super) steps: u64,
     pub(super) forced: u64,
     pub(super) time: CallTime,
+    pub(super) spell: Spell,
 }

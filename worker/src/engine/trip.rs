@@ -119,7 +119,7 @@ fn call(
     announce: bool,
     turn_ends: Option<MutexGuard<'_, ()>>,
 ) -> Outcome {
-    let Site { engine, shared, feeder, slot } = site;
+    let Site { engine, shared, feeder, .. } = site;
     // The engine reads the prompts while the riders grow, so it gets copies.
     let prompts: Vec<Vec<u32>> = cohort.iter().map(|&place| job.riders[place].tokens.clone()).collect();
     let shapes: Vec<cohort::Shape> = cohort.iter().map(|&place| job.riders[place].shape()).collect();
@@ -135,14 +135,18 @@ fn call(
     let forced = u64::from(longest.saturating_sub(shortest));
     let called = Instant::now();
     shared.liveness.call(feeder, called, silence(&shared.pace, fed, forced));
-    let mut ride = Ride::new(job, cohort, shared, feeder, announce);
+    let mut ride = Ride::new(job, cohort, site, announce);
     ride.depart(fed);
     drop(turn_ends);
     let result = engine.generate(&call, &mut |token| ride.hear(token));
-    let spell = slot.ran(called, Instant::now());
-    let arrival = ride.arrive(spell.began);
+    let arrival = ride.arrive(called);
     shared.liveness.idle(feeder);
-    shared.pace.called(CallTime { fed, ..arrival.time });
+    let time = CallTime { fed, ..arrival.time };
+    shared.pace.called(time);
+    // A call that failed did not do what it was asked to.
+    if result.is_ok() && arrival.steps > 0 {
+        shared.pace.learn(&time.load(), arrival.spell.busy);
+    }
     let failure = match result {
         Err(error) => Some(error.0.chars().take(LONGEST_MESSAGE).collect()),
         Ok(()) if arrival.unfinished.is_empty() => None,
@@ -154,7 +158,7 @@ fn call(
         announced: announce && arrival.announced,
         steps: arrival.steps,
         forced: arrival.forced,
-        spell,
+        spell: arrival.spell,
     }
 }
 

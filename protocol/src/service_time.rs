@@ -1,4 +1,5 @@
-//! How long an engine takes for a batch, learned from what batches have cost.
+//! How long an engine takes, learned from what its work has cost: both ends reckon with it, the proxy by the batch and the
+//! worker by the call.
 //!
 //! Time is taken to be linear in four features: the call itself, decode steps, tokens produced, and prompt tokens. The
 //! coefficients come from least squares over batches that are forgotten by and by, with a ridge that holds them near
@@ -8,7 +9,7 @@
 
 use std::time::Duration;
 
-use pillion_protocol::frame::UnitCost;
+use crate::frame::UnitCost;
 
 const FEATURES: usize = 4;
 /// What a batch weighs after one more has been seen: half after 34.
@@ -72,15 +73,18 @@ impl ServiceTime {
 
     /// A batch has ended and took the engine so long.
     pub fn learn(&mut self, load: &Load, time: Duration) {
-        let seconds = time.as_secs_f64().max(1e-6);
-        let features = load.features().map(|feature| feature / seconds);
+        let seconds = time.as_secs_f64();
+        // Where less was taken than was expected, errors count in proportion to what was expected: else a clock that was
+        // read at a bad moment would outweigh all else.
+        let expected = seconds.max(self.predict(load).as_secs_f64()).max(1e-6);
+        let features = load.features().map(|feature| feature / expected);
         for (row, &a) in self.squares.iter_mut().zip(&features) {
             for (square, &b) in row.iter_mut().zip(&features) {
                 *square = *square * FORGET + a * b;
             }
         }
         for ((product, scale), &feature) in self.products.iter_mut().zip(&mut self.scale).zip(&features) {
-            *product = *product * FORGET + feature;
+            *product = *product * FORGET + feature * seconds / expected;
             *scale = scale.max(feature) * FORGET + feature * (1.0 - FORGET);
         }
         self.batches = self.batches * FORGET + 1.0;
@@ -121,6 +125,16 @@ impl ServiceTime {
         }
         eliminate(&mut matrix);
         matrix.map(|row| row[FEATURES])
+    }
+
+    /// Nanoseconds for a call, a decode step, a member in a step, and a prompt token.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "no cost is negative, and a float's cast to an integer saturates"
+    )]
+    pub fn nanos(&self) -> [u64; FEATURES] {
+        self.cost.map(|seconds| (seconds * 1e9) as u64)
     }
 
     /// The time that a batch is expected to take.
@@ -200,6 +214,23 @@ mod tests {
             time.learn(&load(members), truth(members) * if round < 300 { 1 } else { 3 });
         }
         near(time.predict(&load(20)), truth(20) * 3, 0.06);
+    }
+
+    #[test]
+    fn a_time_that_was_measured_wrong_does_not_outweigh_all_else() {
+        let mut time = ServiceTime::new(&UnitCost::default());
+        (0..200).for_each(|round| time.learn(&load(1 + round % 40), truth(1 + round % 40)));
+        time.learn(&load(40), Duration::from_micros(70));
+        near(time.predict(&load(20)), truth(20), 0.05);
+    }
+
+    #[test]
+    fn it_follows_an_engine_that_becomes_faster() {
+        let mut time = ServiceTime::new(&UnitCost::default());
+        for round in 0..800 {
+            time.learn(&load(1 + round % 40), truth(1 + round % 40) / if round < 300 { 1 } else { 20 });
+        }
+        near(time.predict(&load(20)), truth(20) / 20, 0.06);
     }
 
     #[test]
