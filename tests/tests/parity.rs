@@ -14,7 +14,7 @@ use pillion_tests::folder::Folder;
 use pillion_tests::reference::{builtin, python, random_model, reference, skipped, worker};
 use pillion_tests::say;
 use pillion_tests::stack::Stack;
-use pillion_tests::tap::{End, Tap};
+use pillion_tests::tap::Tap;
 use serde_json::{Value, json};
 
 /// Prompts of one run.
@@ -79,32 +79,33 @@ fn next_of<'a>(next: &AtomicUsize, requests: &'a [Value]) -> Option<(usize, &'a 
     requests.get(k).map(|request| (k, request))
 }
 
-/// What came of each text, as it went by.
-fn rode(tap: &Tap) -> HashMap<String, End> {
-    let mut ends = HashMap::new();
+/// The ids of each text, as they went by: those of earlier rides of a member that gave way come first.
+fn rode(tap: &Tap) -> HashMap<String, Vec<u32>> {
+    let mut all = HashMap::new();
     for ride in tap.rides() {
         for (member, end) in ride.members() {
-            if let Prompt::Text(text) = &member.prompt {
-                ends.insert(text.clone(), end.clone());
+            if let (Prompt::Text(text), Some(_)) = (&member.prompt, end.reason) {
+                all.insert(text.clone(), [&member.produced[..], &end.ids].concat());
             }
         }
     }
-    ends
+    all
 }
 
-/// Runs everything on one model and judges the differences.
-async fn agrees(name: &str, model: &Path, compute_type: &str, near_tie: f64) {
+/// Runs everything on one model and judges the differences. How many members gave way to others meanwhile.
+async fn agrees(name: &str, model: &Path, compute_type: &str, near_tie: f64, requests: Vec<Value>) -> i64 {
     let mut stack = Stack::proxy(&[]).await;
     let tap = Tap::between(&stack.folder().join("tap.sock"), &stack.socket());
     let flags = ["--model", model.to_str().expect("a plain path"), "--device", "cpu", "--compute-type", compute_type];
     stack.worker("pillion-worker", &flags, tap.socket());
     stack.ready().await;
-    let requests = Arc::new(requests());
+    let requests = Arc::new(requests);
     let answers: HashMap<usize, Value> = ask_all(&stack, &requests).await.into_iter().collect();
     assert_eq!(answers.len(), PROMPTS);
     let batches = u32::try_from(tap.rides().len()).expect("few");
     let mean = f64::from(u32::try_from(PROMPTS).expect("few")) / f64::from(batches);
     let rode = rode(&tap);
+    let gave_way = stack.metrics().await.with("pillion_resumed_total", &[("reason", "preempted")]);
     drop(stack);
 
     let flags = ["--compute-type", compute_type];
@@ -114,7 +115,7 @@ async fn agrees(name: &str, model: &Path, compute_type: &str, near_tie: f64) {
         let text = request["text"].as_str().expect("a text");
         let served = &answers[&k];
         assert_eq!(served["usage"]["prompt_tokens"], expected["prompt_ids"].as_array().expect("ids").len(), "{text}");
-        let ids = json!(rode[text].ids);
+        let ids = json!(rode[text]);
         if ids == expected["ids"] {
             assert_eq!(served["text"], expected["text"], "the same ids of {text:?} make another text");
             assert_eq!(served["finish_reason"], expected["finish_reason"], "{text}");
@@ -134,6 +135,7 @@ async fn agrees(name: &str, model: &Path, compute_type: &str, near_tie: f64) {
         say(&format!("{name}: {} {}: {verdict}", if near { "near-tie" } else { "WRONG" }, case["text"]));
     }
     assert_eq!(wrong, 0, "{name}: answers that are not the model's");
+    gave_way
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,27 +144,44 @@ async fn the_built_in_model_answers_as_its_reference_does() {
     if skipped("the_built_in_model_answers_as_its_reference_does", &[worker(), python(), model.clone()]) {
         return;
     }
-    agrees("built-in", &model.expect("it is there"), "int8", NEAR_TIE_INT8).await;
+    agrees("built-in", &model.expect("it is there"), "int8", NEAR_TIE_INT8, requests()).await;
 }
 
 /// The same on a model of OPT's shape that nobody trained. In float32 only a true tie can part the answers, so that what
 /// parts them in int8 is int8's rounding and nothing of ours.
-async fn a_random_model_agrees(test: &str, compute_type: &str, near_tie: f64) {
+async fn a_random_model_agrees(test: &str, compute_type: &str, near_tie: f64, requests: Vec<Value>) -> Option<i64> {
     if skipped(test, &[worker(), python()]) {
-        return;
+        return None;
     }
     let folder = Folder::new();
     let shape = ["--layers", "4", "--width", "256", "--vocabulary", "8192", "--compute-type", "float32"];
     random_model(folder.path(), &shape);
-    agrees(&format!("random, {compute_type}"), folder.path(), compute_type, near_tie).await;
+    Some(agrees(&format!("random, {compute_type}"), folder.path(), compute_type, near_tie, requests).await)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_random_model_answers_as_its_reference_does_in_float32() {
-    a_random_model_agrees("a_random_model_answers_as_its_reference_does_in_float32", "float32", NEAR_TIE_FLOAT).await;
+    let test = "a_random_model_answers_as_its_reference_does_in_float32";
+    a_random_model_agrees(test, "float32", NEAR_TIE_FLOAT, requests()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_random_model_answers_as_its_reference_does_in_int8() {
-    a_random_model_agrees("a_random_model_answers_as_its_reference_does_in_int8", "int8", NEAR_TIE_INT8).await;
+    let test = "a_random_model_answers_as_its_reference_does_in_int8";
+    a_random_model_agrees(test, "int8", NEAR_TIE_INT8, requests()).await;
+}
+
+/// Long answers that give way to short ones and go on later are what they would have been alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_gave_way_are_those_of_the_reference() {
+    let mut uneven = requests();
+    for (k, request) in uneven.iter_mut().enumerate() {
+        request["min_new_tokens"] = json!(0);
+        request["max_new_tokens"] = json!(if k % 10 == 0 { 200 } else { 8 + k % 5 });
+    }
+    let test = "answers_that_gave_way_are_those_of_the_reference";
+    if let Some(gave_way) = a_random_model_agrees(test, "float32", NEAR_TIE_FLOAT, uneven).await {
+        say(&format!("{gave_way} members gave way"));
+        assert!(gave_way > 0, "nobody gave way, so nothing was tried");
+    }
 }
