@@ -8,6 +8,7 @@ use pillion_protocol::VERSIONS;
 use pillion_protocol::frame::Hello;
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::engine::ct2::{Ct2, Device, Setting};
 use crate::engine::{Engine, EngineFailed, EnginePool, FEEDERS};
@@ -132,12 +133,7 @@ fn load(config: &Config) -> Result<Worker, Error> {
     warmup::warm_up(&*engine, sample, &pace).map_err(|error| engine_failed(&error))?;
     let batch_tokens = config.max_batch_tokens.unwrap_or(model.positions.max(LEAST_BATCH_TOKENS));
     let slots = config.slots as usize;
-    let limits = Limits {
-        positions: model.positions,
-        batch_tokens: batch_tokens.into(),
-        slots,
-        top_p_candidates: device.top_p_candidates(),
-    };
+    let limits = Limits { positions: model.positions, slots, top_p_candidates: device.top_p_candidates() };
     let hello = Hello {
         versions: VERSIONS.to_vec(),
         software: concat!("pillion-worker/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -161,7 +157,8 @@ fn load(config: &Config) -> Result<Worker, Error> {
         step_us = u64::try_from(pace.step().as_micros()).unwrap_or(u64::MAX),
         "loaded"
     );
-    let shared = Arc::new(Shared { tokens, pace, liveness: Liveness::new(slots * FEEDERS, Instant::now()), limits });
+    let liveness = Liveness::new(slots * FEEDERS, Instant::now());
+    let shared = Arc::new(Shared { tokens, pace, liveness, limits, budget: Budget::new(batch_tokens.into()) });
     let engines = EnginePool::start(&engine, &shared).map_err(|error| internal(&error))?;
     Ok(Worker {
         hello,

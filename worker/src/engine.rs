@@ -46,8 +46,14 @@ pub struct NewToken {
 
 /// The engine failed in a call; no member of it is to blame for sure.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct EngineFailed(pub String);
+pub enum EngineFailed {
+    /// The device has not enough memory for the call.
+    #[error("not enough memory: {0}")]
+    OutOfMemory(String),
+    /// For another reason.
+    #[error("{0}")]
+    Other(String),
+}
 
 /// Why a model did not load.
 #[derive(Debug, thiserror::Error)]

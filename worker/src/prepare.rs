@@ -166,7 +166,7 @@ mod tests {
         }
     }
 
-    const LIMITS: Limits = Limits { positions: 20, batch_tokens: 1000, slots: 1, top_p_candidates: 100 };
+    const LIMITS: Limits = Limits { positions: 20, slots: 1, top_p_candidates: 100 };
 
     fn ready(member: Member, options: &Options) -> Result<Rider, Ended> {
         let mut progress = Progress::default();

@@ -1,5 +1,6 @@
 //! What the threads of a worker share.
 
+use crate::budget::Budget;
 use crate::liveness::Liveness;
 use crate::pace::Pace;
 use crate::tokens::Tokens;
@@ -9,8 +10,6 @@ use crate::tokens::Tokens;
 pub struct Limits {
     /// Positions of the model: the most tokens that prompt and answer may have together.
     pub positions: u32,
-    /// The most tokens of one call.
-    pub batch_tokens: u64,
     /// Batches run at once.
     pub slots: usize,
     /// The most candidates that top-p sampling may choose among.
@@ -28,4 +27,6 @@ pub struct Shared {
     pub liveness: Liveness,
     /// What the worker can take.
     pub limits: Limits,
+    /// What one call of it may have.
+    pub budget: Budget,
 }

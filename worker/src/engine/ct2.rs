@@ -110,7 +110,7 @@ impl Ct2 {
 
     fn token(&self, id: u32) -> Result<&str, EngineFailed> {
         let token = usize::try_from(id).ok().and_then(|id| self.vocabulary.get(id));
-        token.map(String::as_str).ok_or_else(|| EngineFailed(format!("there is no token {id}")))
+        token.map(String::as_str).ok_or_else(|| EngineFailed::Other(format!("there is no token {id}")))
     }
 }
 
@@ -134,7 +134,18 @@ impl Engine for Ct2 {
             })
         };
         let result = self.generator.generate_batch(&prompts, &options(call), Some(&mut callback));
-        result.map(drop).map_err(|error| EngineFailed(error.to_string()))
+        result.map(drop).map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// What CTranslate2 says where memory is short: its CUDA allocators, cuBLAS, its own allocator on a processor, C++.
+const NO_MEMORY: [&str; 4] = ["out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "failed to allocate", "bad_alloc"];
+
+fn failed(message: String) -> EngineFailed {
+    if NO_MEMORY.iter().any(|words| message.contains(words)) {
+        EngineFailed::OutOfMemory(message)
+    } else {
+        EngineFailed::Other(message)
     }
 }
 
@@ -201,6 +212,16 @@ mod tests {
             assert_eq!(Device::choose(DeviceChoice::Auto, 0).unwrap(), Device::Cpu);
             assert!(matches!(Device::choose(DeviceChoice::Cpu, 1).unwrap_err(), LoadError::Flag(_)));
         }
+    }
+
+    #[test]
+    fn a_call_that_wants_too_much_memory_is_told_from_other_failures() {
+        for message in
+            ["CUDA failed with error out of memory", "aligned_alloc: failed to allocate memory", "std::bad_alloc"]
+        {
+            assert!(matches!(failed(message.to_owned()), EngineFailed::OutOfMemory(_)), "{message}");
+        }
+        assert!(matches!(failed("no position encodings are defined".to_owned()), EngineFailed::Other(_)));
     }
 
     #[test]

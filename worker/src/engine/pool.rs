@@ -176,7 +176,20 @@ impl Drop for EnginePool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use pillion_protocol::frame::{Member, Options, Prompt};
+    use tokio::sync::Semaphore;
+    use tokio::sync::mpsc::channel;
+
     use super::*;
+    use crate::budget::Budget;
+    use crate::engine::script::Script;
+    use crate::engine::{Call, EngineFailed, NewToken};
+    use crate::liveness::Liveness;
+    use crate::pace::Pace;
+    use crate::shared::Limits;
+    use crate::tokens::tests::byte_tokens;
 
     #[test]
     fn a_call_that_waited_for_the_one_before_counts_from_its_end() {
@@ -193,5 +206,73 @@ mod tests {
         assert_eq!(second, Spell { began: start + millis(10), idle: Duration::ZERO, busy: millis(4) });
         let third = spell(15, 16);
         assert_eq!(third, Spell { began: start + millis(15), idle: millis(1), busy: millis(1) });
+    }
+
+    /// An engine that cancels member 0 before its third step, and counts what it computes for it after that.
+    #[derive(Debug)]
+    struct Cancelling {
+        engine: Script,
+        signals: Arc<BatchSignals>,
+        after: AtomicUsize,
+    }
+
+    impl Engine for Cancelling {
+        fn generate(
+            &self,
+            call: &Call<'_>,
+            on_token: &mut (dyn FnMut(NewToken) -> bool + Send),
+        ) -> Result<(), EngineFailed> {
+            self.engine.generate(call, &mut |token| {
+                if token.step == 2 {
+                    self.signals.cancel(0);
+                }
+                self.after.fetch_add(usize::from(token.step >= 2 && token.member == 0), Relaxed);
+                on_token(token)
+            })
+        }
+    }
+
+    #[test]
+    fn no_more_than_one_step_is_computed_for_a_member_that_is_cancelled_while_it_is_decoded() {
+        let signals = Arc::new(BatchSignals::new(2));
+        let engine = Arc::new(Cancelling {
+            engine: Script::default(),
+            signals: Arc::clone(&signals),
+            after: AtomicUsize::new(0),
+        });
+        let limits = Limits { positions: 1000, slots: 1, top_p_candidates: 100 };
+        let liveness = Liveness::new(FEEDERS, Instant::now());
+        let shared = Arc::new(Shared {
+            tokens: byte_tokens(),
+            pace: Pace::default(),
+            liveness,
+            limits,
+            budget: Budget::new(10_000),
+        });
+        let pool = EnginePool::start(&(Arc::clone(&engine) as Arc<dyn Engine>), &shared).unwrap();
+        let (events, mut inbox) = channel(64);
+        let member = |text: &str| Member {
+            prompt: Prompt::Text(text.to_owned()),
+            max_new_tokens: 20,
+            min_new_tokens: 0,
+            stop: Vec::new(),
+            deadline_ms: 60_000,
+            stream: false,
+            produced: Vec::new(),
+            sent: 0,
+        };
+        let batch = Batch { options: Options::default(), members: vec![member("ab"), member("cd")] };
+        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let id = BatchId(1);
+        pool.take(Arrived { id, batch, at: Instant::now(), asked: None, signals, events, place }).unwrap();
+        drop(pool);
+        let mut produced = [0; 2];
+        while let Ok(event) = inbox.try_recv() {
+            if let Event::Progress(progress) = event {
+                progress.ended.iter().for_each(|end| produced[end.member as usize] = end.completion_tokens);
+            }
+        }
+        assert_eq!(engine.after.load(Relaxed), 1);
+        assert_eq!(produced, [3, 20], "and the other goes on");
     }
 }

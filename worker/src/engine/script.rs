@@ -21,6 +21,8 @@ pub(crate) struct Script {
     pub(crate) gate: Option<Mutex<Receiver<()>>>,
     /// A prompt with this character makes its call fail in this step.
     pub(crate) poison: Option<(char, u64)>,
+    /// The most tokens, prompts and answers, that a call may have.
+    pub(crate) memory: Option<u64>,
     /// The sequence ends after `~`.
     pub(crate) ends: bool,
     /// The prompt lengths of every call.
@@ -48,7 +50,7 @@ impl Script {
     fn wait(&self) -> Result<(), EngineFailed> {
         let Some(gate) = &self.gate else { return Ok(()) };
         let word = gate.lock().unwrap().recv_timeout(Duration::from_secs(20));
-        word.map_err(|_| EngineFailed("the gate is shut".to_owned()))
+        word.map_err(|_| EngineFailed::Other("the gate is shut".to_owned()))
     }
 }
 
@@ -61,6 +63,10 @@ impl Engine for Script {
         let _running = self.replica.lock().unwrap();
         self.calls.lock().unwrap().push(call.prompts.iter().map(|prompt| prompt.len()).collect());
         assert!(call.most > 0 && call.least <= call.most && call.prompts.iter().all(|prompt| !prompt.is_empty()));
+        let tokens: u64 = call.prompts.iter().map(|prompt| prompt.len() as u64 + u64::from(call.most)).sum();
+        if self.memory.is_some_and(|memory| tokens > memory) {
+            return Err(EngineFailed::OutOfMemory("failed to allocate".to_owned()));
+        }
         let shortest = call.prompts.iter().map(|prompt| prompt.len()).min().unwrap();
         let mut order: Vec<usize> = (0..call.prompts.len()).collect();
         order.sort_by_key(|&member| std::cmp::Reverse(call.prompts[member].len()));
@@ -71,7 +77,7 @@ impl Engine for Script {
             let poisoned =
                 |prompt: &&[u32]| self.poison.is_some_and(|(mark, _)| prompt.contains(&(u32::from(mark) - 33)));
             if self.poison.is_some_and(|(_, at)| at == step) && call.prompts.iter().any(poisoned) {
-                return Err(EngineFailed("poison".to_owned()));
+                return Err(EngineFailed::Other("poison".to_owned()));
             }
             for &member in &order {
                 let behind = (call.prompts[member].len() - shortest) as u64;

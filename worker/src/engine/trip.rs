@@ -8,7 +8,7 @@ use pillion_protocol::frame::{BatchCost, FailureCode, FinishReason};
 
 use super::pool::{Slot, Spell};
 use super::ride::Ride;
-use super::{Call, CallTime, Engine};
+use super::{Call, CallTime, Engine, EngineFailed};
 use crate::batch::{Ending, Event, Job, Progress};
 use crate::cohort;
 use crate::liveness::silence;
@@ -42,6 +42,11 @@ pub(super) fn serve(mut job: Job, site: Site<'_>, turn: MutexGuard<'_, ()>) {
         if cohort.is_empty() {
             continue;
         }
+        if cohort.len() > 1 && tokens(&job, &cohort) > shared.budget.tokens() {
+            // The budget has shrunk since the batch was split.
+            split(&job, &cohort, shared).into_iter().rev().for_each(|piece| cohorts.push_front(piece));
+            continue;
+        }
         let is_last = cohorts.is_empty();
         let turn_ends = turn.take_if(|_| is_last);
         let result = call(&mut job, &cohort, site, !announced && is_last, turn_ends);
@@ -52,6 +57,7 @@ pub(super) fn serve(mut job: Job, site: Site<'_>, turn: MutexGuard<'_, ()>) {
         cost.forced_steps = cost.forced_steps.saturating_add(result.forced);
         announced |= result.announced;
         if let Some(message) = result.failure {
+            // What was too much at once is split by the budget, and all else in halves: the split does both.
             for half in halves(&mut job, &cohort, result.unfinished, &message, shared) {
                 cohorts.extend(split(&job, &half, shared));
             }
@@ -69,11 +75,17 @@ fn split(job: &Job, places: &[usize], shared: &Shared) -> Vec<Vec<usize>> {
     let shapes: Vec<cohort::Shape> = places.iter().map(|&place| job.riders[place].shape()).collect();
     let rules = cohort::Rules {
         look_back: job.options.look_back(),
-        max_tokens: shared.limits.batch_tokens,
+        max_tokens: shared.budget.tokens(),
         cost: shared.pace.cost(),
     };
     let cohorts = cohort::split(&shapes, rules);
     cohorts.into_iter().map(|cohort| cohort.into_iter().map(|nth| places[nth]).collect()).collect()
+}
+
+/// Tokens, prompts and answers, that a call of these may come to.
+fn tokens(job: &Job, cohort: &[usize]) -> u64 {
+    let tokens = |shape: cohort::Shape| u64::from(shape.prompt) + u64::from(shape.most);
+    cohort.iter().map(|&place| tokens(job.riders[place].shape())).sum()
 }
 
 /// Ends the riders that need no engine any more.
@@ -147,8 +159,13 @@ fn call(
     if result.is_ok() && arrival.steps > 0 {
         shared.pace.learn(&time.load(), arrival.spell.busy);
     }
+    if let Err(EngineFailed::OutOfMemory(_)) = &result {
+        let tokens = shapes.iter().map(|shape| u64::from(shape.prompt) + u64::from(shape.most)).sum();
+        let budget = shared.budget.exceeded(tokens);
+        tracing::warn!(tokens, budget, "the device has not enough memory for such a call: none will be as large again");
+    }
     let failure = match result {
-        Err(error) => Some(error.0.chars().take(LONGEST_MESSAGE).collect()),
+        Err(error) => Some(error.to_string().chars().take(LONGEST_MESSAGE).collect()),
         Ok(()) if arrival.unfinished.is_empty() => None,
         Ok(()) => Some("the engine returned without an end of the answer".to_owned()),
     };

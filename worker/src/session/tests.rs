@@ -13,6 +13,7 @@ use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
+use crate::budget::Budget;
 use crate::engine::script::Script;
 use crate::engine::{Engine, EnginePool, FEEDERS};
 use crate::liveness::Liveness;
@@ -26,9 +27,15 @@ mod members;
 
 /// A worker around a scripted engine.
 pub(crate) fn worker(engine: &Arc<Script>, slots: u32) -> Worker {
-    let limits = Limits { positions: 1000, batch_tokens: 10_000, slots: slots as usize, top_p_candidates: 100 };
+    let limits = Limits { positions: 1000, slots: slots as usize, top_p_candidates: 100 };
     let liveness = Liveness::new(slots as usize * FEEDERS, Instant::now());
-    let shared = Arc::new(Shared { tokens: byte_tokens(), pace: Pace::default(), liveness, limits });
+    let shared = Arc::new(Shared {
+        tokens: byte_tokens(),
+        pace: Pace::default(),
+        liveness,
+        limits,
+        budget: Budget::new(10_000),
+    });
     let engine: Arc<dyn Engine> = Arc::<Script>::clone(engine);
     Worker {
         hello: Hello {

@@ -29,6 +29,27 @@ fn members_of_all_lengths_get_their_own_answers() {
 }
 
 #[test]
+fn a_batch_that_is_too_much_for_the_device_is_split_until_it_fits_and_stays_so() {
+    let script = Script { memory: Some(30), ..Script::default() };
+    let members: Vec<Member> = (0..8).map(|_| member("abcd", 6)).collect();
+    let (outcome, calls) = serve(script, Options::default(), members);
+    assert_eq!(outcome.text, vec!["efghij"; 8]);
+    // 80 tokens are too much, and so are 40; 20 are not, and no call asks for more after that.
+    let sizes: Vec<usize> = calls.iter().map(Vec::len).collect();
+    assert_eq!(sizes, [8, 4, 2, 2, 2, 2]);
+}
+
+#[test]
+fn a_member_that_is_too_much_for_the_device_fails_alone() {
+    let script = Script { memory: Some(30), ..Script::default() };
+    let members = vec![member("abcd", 6), member("abcd", 200), member("abcd", 6)];
+    let (outcome, _) = serve(script, Options::default(), members);
+    assert_eq!((&*outcome.text[0], &*outcome.text[2]), ("efghij", "efghij"));
+    assert_eq!((outcome.failed[0].member, outcome.failed[0].code), (1, FailureCode::Engine));
+    assert!(outcome.failed[0].message.contains("not enough memory"), "{:?}", outcome.failed);
+}
+
+#[test]
 fn a_sequence_ends_without_its_end_token() {
     let script = Script { ends: true, ..Script::default() };
     let (outcome, _) = serve(script, Options::default(), vec![member("aX{", 99)]);
