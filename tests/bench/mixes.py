@@ -21,12 +21,16 @@ class Kind:
     prompt: int
     answer: int
     weight: float = 1.0
+    abandon_ms: int | None = None
+    """After so many milliseconds the client goes away."""
 
 
 HALVES = (Kind("short", 10, 10), Kind("long", 200, 10))
 SPREAD = tuple(Kind("5 to 60", length, 10) for length in range(5, 61))
 FEW_LONG_ANSWERS = (Kind("short", 10, 10, 9.0), Kind("long", 10, 200, 1.0))
 ONLY_SHORT = (Kind("short", 10, 10),)
+HALF_ABANDONED = (Kind("short", 10, 10), Kind("abandoned", 10, 200, abandon_ms=20))
+HALF_LONG = (Kind("short", 10, 10), Kind("long", 10, 200))
 
 
 def prompts(model: Path, kinds: Iterable[Kind]) -> dict[Kind, list[str]]:
@@ -57,6 +61,7 @@ def write(path: Path, texts: dict[Kind, list[str]]) -> None:
             "weight": kind.weight / len(variants),
             "body": {"text": text, "max_new_tokens": kind.answer},
             "expect": f"usage.completion_tokens={kind.answer}",
+            "abandon_ms": kind.abandon_ms,
         }
         for kind, variants in texts.items()
         for text in variants

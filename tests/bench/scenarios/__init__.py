@@ -32,6 +32,7 @@ SCENARIOS = {
     "spread": Scenario(uneven.spread, quick=True),
     "long-answers": Scenario(uneven.long_answers_small, quick=True),
     "long-answers-opt": Scenario(uneven.long_answers_opt, quick=False),
+    "cancellations": Scenario(uneven.cancellations, quick=True),
     "overload": Scenario(uneven.overload, quick=True),
     "proxy-limit": Scenario(proxy.limit, quick=True),
     "memory": Scenario(proxy.memory, quick=True),

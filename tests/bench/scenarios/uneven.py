@@ -3,8 +3,9 @@
 from contextlib import ExitStack
 from pathlib import Path
 
+import metrics
 from measure import Bench, in_turns, say
-from mixes import FEW_LONG_ANSWERS, HALVES, ONLY_SHORT, SPREAD, Kind
+from mixes import FEW_LONG_ANSWERS, HALF_ABANDONED, HALF_LONG, HALVES, ONLY_SHORT, SPREAD, Kind
 from results import Figure, Row, Run, Section, ratio
 from stacks import Stack
 
@@ -123,6 +124,29 @@ def tokens(run: Run, kinds: tuple[Kind, ...]) -> float:
     return float(sum(run.kinds[kind.name][0] * kind.answer for kind in kinds))
 
 
+def cancellations(bench: Bench) -> Section:
+    """The small model, half of the clients go away while their long answers are produced."""
+    about = (
+        f"load-driver, 40 users; half of the requests are for 200 tokens, and their clients go away after 20 ms; "
+        f"{SMALL_THREADS} engine thread. For comparison they wait, or are not there at all."
+    )
+    section = Section("cancellations", "Small model, clients that go away", about)
+    loads = {"half go away": HALF_ABANDONED, "they wait": HALF_LONG, "only short ones": ONLY_SHORT}
+    with bench.start.pillion(bench.small, SMALL_THREADS) as pillion:
+        turns = {
+            (pillion.name, load): bench.driver(pillion, "--users", "40", requests=bench.mix(bench.small, kinds))
+            for load, kinds in loads.items()
+        }
+        section.rows = in_turns(bench.plan, turns, bench.plan.seconds, bench.plan.few)
+        left = pillion.counts()
+    stayed = sum(left[name] for name in (metrics.QUEUED, metrics.RUNNING))
+    section.figures.append(Figure("clients that go away: texts left behind, queued or running", stayed, at_most=0.0))
+    served = {row.load: [run.kinds["short"][0] for run in row.runs] for row in section.rows}
+    more = ratio(float(sum(served["half go away"])), float(sum(served["they wait"])))
+    section.figures.append(Figure("clients that go away: short ones served, over those served while the long ones wait", more))
+    return section
+
+
 def overload(bench: Bench) -> Section:
     """More requests than can be served, twice and ten times as many."""
     about = (
@@ -146,11 +170,12 @@ def overload(bench: Bench) -> Section:
             section.rows.append(row(f"{times} x capacity", *pattern))
             served = ratio(section.rows[-1].median("rate"), capacity)
             section.figures.append(Figure(f"overload, {times} x capacity: served, of capacity", served, at_least=0.95))
+    with bench.start.simulated("--batch-cost", BATCH_COST, proxy_flags=("--max-queue", QUEUE)) as proxy:
+        # So that it knows how fast the worker is.
+        overloaded(bench, proxy, body, "--users", "200", tolerant=False)
         pattern = ("--rate", f"{2 * capacity:.0f}", "--obey-retry-after", "--grace", "60s", "--max-connections", "4000")
-        # Until it is known again that clients do come back.
-        overloaded(bench, proxy, body, *pattern, tolerant=True)
-        section.rows.append(row("2 x capacity, Retry-After obeyed", *pattern))
-        [run] = section.rows[-1].runs
+        run = overloaded(bench, proxy, body, *pattern, tolerant=True)
+        section.rows.append(Row(proxy.name, "2 x capacity, Retry-After obeyed", runs=[run]))
         what = "overload, 2 x capacity: of those refused who come back when told, served then"
         section.figures.append(Figure(what, run.served_then, at_least=0.9))
     return section

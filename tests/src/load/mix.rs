@@ -1,6 +1,7 @@
 //! Requests of several kinds: which, how often, and in which order.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -33,8 +34,9 @@ pub enum MixError {
 }
 
 /// Kinds of requests, read from JSON lines such as
-/// `{"name": "short", "weight": 9, "body": {"text": "…"}, "expect": "usage.completion_tokens=10"}`.
-/// Kinds may share a name: they are counted together. A weight is 1 and nothing is expected where a line does not say.
+/// `{"name": "short", "weight": 9, "body": {"text": "…"}, "expect": "usage.completion_tokens=10", "abandon_ms": 50}`.
+/// Kinds may share a name: they are counted together. A weight is 1, nothing is expected and nobody goes away where a line
+/// does not say.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mix(Vec<Line>);
 
@@ -46,6 +48,7 @@ struct Line {
     weight: f64,
     body: Value,
     expect: Option<String>,
+    abandon_ms: Option<u64>,
 }
 
 fn one() -> f64 {
@@ -78,7 +81,8 @@ impl Mix {
     pub fn of(&self, target: Target) -> Target {
         self.0.iter().fold(target, |target, line| {
             let expected = line.expect.as_ref().and_then(|expect| expect.parse().ok());
-            target.or(&line.name, line.weight, line.body.to_string(), expected)
+            let patience = line.abandon_ms.map(Duration::from_millis);
+            target.or(&line.name, line.weight, line.body.to_string(), expected).with_patience(patience)
         })
     }
 }

@@ -45,7 +45,16 @@ impl Pool {
     /// Asks once, over this connection if one is given. The caller has a place, and keeps it until this returns. Where the
     /// server says when to ask again, its connection is given back, for that.
     pub async fn ask(&self, kind: &Kind, over: Option<Connection>) -> (Outcome, Option<Connection>) {
-        match self.answer(kind, over).await {
+        let answer = self.answer(kind, over);
+        let answer = match kind.patience {
+            None => answer.await,
+            // Dropping the question closes its connection.
+            Some(patience) => match tokio::time::timeout(patience, answer).await {
+                Ok(answer) => answer,
+                Err(_) => return (Outcome::Abandoned, None),
+            },
+        };
+        match answer {
             Ok((outcome @ Outcome::Refused { again_in: Some(_) }, connection)) => (outcome, Some(connection)),
             Ok((outcome, connection)) => {
                 self.put(connection);

@@ -32,6 +32,8 @@ pub enum Outcome {
     },
     /// There was no connection, or it broke.
     NoAnswer,
+    /// Its client went away.
+    Abandoned,
 }
 
 /// Counts while requests come and go.
@@ -40,6 +42,7 @@ pub struct Tally {
     window: Window,
     sent: u32,
     failed: u32,
+    abandoned: u32,
     wrong: u32,
     in_time: u32,
     asked_again: u32,
@@ -53,12 +56,14 @@ pub struct Tally {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// Requests with their intended start in the counted time, whether or not they had a connection before the end:
-    /// the sum of `answered`, `failed` and `unfinished`.
+    /// the sum of `answered`, `failed`, `abandoned` and `unfinished`.
     pub sent: u32,
     /// Those with status 200.
     pub answered: u32,
     /// Those with another status, or none because a connection failed.
     pub failed: u32,
+    /// Those whose client went away before the answer came.
+    pub abandoned: u32,
     /// Those without an answer when the driver stopped waiting.
     pub unfinished: u32,
     /// Those of `answered` that lack the expected field.
@@ -112,7 +117,18 @@ impl Tally {
             }
         }
         let latencies = latencies();
-        Self { window, sent: 0, failed: 0, wrong: 0, in_time: 0, asked_again: 0, served_then: 0, latencies, kinds }
+        Self {
+            window,
+            sent: 0,
+            failed: 0,
+            abandoned: 0,
+            wrong: 0,
+            in_time: 0,
+            asked_again: 0,
+            served_then: 0,
+            latencies,
+            kinds,
+        }
     }
 
     /// A request is due.
@@ -135,6 +151,8 @@ impl Tally {
             if let Some((_, latencies)) = self.kinds.iter_mut().find(|(known, _)| known == name) {
                 latencies.saturating_record(nanos);
             }
+        } else if outcome == Outcome::Abandoned {
+            self.abandoned += 1;
         } else {
             self.failed += 1;
         }
@@ -159,7 +177,8 @@ impl Tally {
             sent: self.sent,
             answered,
             failed: self.failed,
-            unfinished: self.sent - answered - self.failed,
+            abandoned: self.abandoned,
+            unfinished: self.sent - answered - self.failed - self.abandoned,
             wrong: self.wrong,
             duration,
             rate: f64::from(self.in_time) / duration.as_secs_f64(),
@@ -207,6 +226,7 @@ impl Report {
             "sent": self.sent,
             "answered": self.answered,
             "failed": self.failed,
+            "abandoned": self.abandoned,
             "unfinished": self.unfinished,
             "wrong": self.wrong,
             "asked_again": self.asked_again,
@@ -308,6 +328,15 @@ mod tests {
             .collect();
         assert_eq!(kinds, [("a".to_owned(), 2, 1.0), ("b".to_owned(), 1, 2.0)]);
         assert_eq!(tally.report().to_json()["kinds"]["b"]["answered"], 1);
+    }
+
+    #[test]
+    fn who_goes_away_has_not_failed() {
+        let (mut tally, start) = tally();
+        tally.begin(start + SECOND);
+        tally.end(start + SECOND, start + SECOND, Outcome::Abandoned, "a");
+        let report = tally.report();
+        assert_eq!((report.sent, report.failed, report.abandoned, report.unfinished), (1, 0, 1, 0));
     }
 
     #[test]

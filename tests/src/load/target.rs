@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -39,6 +40,8 @@ pub struct Kind {
     pub name: String,
     /// How often it is asked, beside the others' weights.
     pub weight: f64,
+    /// How long its client waits for the answer before it goes away, if it does.
+    pub patience: Option<Duration>,
     request: Request<Full<Bytes>>,
     expected: Option<Expected>,
 }
@@ -80,7 +83,16 @@ impl Target {
     #[must_use]
     pub fn or(mut self, name: &str, weight: f64, body: String, expected: Option<Expected>) -> Self {
         let request = self.head.clone().map(|()| Full::new(Bytes::from(body)));
-        self.kinds.push(Kind { name: name.to_owned(), weight, request, expected });
+        self.kinds.push(Kind { name: name.to_owned(), weight, patience: None, request, expected });
+        self
+    }
+
+    /// The same, with clients of the last kind who go away after so long.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Option<Duration>) -> Self {
+        if let Some(kind) = self.kinds.last_mut() {
+            kind.patience = patience;
+        }
         self
     }
 
