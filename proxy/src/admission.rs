@@ -96,7 +96,8 @@ impl Admission {
     pub fn texts(&self, n: usize, promised: Option<Instant>, now: Instant) -> Result<Vec<QueueSlot>, Rejected> {
         let bound = self.state.bounds.texts;
         let most = if self.state.has_promised.load(Relaxed) { bound - self.kept_from(n, promised, now) } else { bound };
-        let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= most);
+        // While nobody waits nothing is kept from anybody.
+        let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= if taken == 0 { bound } else { most });
         if self.state.texts.fetch_update(Relaxed, Relaxed, room).is_err() {
             self.state.metrics.rejected_queue_full.increment(1);
             return Err(Rejected::QueueFull { retry_after: self.promise(n, now) });
@@ -244,7 +245,7 @@ mod tests {
         let first = door.texts(2, None, now).unwrap();
         assert!(matches!(door.texts(2, None, now), Err(Rejected::QueueFull { .. })));
         drop(first);
-        assert_eq!(door.texts(3, None, now + seconds(10)).unwrap().len(), 3);
+        assert_eq!(door.texts(3, None, now).unwrap().len(), 3);
     }
 
     #[test]
@@ -281,7 +282,6 @@ mod tests {
         let Err(Rejected::QueueFull { retry_after }) = door.texts(2, None, now) else { panic!("it is full") };
         drop(waiting);
         let due = now + retry_after;
-        assert!(door.texts(3, None, now + seconds(1)).is_ok(), "nothing is kept yet");
         let _others = door.texts(2, None, due).unwrap();
         assert!(door.texts(1, None, due).is_err(), "the rest is kept");
         assert_eq!(door.texts(2, Some(due), due).unwrap().len(), 2);
@@ -290,9 +290,10 @@ mod tests {
     #[test]
     fn what_nobody_comes_back_for_is_not_kept_for_long() {
         let (door, now) = (door(4, 0), Instant::now());
-        let waiting = door.texts(4, None, now).unwrap();
+        let mut waiting = door.texts(4, None, now).unwrap();
         assert!(door.texts(2, None, now).is_err());
-        drop(waiting);
-        assert_eq!(door.texts(4, None, now + seconds(10)).unwrap().len(), 4);
+        waiting.truncate(1);
+        assert!(door.texts(3, None, now + seconds(1)).is_err(), "two are kept");
+        assert_eq!(door.texts(3, None, now + seconds(10)).unwrap().len(), 3);
     }
 }

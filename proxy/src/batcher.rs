@@ -367,12 +367,13 @@ impl Batcher {
                 return None;
             }
             let most = self.most();
+            let rate = self.policy.texts_per_second(now);
             let cells = self.queue.cells();
             let oldest = cells.iter().min_by_key(|cell| cell.since)?;
             let likely = oldest.asked.part(oldest.asked.members.min(most), oldest.asked.members);
             let id = self.workers.soonest(&likely, now)?;
             let forecast = &self.workers.get_mut(id)?.forecast;
-            let company = company::next(cells, most, |asked| forecast.time(asked), now)?;
+            let company = company::next(cells, most, |asked| forecast.time(asked), rate, now)?;
             let asked = company.asked;
             let share = self.workers.share(&asked);
             let engines = self.workers.engines();
@@ -425,9 +426,10 @@ impl Batcher {
             return;
         }
         let most = self.most();
+        let rate = self.policy.texts_per_second(now);
         let mut told = None;
         for worker in self.workers.iter().filter(|worker| !worker.released) {
-            let Some(company) = company::next(self.queue.cells(), most, |asked| worker.forecast.time(asked), now)
+            let Some(company) = company::next(self.queue.cells(), most, |asked| worker.forecast.time(asked), rate, now)
             else {
                 return;
             };

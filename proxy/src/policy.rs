@@ -131,6 +131,11 @@ impl Policy {
         self.pace.ended(texts, now);
     }
 
+    /// Texts that come in a second, as they did lately: those that were served, or those that strangers sent, if more.
+    pub fn texts_per_second(&self, now: Instant) -> f64 {
+        self.pace.texts_per_second(now).max(self.returns.strangers_per_second(now))
+    }
+
     /// Nobody waits any more: there is nothing to hold.
     pub fn nobody_waits(&mut self) {
         self.hold = None;
@@ -152,8 +157,7 @@ impl Policy {
             return None;
         }
         let arriving = as_f64(view.arriving - self.stalled);
-        let usual = self.pace.texts_per_second(now).max(self.returns.strangers_per_second(now));
-        let usual = usual / as_f64(view.engines.max(1));
+        let usual = self.texts_per_second(now) / as_f64(view.engines.max(1));
         let patience = (view.fixed_cost / PATIENCE).max(SHORTEST_HOLD);
         let mut best: Option<(f64, Duration)> = None;
         let steps = std::iter::successors(Some(SHORTEST_HOLD), |hold| Some(*hold * LONGER.0 / LONGER.1));

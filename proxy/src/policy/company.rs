@@ -3,7 +3,7 @@
 //! A batch takes as long as its longest member, and the engine takes nobody aboard meanwhile. So short ones that ride with
 //! long ones lose nothing themselves, but whoever comes after them waits for the long ones to end. The queue keeps what
 //! waits in *cells*: one class, and prompts and answers that are each alike within a factor of two. Neighbouring cells
-//! ride together where they do not differ much, else each in its turn.
+//! ride together where they do not differ much, or hardly anybody is expected to come; else each in its turn.
 //!
 //! Whose turn it is, is decided by response ratio: the time that somebody has waited, over the time that his batch takes
 //! (highest response ratio next: Brinch Hansen, Short-term scheduling in multiprogramming systems, 1971). So short ones
@@ -21,6 +21,8 @@ use crate::job::Class;
 /// Cells ride together where a job of the one, alone, takes an engine no longer than so many times a job of the other: beyond
 /// that, riding together saves little of the engine's time, and whoever comes after the shorter one waits for the longer.
 pub(super) const ALIKE: u32 = 6;
+/// But they do ride together while fewer than so many are expected to come before the longer one ends.
+const FOLLOWERS: f64 = 2.0;
 /// A job is passed over by shorter ones until it has waited for so many times what its batch is predicted to take.
 pub const LONGEST_PASSING: u32 = 4;
 
@@ -68,12 +70,19 @@ pub struct Company {
     pub time: Duration,
 }
 
-/// Whose turn it is, where at most `most` ride together and `time` predicts what a batch takes. The cells come by class.
-pub fn next(mut cells: Vec<Cell>, most: usize, time: impl Fn(&Asked) -> Duration, now: Instant) -> Option<Company> {
+/// Whose turn it is, where at most `most` ride together, `time` predicts what a batch takes, and so many texts come in a
+/// second. The cells come by class.
+pub fn next(
+    mut cells: Vec<Cell>,
+    most: usize,
+    time: impl Fn(&Asked) -> Duration,
+    texts_per_second: f64,
+    now: Instant,
+) -> Option<Company> {
     if cells.len() > 1 {
         cells.sort_by_cached_key(|cell| (cell.class, alone(cell, &time)));
     }
-    companies(&cells, most, &time).into_iter().max_by(|a, b| a.before(b, now))
+    companies(&cells, most, &time, texts_per_second).into_iter().max_by(|a, b| a.before(b, now))
 }
 
 /// How long a job of the cell would take by itself, on average.
@@ -82,13 +91,15 @@ fn alone(cell: &Cell, time: impl Fn(&Asked) -> Duration) -> Duration {
 }
 
 /// Neighbours that ride together.
-fn companies(cells: &[Cell], most: usize, time: impl Fn(&Asked) -> Duration) -> Vec<Company> {
+fn companies(cells: &[Cell], most: usize, time: impl Fn(&Asked) -> Duration, texts_per_second: f64) -> Vec<Company> {
     let mut companies = Vec::new();
     let mut rest = cells;
     while let Some(first) = rest.first() {
         let (mut all, mut since, mut end) = (first.asked, first.since, 1);
         while let Some(cell) = rest.get(end).filter(|cell| cell.class == first.class) {
-            if alone(cell, &time) > alone(first, &time) * ALIKE {
+            let longer = alone(cell, &time);
+            let followers = longer.as_secs_f64() * texts_per_second;
+            if longer > alone(first, &time) * ALIKE && followers >= FOLLOWERS {
                 break;
             }
             (all, since, end) = (all.and(&cell.asked), since.min(cell.since), end + 1);
@@ -127,6 +138,8 @@ mod tests {
     use super::*;
 
     const MILLI: Duration = Duration::from_millis(1);
+    /// Texts a second.
+    const MANY: f64 = 1000.0;
 
     /// A millisecond a step, however many members it has.
     fn time(asked: &Asked) -> Duration {
@@ -140,7 +153,7 @@ mod tests {
     }
 
     fn turn(cells: &[Cell], now: Instant) -> Vec<u64> {
-        let company = next(cells.to_vec(), 50, time, now).unwrap();
+        let company = next(cells.to_vec(), 50, time, MANY, now).unwrap();
         company.cells.iter().map(|cell| cell.asked.tokens / cell.asked.members as u64).collect()
     }
 
@@ -167,11 +180,19 @@ mod tests {
     }
 
     #[test]
+    fn where_hardly_anybody_comes_all_ride_together() {
+        let now = Instant::now();
+        let cells = vec![cell(1, 10, now), cell(1, 200, now)];
+        let waiting = |rate| next(cells.clone(), 50, time, rate, now).unwrap().waiting;
+        assert_eq!((waiting(0.0), waiting(9.0), waiting(11.0)), (2, 2, 1), "in 200 ms");
+    }
+
+    #[test]
     fn other_classes_never_ride_together() {
         let now = Instant::now();
         let other = Class::new(&Options::default(), 1);
         let cells = [cell(1, 10, now), Cell { class: other, ..cell(1, 10, now - MILLI) }];
-        assert_eq!(next(cells.to_vec(), 50, time, now).unwrap().waiting, 1);
+        assert_eq!(next(cells.to_vec(), 50, time, MANY, now).unwrap().waiting, 1);
     }
 
     #[test]
@@ -196,7 +217,7 @@ mod tests {
     fn with_nothing_measured_all_of_a_class_ride_together() {
         let now = Instant::now();
         let cells = vec![cell(30, 10, now), cell(30, 1000, now)];
-        let company = next(cells, 50, |_| Duration::ZERO, now).unwrap();
+        let company = next(cells, 50, |_| Duration::ZERO, MANY, now).unwrap();
         assert_eq!((company.cells.len(), company.waiting, company.asked.members), (2, 60, 50));
     }
 }

@@ -395,7 +395,10 @@ impl<'a> World<'a> {
                 // Nobody differs, so all ride together.
                 _ => Duration::ZERO,
             };
-            let Some(company) = company::next(cells, most, time, self.now) else { return };
+            let Some(company) = company::next(cells, most, time, self.policy.texts_per_second(self.now), self.now)
+            else {
+                return;
+            };
             let (fixed_cost, member_cost) = worker.forecast.costs(&company.asked);
             let (waiting, arriving, engines) = (company.waiting, 0, self.sites.len());
             let view = View { waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in, slack: None };
@@ -445,10 +448,12 @@ impl<'a> World<'a> {
         if self.queue.is_empty() || self.workers.have_credit() {
             return;
         }
+        let rate = self.policy.texts_per_second(self.now);
         let mut told = None;
         for worker in self.workers.iter() {
             let time = |asked: &Asked| worker.forecast.time(asked);
-            let Some(company) = company::next(self.queue.cells(), self.setting.max_batch_size, time, self.now) else {
+            let Some(company) = company::next(self.queue.cells(), self.setting.max_batch_size, time, rate, self.now)
+            else {
                 return;
             };
             let waiting = Waiting { members: company.asked.members, time: company.time };
