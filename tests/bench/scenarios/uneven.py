@@ -12,6 +12,7 @@ from stacks import Stack
 SMALL_THREADS, OPT_THREADS = 1, 2
 SPLITS = (2, 3, 4, 5, 7)
 """Into so many calls the engine alone splits a batch when it looks for the best."""
+USERS = ("--users", "40", "--grace", "60s")
 QUEUE = "500"
 BATCH_COST = "50ms"
 
@@ -32,11 +33,11 @@ def halves(bench: Bench, name: str, title: str, model: Path, threads: int, secon
     mix = bench.mix(model, HALVES)
     with bench.start.pillion(model, threads) as pillion, bench.engine(model, threads) as engine:
         turns = {
-            (pillion.name, "load-driver, 40 users"): bench.driver(pillion, "--users", "40", requests=mix),
+            (pillion.name, "load-driver, 40 users"): bench.driver(pillion, *USERS, requests=mix),
             ("engine alone", "batches of 40 as they come"): lambda seconds: engine.run_mix(mix, 40, 1, seconds),
             ("engine alone", "each in two calls"): lambda seconds: engine.run_mix(mix, 40, 2, seconds),
         }
-        section.rows = in_turns(bench.plan, turns, seconds, bench.plan.few)
+        section.rows = in_turns(bench.plan, turns, seconds, bench.plan.few, warm_up=max(2, seconds // 2))
     ours, come, parted = (row.median("rate") for row in section.rows)
     what = f"{title}, prompts of 10 and 200 tokens: requests/s, pillion over engine alone"
     section.figures = [
@@ -96,9 +97,9 @@ def long_answers(
     mixed = Row("pillion", "40 users, one answer in ten of 200 tokens")
     alone = Row("pillion", "only short ones, as many tokens a second")
     with bench.start.pillion(model, threads) as pillion:
-        bench.driver(pillion, "--users", "40", requests=mix)(bench.plan.warm_up)
+        bench.driver(pillion, *USERS, requests=mix)(max(2, seconds // 6))
         for repeat in range(1, repeats + 1):
-            run = bench.driver(pillion, "--users", "40", requests=mix)(seconds)
+            run = bench.driver(pillion, *USERS, requests=mix)(seconds)
             mixed.runs.append(run)
             rate = tokens(run, kinds) / seconds / ONLY_SHORT[0].answer
             alone.runs.append(bench.driver(pillion, "--rate", f"{rate:.1f}", requests=short)(min(seconds, bench.plan.long)))
