@@ -66,6 +66,15 @@ struct State {
     metrics: Arc<Metrics>,
 }
 
+/// What a client that was refused was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// When to come back.
+    pub due: Instant,
+    /// With so many texts, or fewer.
+    pub texts: usize,
+}
+
 /// At most this part of the queue's bound is kept for those who were told to come back.
 const MOST_KEPT: usize = 2;
 /// What a text is taken to need of the engines' time while nothing is known of it.
@@ -89,11 +98,12 @@ impl Admission {
         }
     }
 
-    /// Places for `n` texts, all or none. `promised` is when the client was told to come back, if it was.
+    /// Places for `n` texts, all or none. `promised` is when the client was told to come back, and with how many texts it
+    /// had come, if it was refused.
     ///
     /// # Errors
     /// There are fewer.
-    pub fn texts(&self, n: usize, promised: Option<Instant>, now: Instant) -> Result<Vec<QueueSlot>, Rejected> {
+    pub fn texts(&self, n: usize, promised: Option<Promise>, now: Instant) -> Result<Vec<QueueSlot>, Rejected> {
         let bound = self.state.bounds.texts;
         let most = if self.state.has_promised.load(Relaxed) { bound - self.kept_from(n, promised, now) } else { bound };
         // While nobody waits nothing is kept from anybody.
@@ -107,10 +117,10 @@ impl Admission {
     }
 
     /// Places that these texts may not take, since they are kept for others.
-    fn kept_from(&self, n: usize, promised: Option<Instant>, now: Instant) -> usize {
+    fn kept_from(&self, n: usize, promised: Option<Promise>, now: Instant) -> usize {
         let mut account = self.promises();
         let since = |instant: Instant| instant.saturating_duration_since(self.state.start);
-        if promised.is_some_and(|due| account.claim(n, since(due), since(now))) {
+        if promised.is_some_and(|Promise { due, texts }| n <= texts && account.claim(n, since(due), since(now))) {
             return 0;
         }
         let kept = account.kept(since(now));
@@ -121,15 +131,27 @@ impl Admission {
     }
 
     fn promise(&self, n: usize, now: Instant) -> Duration {
-        let each = match self.state.each.load(Relaxed) {
-            0 => UNKNOWN,
-            nanos => Duration::from_nanos(nanos),
-        };
+        let each = self.each();
         let waiting = u32::try_from(self.state.texts.load(Relaxed)).unwrap_or(u32::MAX);
         let now = now.saturating_duration_since(self.state.start);
         let seconds = self.promises().make(n, now, each.saturating_mul(waiting), each);
         self.state.has_promised.store(true, Relaxed);
         Duration::from_secs(seconds)
+    }
+
+    /// When what waits will have been served, in whole seconds; nothing is promised.
+    fn drained(&self) -> Duration {
+        let waiting = u32::try_from(self.state.texts.load(Relaxed)).unwrap_or(u32::MAX);
+        let backlog = self.each().saturating_mul(waiting);
+        let seconds = u64::try_from(backlog.as_millis().div_ceil(1000)).unwrap_or(promises::LONGEST);
+        Duration::from_secs(seconds.clamp(1, promises::LONGEST))
+    }
+
+    fn each(&self) -> Duration {
+        match self.state.each.load(Relaxed) {
+            0 => UNKNOWN,
+            nanos => Duration::from_nanos(nanos),
+        }
     }
 
     /// Held for a few instructions, and only where somebody was sent away.
@@ -201,7 +223,7 @@ impl Bytes {
         let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= self.state.bounds.bytes);
         if self.state.bytes.fetch_update(Relaxed, Relaxed, room).is_err() {
             self.state.metrics.rejected_queue_bytes.increment(1);
-            let retry_after = Admission { state: self.state.clone() }.promise(1, Instant::now());
+            let retry_after = Admission { state: self.state.clone() }.drained();
             return Err(Rejected::QueueBytes { retry_after });
         }
         self.held += n;
@@ -284,7 +306,8 @@ mod tests {
         let due = now + retry_after;
         let _others = door.texts(2, None, due).unwrap();
         assert!(door.texts(1, None, due).is_err(), "the rest is kept");
-        assert_eq!(door.texts(2, Some(due), due).unwrap().len(), 2);
+        assert!(door.texts(2, Some(Promise { due, texts: 1 }), due).is_err(), "more than was promised");
+        assert_eq!(door.texts(2, Some(Promise { due, texts: 2 }), due).unwrap().len(), 2);
     }
 
     #[test]

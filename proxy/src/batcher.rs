@@ -293,11 +293,10 @@ impl Batcher {
             return;
         }
         self.reckoned = now;
-        let all = self.queue.cells().iter().fold(Asked::default(), |all, cell| all.and(&cell.asked));
         let engines = u32::try_from(self.workers.engines()).unwrap_or(u32::MAX);
         if let Some(worker) = self.workers.iter().find(|worker| !worker.released) {
-            let time = backlog::time_for(&all, self.most(), |asked| worker.forecast.time(asked));
-            let texts = u32::try_from(all.members).unwrap_or(u32::MAX);
+            let time = backlog::time_for(&self.queue.cells(), self.most(), |asked| worker.forecast.time(asked));
+            let texts = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
             self.admission.set_pace(time / texts.max(1) / engines.max(1));
         }
     }
@@ -312,12 +311,16 @@ impl Batcher {
         if self.workers.have_credit() {
             return None;
         }
-        let soonest = self.workers.iter().filter(|worker| !worker.released).min_by_key(|it| it.free_in(now))?;
-        let time = |asked: &Asked| soonest.forecast.time(asked);
-        let ahead = backlog::ahead(&self.queue.cells(), own, time);
+        // The fastest, and nothing of the batches that run: nobody is refused who might have been in time.
+        let workers = self.workers.iter().filter(|worker| !worker.released);
+        let fastest = workers.min_by_key(|worker| worker.forecast.time(own))?;
+        let time = |asked: &Asked| fastest.forecast.time(asked);
+        let cells = self.queue.cells();
+        let ahead = backlog::ahead(&cells, own, time);
         let engines = u32::try_from(self.workers.engines()).unwrap_or(u32::MAX);
-        let retry_after = soonest.free_in(now) + backlog::time_for(&ahead, self.most(), time) / engines.max(1);
-        (now + retry_after >= deadline).then_some(Failure::TooLate { ahead: ahead.members, retry_after })
+        let retry_after = backlog::time_for(ahead.clone(), self.most(), time) / engines.max(1);
+        let ahead = ahead.map(|cell| cell.asked.members).sum();
+        (now + retry_after >= deadline).then_some(Failure::TooLate { ahead, retry_after })
     }
 
     fn cancel(&mut self, jobs: &JobRange) {
@@ -410,19 +413,20 @@ impl Batcher {
             self.metrics.batch(trigger, jobs.len());
             let mut asked = Asked::default();
             let may_give_way = jobs.iter().all(|job| job.may_give_way());
+            let first_deadline = jobs.iter().map(|job| job.deadline).min().filter(|_| may_give_way);
             for job in &mut jobs {
                 job.leave_queue(&worker.fingerprint);
                 asked = asked.and(&job.asked());
                 self.metrics.queue_duration.record((now - job.admitted).as_secs_f64());
             }
-            let departure = worker.take(asked, may_give_way, now);
+            let departure = worker.take(asked, first_deadline, now);
             room.send(ToLink::Batch(jobs, departure));
         }
     }
 
     /// A batch of which little is left gives way to those who wait, where that pays.
     fn preempt(&mut self, now: Instant) {
-        if self.queue.is_empty() || self.workers.have_credit() {
+        if self.queue.is_empty() || self.workers.have_credit() || !self.workers.may_preempt() {
             return;
         }
         let most = self.most();
@@ -435,7 +439,7 @@ impl Batcher {
             };
             let waiting = Waiting { members: company.asked.members, time: company.time };
             told = worker
-                .running(now)
+                .running(now, waiting.time)
                 .find(|(_, left)| self.policy.preemption.pays(left, &waiting))
                 .map(|it| (worker.id, it.0));
             if told.is_some() {

@@ -8,7 +8,7 @@ pub mod response;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use self::response::ApiError;
+use crate::admission::Promise;
 use crate::batcher::{Handle, Past};
 use crate::metrics::{Endpoint, Metrics};
 
@@ -152,11 +153,13 @@ struct Caller {
     answered: AtomicU64,
     /// The same.
     promised: AtomicU64,
+    /// Texts of the request that was refused then.
+    promised_texts: AtomicUsize,
 }
 
 impl Caller {
     fn new(since: Instant) -> Self {
-        Self { since, answered: AtomicU64::new(0), promised: AtomicU64::new(0) }
+        Self { since, answered: AtomicU64::new(0), promised: AtomicU64::new(0), promised_texts: AtomicUsize::new(0) }
     }
 
     /// When it had its last answer. Said once, since with the next request it is over.
@@ -170,11 +173,13 @@ impl Caller {
 
     /// Both. Said once.
     fn past(&self) -> Past {
-        Past { answered: self.answered(), promised: self.take(&self.promised) }
+        let texts = self.promised_texts.load(Relaxed);
+        Past { answered: self.answered(), promised: self.take(&self.promised).map(|due| Promise { due, texts }) }
     }
 
-    fn is_to_come_back(&self, at: Instant) {
-        self.put(&self.promised, at);
+    fn is_to_come_back(&self, Promise { due, texts }: Promise) {
+        self.promised_texts.store(texts, Relaxed);
+        self.put(&self.promised, due);
     }
 
     fn take(&self, from: &AtomicU64) -> Option<Instant> {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::workers::WorkerId;
 use super::{FromLink, Message};
-use crate::admission::{Admission, Rejected};
+use crate::admission::{Admission, Promise, Rejected};
 use crate::job::{Ask, End, Failure, Job, JobId, JobRange, Progress, Reply};
 
 /// For requests. Cheap to clone; the batcher ends when all handles and ports are gone.
@@ -90,8 +90,8 @@ impl Handle {
 pub struct Past {
     /// When its client had its last answer, if it had one: it helps to foresee when others will come.
     pub answered: Option<Instant>,
-    /// When it was told to come back, if it was refused.
-    pub promised: Option<Instant>,
+    /// What it was told, if it was refused.
+    pub promised: Option<Promise>,
 }
 
 /// A request's claim on its terminal events. Dropping it before they have all come cancels what is left.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::ToLink;
 use crate::link::inflight::Departure;
+use crate::policy::company::LONGEST_PASSING;
 use crate::policy::forecast::{Asked, Forecast, Outcome};
 use crate::policy::preemption::Remains;
 
@@ -66,7 +67,7 @@ const LONGEST_LEAD: Duration = Duration::from_millis(2);
 
 impl Worker {
     /// A batch goes to it, into a credit.
-    pub fn take(&mut self, asked: Asked, may_give_way: bool, now: Instant) -> Departure {
+    pub fn take(&mut self, asked: Asked, may_give_way: Option<Instant>, now: Instant) -> Departure {
         let batch = BatchId(self.next_batch);
         let departure = Departure { batch, asked, predicted: self.forecast.time(&asked), may_give_way };
         self.next_batch += 1;
@@ -106,11 +107,15 @@ impl Worker {
         self.batches.iter().any(|held| held.departure.batch == batch && held.gives_way)
     }
 
-    /// The batches that run and could give way, as far as they have come.
-    pub fn running(&self, now: Instant) -> impl Iterator<Item = (BatchId, Remains)> {
-        self.batches.iter().filter(|held| held.departure.may_give_way && !held.gives_way).filter_map(move |held| {
+    /// The batches that run and could give way, as far as they have come: those whose members would still be in time if
+    /// others took the engine for so long, as often as they may be passed over.
+    pub fn running(&self, now: Instant, others: Duration) -> impl Iterator<Item = (BatchId, Remains)> {
+        self.batches.iter().filter_map(move |held| {
             let ran = now.saturating_duration_since(held.runs_since?);
-            Some((held.departure.batch, self.forecast.remains(&held.departure.asked, held.left, ran)))
+            let remains = self.forecast.remains(&held.departure.asked, held.left, ran);
+            let needed = (remains.time + remains.again) * (LONGEST_PASSING + 1) + others;
+            let in_time = held.departure.may_give_way.is_some_and(|deadline| now + needed < deadline);
+            in_time.then_some((held.departure.batch, remains))
         })
     }
 
@@ -122,7 +127,7 @@ impl Worker {
     }
 
     /// How long until an engine is predicted to be free.
-    pub fn free_in(&self, now: Instant) -> Duration {
+    fn free_in(&self, now: Instant) -> Duration {
         if self.has_free_engine() {
             return Duration::ZERO;
         }
@@ -155,7 +160,7 @@ impl Workers {
         self.all.push(Worker {
             id,
             fingerprint: Arc::from(hello.fingerprint.as_str()),
-            forecast: Forecast::new(&hello.cost),
+            forecast: Forecast::new(&hello.cost, hello.positions),
             hello,
             link,
             credit: 0,
@@ -201,6 +206,13 @@ impl Workers {
     /// How many engines there are that take batches.
     pub fn engines(&self) -> usize {
         self.all.iter().filter(|worker| !worker.released).map(|worker| worker.hello.slots as usize).sum()
+    }
+
+    /// Whether a batch may be told to give way: none has been that still runs, and whoever gives way can go on with any.
+    pub fn may_preempt(&self) -> bool {
+        let mut serving = self.all.iter().filter(|worker| !worker.released);
+        let alike = serving.clone().zip(serving.clone().skip(1)).all(|(a, b)| a.fingerprint == b.fingerprint);
+        alike && !serving.any(|worker| worker.batches.iter().any(|held| held.gives_way))
     }
 
     /// Whether anybody takes a batch.

@@ -13,7 +13,7 @@ use tracing::info;
 use super::request::{self, GenerateRequest};
 use super::response::{ApiError, ErrorBody, ok};
 use super::{Answer, Caller, Service, body};
-use crate::admission::Rejected;
+use crate::admission::{Promise, Rejected};
 use crate::batcher::Ticket;
 use crate::job::{Completion, End, Failure};
 
@@ -70,12 +70,14 @@ impl Service {
         let now = Instant::now();
         let ticket = self.handle.submit(asks, caller.past(), now, now + timeout).inspect_err(|refused| {
             if let Rejected::QueueFull { retry_after } = refused {
-                caller.is_to_come_back(now + *retry_after);
+                caller.is_to_come_back(Promise { due: now + *retry_after, texts });
             }
         })?;
         drop(arriving);
         let ends = collect(ticket, texts).await;
-        caller.has_its_answer(Instant::now());
+        if !ends.iter().any(|end| matches!(end, Err(Failure::TooLate { .. }))) {
+            caller.has_its_answer(Instant::now());
+        }
         // The prompts were kept until here, in case that a worker died.
         drop(reserved);
         self.measure(&ends, now);

@@ -57,8 +57,8 @@ pub struct Departure {
     pub asked: Asked,
     /// How long it was expected to take the engine.
     pub predicted: Duration,
-    /// Whether its members can be given back and go on later.
-    pub may_give_way: bool,
+    /// The first deadline of its members, if they can be given back and go on later.
+    pub may_give_way: Option<Instant>,
 }
 
 /// A batch that is done.

@@ -49,7 +49,7 @@ pub struct Cell {
     pub class: Class,
     /// Their size.
     pub size: Size,
-    /// When the oldest of them was admitted.
+    /// Since when the first of them waits for its turn.
     pub since: Instant,
     /// What all of them ask for.
     pub asked: Asked,
@@ -60,7 +60,7 @@ pub struct Cell {
 pub struct Company {
     /// Which.
     pub cells: Vec<Cell>,
-    /// When the oldest of them was admitted.
+    /// Since when the first of them waits for its turn.
     pub since: Instant,
     /// How many wait in them.
     pub waiting: usize,

@@ -131,13 +131,15 @@ pub struct Forecast {
     /// Of the tokens that the longest member may produce, the decode steps that come of it.
     steps: Mean,
     tokens_per_byte: Mean,
+    /// No member has more tokens: what asks for more is refused by the worker.
+    positions: u32,
 }
 
 impl Forecast {
-    /// A worker that has measured itself so far, and has served nothing yet.
-    pub fn new(measured: &UnitCost) -> Self {
+    /// A worker that has measured itself so far and has served nothing yet, with a model of so many positions.
+    pub fn new(measured: &UnitCost, positions: u32) -> Self {
         let (produced, steps, tokens_per_byte) = (Mean::Guess(1.0), Mean::Guess(1.0), Mean::Guess(TOKENS_PER_BYTE));
-        Self { time: ServiceTime::new(measured), produced, steps, tokens_per_byte }
+        Self { time: ServiceTime::new(measured), produced, steps, tokens_per_byte, positions }
     }
 
     /// How long the engine will take for a batch.
@@ -159,7 +161,7 @@ impl Forecast {
     /// takes longer is expected to last for as many steps again as it has, up to its members' limit.
     #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
     pub fn remains(&self, asked: &Asked, left: usize, ran: Duration) -> Remains {
-        let (members, limit) = (left as f64, f64::from(asked.longest));
+        let (members, limit) = (left as f64, f64::from(asked.longest.min(self.positions)));
         let whole = self.time(asked);
         let done =
             if whole.is_zero() { 0.0 } else { limit * self.steps.get() * ran.div_duration_f64(whole) }.min(limit);
@@ -176,10 +178,11 @@ impl Forecast {
 
     #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
     fn load(&self, asked: &Asked) -> Load {
+        let most = u64::from(self.positions).saturating_mul(asked.members as u64);
         Load {
             calls: 1.0,
-            steps: f64::from(asked.longest) * self.steps.get(),
-            tokens: asked.tokens as f64 * self.produced.get(),
+            steps: f64::from(asked.longest.min(self.positions)) * self.steps.get(),
+            tokens: asked.tokens.min(most) as f64 * self.produced.get(),
             prompt: asked.bytes as f64 * self.tokens_per_byte.get() + asked.again as f64,
         }
     }
@@ -226,7 +229,7 @@ mod tests {
 
     #[test]
     fn answers_that_end_early_are_foreseen_to_end_early() {
-        let mut forecast = Forecast::new(&UnitCost::default());
+        let mut forecast = Forecast::new(&UnitCost::default(), 1000);
         for round in 0..300 {
             let members = [1, 10, 40][round % 3];
             forecast.learn(&asked(members), &outcome(members as u64, 5000 + 100 * members as u64));
@@ -239,14 +242,14 @@ mod tests {
 
     #[test]
     fn the_first_batch_says_more_than_the_guess() {
-        let mut forecast = Forecast::new(&UnitCost::default());
+        let mut forecast = Forecast::new(&UnitCost::default(), 1000);
         forecast.learn(&asked(1), &outcome(1, 10_000));
         assert!((8_000..10_500).contains(&forecast.time(&asked(1)).as_micros()));
     }
 
     #[test]
     fn before_the_first_batch_the_warm_up_speaks() {
-        let forecast = Forecast::new(&UnitCost { step_ns: 1000, member_ns: 100, prompt_ns: 10 });
+        let forecast = Forecast::new(&UnitCost { step_ns: 1000, member_ns: 100, prompt_ns: 10 }, 1000);
         let time = forecast.time(&asked(2));
         // 100 steps, 200 tokens, 70 bytes.
         assert_eq!(time, Duration::from_nanos(100 * 1000 + 200 * 100 + 21 * 10));
@@ -254,7 +257,7 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_batch_shrinks_with_time_and_costs_more_to_resume() {
-        let forecast = Forecast::new(&UnitCost { step_ns: 1_000_000, member_ns: 0, prompt_ns: 10_000 });
+        let forecast = Forecast::new(&UnitCost { step_ns: 1_000_000, member_ns: 0, prompt_ns: 10_000 }, 1000);
         let millis = |n| Duration::from_millis(n);
         // 100 steps of 1 ms; 10 or 11 prompt tokens each, at 10 us a token.
         let early = forecast.remains(&asked(10), 2, millis(11));
@@ -267,7 +270,7 @@ mod tests {
 
     #[test]
     fn who_lasts_longer_than_others_is_expected_to_last_as_long_again() {
-        let mut forecast = Forecast::new(&UnitCost { step_ns: 1_000_000, member_ns: 0, prompt_ns: 0 });
+        let mut forecast = Forecast::new(&UnitCost { step_ns: 1_000_000, member_ns: 0, prompt_ns: 0 }, 1000);
         (0..50).for_each(|_| forecast.learn(&asked(10), &outcome(10, 10_000)));
         let remains = |millis| forecast.remains(&asked(10), 1, Duration::from_millis(millis)).time.as_millis();
         assert!((7..=9).contains(&remains(2)), "{}", remains(2));
@@ -277,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_batch_that_never_reached_the_engine_teaches_nothing() {
-        let mut forecast = Forecast::new(&UnitCost::default());
+        let mut forecast = Forecast::new(&UnitCost::default(), 1000);
         forecast.learn(&asked(2), &Outcome::default());
         assert_eq!(forecast.time(&asked(2)), Duration::ZERO);
     }

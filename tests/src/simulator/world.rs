@@ -419,7 +419,8 @@ impl<'a> World<'a> {
 
     fn depart(&mut self, id: WorkerId, mut jobs: Vec<Box<Job>>) {
         let Some(worker) = self.workers.get_mut(id) else { return };
-        let may_give_way = jobs.iter().all(|job| job.may_give_way());
+        let first_deadline =
+            jobs.iter().map(|job| job.deadline).min().filter(|_| jobs.iter().all(|job| job.may_give_way()));
         let mut asked = Asked::default();
         for job in &mut jobs {
             job.leave_queue(&worker.fingerprint);
@@ -428,7 +429,7 @@ impl<'a> World<'a> {
                 self.longest_waits[*kind] = self.longest_waits[*kind].max(self.now - job.waits_since);
             }
         }
-        let departure = worker.take(asked, may_give_way, self.now);
+        let departure = worker.take(asked, first_deadline, self.now);
         let worker = usize::try_from(id.0).expect("few workers");
         self.sites[worker].batches.push_back(Batch {
             departure,
@@ -445,7 +446,7 @@ impl<'a> World<'a> {
 
     /// As the batcher does it.
     fn preempt(&mut self) {
-        if self.queue.is_empty() || self.workers.have_credit() {
+        if self.queue.is_empty() || self.workers.have_credit() || !self.workers.may_preempt() {
             return;
         }
         let rate = self.policy.texts_per_second(self.now);
@@ -457,7 +458,8 @@ impl<'a> World<'a> {
                 return;
             };
             let waiting = Waiting { members: company.asked.members, time: company.time };
-            let batch = worker.running(self.now).find(|(_, left)| self.policy.preemption.pays(left, &waiting));
+            let batch =
+                worker.running(self.now, waiting.time).find(|(_, left)| self.policy.preemption.pays(left, &waiting));
             if let Some((batch, _)) = batch {
                 told = Some((worker.id, batch));
                 break;

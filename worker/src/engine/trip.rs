@@ -159,7 +159,10 @@ fn call(
     if result.is_ok() && arrival.steps > 0 {
         shared.pace.learn(&time.load(), arrival.spell.busy);
     }
-    if let Err(EngineFailed::OutOfMemory(_)) = &result {
+    // One alone says nothing of how many fit: something else may have had the memory.
+    if let Err(EngineFailed::OutOfMemory(_)) = &result
+        && cohort.len() > 1
+    {
         let tokens = shapes.iter().map(|shape| u64::from(shape.prompt) + u64::from(shape.most)).sum();
         let budget = shared.budget.exceeded(tokens);
         tracing::warn!(tokens, budget, "the device has not enough memory for such a call: none will be as large again");

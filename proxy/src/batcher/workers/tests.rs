@@ -58,7 +58,7 @@ fn the_one_that_is_predicted_to_end_it_soonest_is_next() {
     assert_eq!(workers.soonest(&asked(4), now), Some(WorkerId(2)));
     // 10 steps of 1.4 ms on the fast one, with a batch of 10 steps of 5 ms before it; 10 of 4.2 ms on the slow one.
     let fast = workers.get_mut(WorkerId(2)).unwrap();
-    let departure = fast.take(asked(40), true, now);
+    let departure = fast.take(asked(40), None, now);
     fast.credit = 1;
     assert_eq!(departure.predicted, Duration::from_millis(50));
     assert_eq!(workers.soonest(&asked(4), now), Some(WorkerId(1)));
@@ -70,7 +70,7 @@ fn what_waits_is_shared_with_idle_workers_where_that_is_shorter() {
     let (mut workers, now) = workers_of(&[("a", COST), ("a", COST)]);
     assert_eq!(workers.share(&asked(40)), 20);
     assert_eq!(workers.share(&asked(2)), usize::MAX, "nearly all of it is fixed cost");
-    workers.get_mut(WorkerId(2)).unwrap().take(asked(1), true, now);
+    workers.get_mut(WorkerId(2)).unwrap().take(asked(1), None, now);
     workers.get_mut(WorkerId(2)).unwrap().credit = 1;
     assert_eq!(workers.share(&asked(40)), usize::MAX, "the other one is busy");
 }
@@ -80,7 +80,7 @@ fn a_credit_before_the_end_says_who_is_about_to_be_answered() {
     let (mut workers, now) = workers_of(&[("a", COST)]);
     let worker = workers.get_mut(WorkerId(1)).unwrap();
     assert_eq!(worker.ending(now), (0, Duration::ZERO));
-    let departure = worker.take(asked(40), true, now);
+    let departure = worker.take(asked(40), None, now);
     assert_eq!(worker.ending(now + Duration::from_millis(49)), (40, Duration::from_millis(1)));
     assert_eq!(worker.ending(now), (40, LONGEST_LEAD), "a worker would not grant credit so early");
     let cost = BatchCost { engine_us: 80_000, cohorts: 1, steps: 10, ..BatchCost::default() };
