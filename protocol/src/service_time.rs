@@ -14,6 +14,8 @@ use crate::frame::UnitCost;
 const FEATURES: usize = 4;
 /// What a batch weighs after one more has been seen: half after 34.
 const FORGET: f64 = 0.98;
+/// No more is predicted, whatever a worker says of itself: so predictions can be added and multiplied.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The ridge, in batches: how many it takes to speak as loudly as the prior.
 const RIDGE: f64 = 0.5;
 
@@ -140,7 +142,7 @@ impl ServiceTime {
     /// The time that a batch is expected to take.
     pub fn predict(&self, load: &Load) -> Duration {
         let seconds: f64 = self.cost.iter().zip(load.features()).map(|(cost, feature)| cost * feature).sum();
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+        Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST)
     }
 
     /// The part of it that would be there however few its members were: what is saved where two batches become one.
@@ -253,6 +255,14 @@ mod tests {
     #[test]
     fn nothing_known_and_nothing_measured_predicts_nothing() {
         assert_eq!(ServiceTime::new(&UnitCost::default()).predict(&load(9)), Duration::ZERO);
+    }
+
+    #[test]
+    fn whatever_a_worker_claims_what_is_predicted_can_be_reckoned_with() {
+        let absurd = UnitCost { step_ns: u64::MAX, member_ns: u64::MAX, prompt_ns: u64::MAX };
+        let time = ServiceTime::new(&absurd).predict(&Load { steps: 1e9, tokens: 1e18, ..load(40) });
+        assert_eq!(time, LONGEST);
+        assert!(time.checked_mul(u32::MAX).is_some());
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub struct Promise {
     pub texts: usize,
 }
 
-/// At most this part of the queue's bound is kept for those who were told to come back.
+/// Of the queue's bound at most one part in so many is kept for those who were told to come back.
 const MOST_KEPT: usize = 2;
 /// What a text is taken to need of the engines' time while nothing is known of it.
 const UNKNOWN: Duration = Duration::from_millis(10);

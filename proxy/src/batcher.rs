@@ -26,8 +26,7 @@ use crate::job::{Failure, Job, JobRange};
 use crate::link::inflight::{Arrival, Departure};
 use crate::metrics::{Metrics, Trigger};
 use crate::policy::forecast::Asked;
-use crate::policy::preemption::Waiting;
-use crate::policy::{Decision, Policy, View, backlog, company};
+use crate::policy::{Decision, Policy, View, backlog};
 use crate::queue::{Filled, Limits, Queue};
 
 /// How batches are made.
@@ -268,7 +267,7 @@ impl Batcher {
         self.tell_ready();
     }
 
-    /// A job whose attempt ended early goes on waiting, in its old place.
+    /// A job whose attempt ended early goes on waiting: in its old place, or from now on where it gave way.
     fn come_back(&mut self, mut job: Box<Job>) {
         if job.reply.is_abandoned() {
             self.metrics.cancelled_running.increment(1);
@@ -371,12 +370,7 @@ impl Batcher {
             }
             let most = self.most();
             let rate = self.policy.texts_per_second(now);
-            let cells = self.queue.cells();
-            let oldest = cells.iter().min_by_key(|cell| cell.since)?;
-            let likely = oldest.asked.part(oldest.asked.members.min(most), oldest.asked.members);
-            let id = self.workers.soonest(&likely, now)?;
-            let forecast = &self.workers.get_mut(id)?.forecast;
-            let company = company::next(cells, most, |asked| forecast.time(asked), rate, now)?;
+            let (id, company) = self.workers.next(self.queue.cells(), most, rate, now)?;
             let asked = company.asked;
             let share = self.workers.share(&asked);
             let engines = self.workers.engines();
@@ -413,44 +407,29 @@ impl Batcher {
             self.metrics.batch(trigger, jobs.len());
             let mut asked = Asked::default();
             let may_give_way = jobs.iter().all(|job| job.may_give_way());
-            let first_deadline = jobs.iter().map(|job| job.deadline).min().filter(|_| may_give_way);
+            let resumable_before = jobs.iter().map(|job| job.deadline).min().filter(|_| may_give_way);
             for job in &mut jobs {
                 job.leave_queue(&worker.fingerprint);
                 asked = asked.and(&job.asked());
                 self.metrics.queue_duration.record((now - job.admitted).as_secs_f64());
             }
-            let departure = worker.take(asked, first_deadline, now);
+            let departure = worker.take(asked, resumable_before, now);
             room.send(ToLink::Batch(jobs, departure));
         }
     }
 
     /// A batch of which little is left gives way to those who wait, where that pays.
     fn preempt(&mut self, now: Instant) {
-        if self.queue.is_empty() || self.workers.have_credit() || !self.workers.may_preempt() {
+        if self.queue.is_empty() || self.workers.have_credit() {
             return;
         }
-        let most = self.most();
-        let rate = self.policy.texts_per_second(now);
-        let mut told = None;
-        for worker in self.workers.iter().filter(|worker| !worker.released) {
-            let Some(company) = company::next(self.queue.cells(), most, |asked| worker.forecast.time(asked), rate, now)
-            else {
-                return;
-            };
-            let waiting = Waiting { members: company.asked.members, time: company.time };
-            told = worker
-                .running(now, waiting.time)
-                .find(|(_, left)| self.policy.preemption.pays(left, &waiting))
-                .map(|it| (worker.id, it.0));
-            if told.is_some() {
-                break;
-            }
-        }
-        if let Some((id, batch)) = told
+        let told = self.workers.should_give_way(&self.queue.cells(), self.most(), &self.policy, now);
+        if let Some((id, batch, remains)) = told
             && let Some(worker) = self.workers.get_mut(id)
             && worker.link.try_send(ToLink::Yield(batch)).is_ok()
         {
             worker.give_way(batch);
+            self.policy.preemption.spend(&remains);
         }
     }
 

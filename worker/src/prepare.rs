@@ -149,7 +149,7 @@ fn check_options(options: &Options, tokens: &Tokens, limits: &Limits) -> Result<
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::tokens::tests::byte_tokens;
 

@@ -30,3 +30,23 @@ pub struct Shared {
     /// What one call of it may have.
     pub budget: Budget,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::engine::FEEDERS;
+    use crate::tokens::tests::byte_tokens;
+
+    /// Of a worker with so many slots that has measured nothing yet.
+    pub(crate) fn shared(slots: usize) -> Shared {
+        Shared {
+            tokens: byte_tokens(),
+            pace: Pace::default(),
+            liveness: Liveness::new(slots * FEEDERS, Instant::now()),
+            limits: Limits { positions: 1000, slots, top_p_candidates: 100 },
+            budget: Budget::new(10_000),
+        }
+    }
+}

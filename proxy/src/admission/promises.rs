@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use crate::metrics::count;
+
 /// The longest that a client is asked to wait, in seconds.
 pub(super) const LONGEST: u64 = 60;
 /// For so many seconds a place is kept; who comes later than that is a newcomer.
@@ -100,17 +102,12 @@ impl Promises {
         for second in first..until {
             let due = std::mem::replace(self.second(second), Due::NONE);
             if due.promised > 0 {
-                let share = as_f64(due.claimed.min(due.promised)) / as_f64(due.promised);
+                let share = count(due.claimed.min(due.promised)) / count(due.promised);
                 self.obeyed += (share - self.obeyed) * LATEST;
             }
         }
         self.cleared = self.cleared.max(until);
     }
-}
-
-#[allow(clippy::cast_precision_loss, reason = "counts of texts stay far below 2^52")]
-fn as_f64(n: usize) -> f64 {
-    n as f64
 }
 
 #[cfg(test)]

@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use super::ToLink;
 use crate::link::inflight::Departure;
-use crate::policy::company::LONGEST_PASSING;
+use crate::policy::Policy;
+use crate::policy::company::{self, Cell, Company, LONGEST_PASSING};
 use crate::policy::forecast::{Asked, Forecast, Outcome};
-use crate::policy::preemption::Remains;
+use crate::policy::preemption::{Remains, Waiting};
 
 /// A connection of a worker; a worker that returns is a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,9 +68,9 @@ const LONGEST_LEAD: Duration = Duration::from_millis(2);
 
 impl Worker {
     /// A batch goes to it, into a credit.
-    pub fn take(&mut self, asked: Asked, may_give_way: Option<Instant>, now: Instant) -> Departure {
+    pub fn take(&mut self, asked: Asked, resumable_before: Option<Instant>, now: Instant) -> Departure {
         let batch = BatchId(self.next_batch);
-        let departure = Departure { batch, asked, predicted: self.forecast.time(&asked), may_give_way };
+        let departure = Departure { batch, asked, predicted: self.forecast.time(&asked), resumable_before };
         self.next_batch += 1;
         self.credit = self.credit.saturating_sub(1);
         self.members += asked.members;
@@ -109,12 +110,12 @@ impl Worker {
 
     /// The batches that run and could give way, as far as they have come: those whose members would still be in time if
     /// others took the engine for so long, as often as they may be passed over.
-    pub fn running(&self, now: Instant, others: Duration) -> impl Iterator<Item = (BatchId, Remains)> {
+    fn running(&self, now: Instant, others: Duration) -> impl Iterator<Item = (BatchId, Remains)> {
         self.batches.iter().filter_map(move |held| {
             let ran = now.saturating_duration_since(held.runs_since?);
             let remains = self.forecast.remains(&held.departure.asked, held.left, ran);
             let needed = (remains.time + remains.again) * (LONGEST_PASSING + 1) + others;
-            let in_time = held.departure.may_give_way.is_some_and(|deadline| now + needed < deadline);
+            let in_time = held.departure.resumable_before.is_some_and(|deadline| now + needed < deadline);
             in_time.then_some((held.departure.batch, remains))
         })
     }
@@ -186,9 +187,45 @@ impl Workers {
 
     /// The worker that the next batch goes to: of those with credit the one that is predicted to end it soonest; one that
     /// wants to leave only if no other has credit.
-    pub fn soonest(&self, asked: &Asked, now: Instant) -> Option<WorkerId> {
+    fn soonest(&self, asked: &Asked, now: Instant) -> Option<WorkerId> {
         let ends = |worker: &Worker| worker.free_in(now) + worker.forecast.time(asked);
         self.with_credit().min_by_key(|worker| (worker.draining, ends(worker), worker.members, worker.id)).map(|w| w.id)
+    }
+
+    /// The worker that the next batch of those who wait goes to, and who rides in it, where so many texts come in a second.
+    pub fn next(
+        &self,
+        cells: Vec<Cell>,
+        most: usize,
+        texts_per_second: f64,
+        now: Instant,
+    ) -> Option<(WorkerId, Company)> {
+        let oldest = cells.iter().min_by_key(|cell| cell.since)?.asked;
+        let id = self.soonest(&oldest.part(oldest.members.min(most), oldest.members), now)?;
+        let forecast = &self.all.iter().find(|worker| worker.id == id)?.forecast;
+        Some((id, company::next(cells, most, |asked| forecast.time(asked), texts_per_second, now)?))
+    }
+
+    /// The batch that should give way to those who wait, if there is one, and what is left of it.
+    pub fn should_give_way(
+        &self,
+        cells: &[Cell],
+        most: usize,
+        policy: &Policy,
+        now: Instant,
+    ) -> Option<(WorkerId, BatchId, Remains)> {
+        if self.have_credit() || !self.may_preempt() {
+            return None;
+        }
+        let rate = policy.texts_per_second(now);
+        self.all.iter().filter(|worker| !worker.released).find_map(|worker| {
+            let company = company::next(cells.to_vec(), most, |asked| worker.forecast.time(asked), rate, now)?;
+            let waiting = Waiting { members: company.asked.members, time: company.time };
+            let mut running = worker.running(now, waiting.time);
+            running
+                .find(|(_, left)| policy.preemption.pays(left, &waiting))
+                .map(|(batch, left)| (worker.id, batch, left))
+        })
     }
 
     /// How many of the members that wait the next batch should take. All, unless other engines stand idle too and the
@@ -209,7 +246,7 @@ impl Workers {
     }
 
     /// Whether a batch may be told to give way: none has been that still runs, and whoever gives way can go on with any.
-    pub fn may_preempt(&self) -> bool {
+    fn may_preempt(&self) -> bool {
         let mut serving = self.all.iter().filter(|worker| !worker.released);
         let alike = serving.clone().zip(serving.clone().skip(1)).all(|(a, b)| a.fingerprint == b.fingerprint);
         alike && !serving.any(|worker| worker.batches.iter().any(|held| held.gives_way))

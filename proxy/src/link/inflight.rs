@@ -58,7 +58,7 @@ pub struct Departure {
     /// How long it was expected to take the engine.
     pub predicted: Duration,
     /// The first deadline of its members, if they can be given back and go on later.
-    pub may_give_way: Option<Instant>,
+    pub resumable_before: Option<Instant>,
 }
 
 /// A batch that is done.

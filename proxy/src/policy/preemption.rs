@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use super::as_f64;
+
 /// The part of the engine's time that may be spent on giving way.
 const SHARE: f64 = 0.04;
 /// Of time that was not spent, so much may be saved up.
@@ -52,26 +54,27 @@ impl Preemption {
         self.saved = (self.saved + time.mul_f64(SHARE)).min(MOST_SAVED);
     }
 
-    /// Whether the batch should give way now. After true it is taken to do so.
+    /// Whether the batch should give way now.
     ///
     /// Everyone who waits gains the time for which the batch would have gone on, less what resuming it costs the engine;
     /// its members lose the time that the others take, and that cost.
-    pub fn pays(&mut self, remains: &Remains, waiting: &Waiting) -> bool {
-        let cost = remains.again + HANDOVER;
+    pub fn pays(&self, remains: &Remains, waiting: &Waiting) -> bool {
+        let cost = cost(remains);
         let gain = as_f64(waiting.members) * remains.time.saturating_sub(cost).as_secs_f64();
         let loss = as_f64(remains.members) * (waiting.time + cost).as_secs_f64();
         let clear = remains.time >= cost * CLEAR && gain > MARGIN * loss;
-        let pays = remains.members > 0 && clear && cost <= self.saved;
-        if pays {
-            self.saved -= cost;
-        }
-        pays
+        remains.members > 0 && clear && cost <= self.saved
+    }
+
+    /// The batch gives way.
+    pub fn spend(&mut self, remains: &Remains) {
+        self.saved = self.saved.saturating_sub(cost(remains));
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "counts of members stay far below 2^52")]
-fn as_f64(n: usize) -> f64 {
-    n as f64
+/// What it costs the engine that a batch gives way.
+fn cost(remains: &Remains) -> Duration {
+    remains.again + HANDOVER
 }
 
 #[cfg(test)]
@@ -111,6 +114,7 @@ mod tests {
             preemption.worked(10 * MILLI);
             worked += 10 * MILLI;
             if preemption.pays(&remains(1, 100, 3), &waiting) {
+                preemption.spend(&remains(1, 100, 3));
                 paid += 3 * MILLI + HANDOVER;
             }
         }

@@ -11,9 +11,7 @@ use pillion_proxy::batcher::ToLink;
 use pillion_proxy::batcher::workers::{Worker, WorkerId, Workers};
 use pillion_proxy::job::{Ask, Class, Job, JobId, Progress, Reply};
 use pillion_proxy::link::inflight::Departure;
-use pillion_proxy::policy::company;
 use pillion_proxy::policy::forecast::{Asked, Outcome};
-use pillion_proxy::policy::preemption::Waiting;
 use pillion_proxy::policy::{Decision, Policy, View};
 use pillion_proxy::queue::{Limits, Queue};
 use tokio::sync::mpsc;
@@ -375,13 +373,14 @@ impl<'a> World<'a> {
                 return;
             }
             let cells = self.queue.cells();
-            let Some(oldest) = cells.iter().min_by_key(|cell| cell.since).copied() else { return };
-            let likely = oldest.asked.part(oldest.asked.members.min(most), oldest.asked.members);
-            let Some(id) = self.workers.soonest(&likely, self.now) else { return };
+            let oldest = cells.iter().map(|cell| cell.since).min().unwrap_or(self.now);
+            // Where nobody is expected to come, all ride together.
+            let rate = if self.setting.rule == Rule::Pillion { self.policy.texts_per_second(self.now) } else { 0.0 };
+            let Some((id, company)) = self.workers.next(cells, most, rate, self.now) else { return };
             let Some(worker) = self.workers.get_mut(id) else { return };
             let (ending, ends_in) = worker.ending(self.now);
             if let Rule::Timer(timer) = self.setting.rule {
-                let due = oldest.since + timer;
+                let due = oldest + timer;
                 if ending > 0 {
                     return;
                 }
@@ -389,16 +388,6 @@ impl<'a> World<'a> {
                     return self.at(due, Event::Wake);
                 }
             }
-            let forecast = &worker.forecast;
-            let time = |asked: &Asked| match self.setting.rule {
-                Rule::Pillion => forecast.time(asked),
-                // Nobody differs, so all ride together.
-                _ => Duration::ZERO,
-            };
-            let Some(company) = company::next(cells, most, time, self.policy.texts_per_second(self.now), self.now)
-            else {
-                return;
-            };
             let (fixed_cost, member_cost) = worker.forecast.costs(&company.asked);
             let (waiting, arriving, engines) = (company.waiting, 0, self.sites.len());
             let view = View { waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in, slack: None };
@@ -419,7 +408,7 @@ impl<'a> World<'a> {
 
     fn depart(&mut self, id: WorkerId, mut jobs: Vec<Box<Job>>) {
         let Some(worker) = self.workers.get_mut(id) else { return };
-        let first_deadline =
+        let resumable_before =
             jobs.iter().map(|job| job.deadline).min().filter(|_| jobs.iter().all(|job| job.may_give_way()));
         let mut asked = Asked::default();
         for job in &mut jobs {
@@ -429,7 +418,7 @@ impl<'a> World<'a> {
                 self.longest_waits[*kind] = self.longest_waits[*kind].max(self.now - job.waits_since);
             }
         }
-        let departure = worker.take(asked, first_deadline, self.now);
+        let departure = worker.take(asked, resumable_before, self.now);
         let worker = usize::try_from(id.0).expect("few workers");
         self.sites[worker].batches.push_back(Batch {
             departure,
@@ -446,27 +435,11 @@ impl<'a> World<'a> {
 
     /// As the batcher does it.
     fn preempt(&mut self) {
-        if self.queue.is_empty() || self.workers.have_credit() || !self.workers.may_preempt() {
-            return;
-        }
-        let rate = self.policy.texts_per_second(self.now);
-        let mut told = None;
-        for worker in self.workers.iter() {
-            let time = |asked: &Asked| worker.forecast.time(asked);
-            let Some(company) = company::next(self.queue.cells(), self.setting.max_batch_size, time, rate, self.now)
-            else {
-                return;
-            };
-            let waiting = Waiting { members: company.asked.members, time: company.time };
-            let batch =
-                worker.running(self.now, waiting.time).find(|(_, left)| self.policy.preemption.pays(left, &waiting));
-            if let Some((batch, _)) = batch {
-                told = Some((worker.id, batch));
-                break;
-            }
-        }
-        if let Some((id, batch)) = told {
+        let (cells, most) = (self.queue.cells(), self.setting.max_batch_size);
+        let told = self.workers.should_give_way(&cells, most, &self.policy, self.now);
+        if let Some((id, batch, remains)) = told {
             self.workers.get_mut(id).expect("no worker leaves").give_way(batch);
+            self.policy.preemption.spend(&remains);
             let worker = usize::try_from(id.0).expect("few workers");
             self.at(self.now + self.setting.host.handover / 2, Event::Yield { worker, batch: batch.0 });
         }

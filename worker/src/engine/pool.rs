@@ -178,18 +178,15 @@ impl Drop for EnginePool {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-    use pillion_protocol::frame::{Member, Options, Prompt};
+    use pillion_protocol::frame::{Member, Options};
     use tokio::sync::Semaphore;
     use tokio::sync::mpsc::channel;
 
     use super::*;
-    use crate::budget::Budget;
     use crate::engine::script::Script;
     use crate::engine::{Call, EngineFailed, NewToken};
-    use crate::liveness::Liveness;
-    use crate::pace::Pace;
-    use crate::shared::Limits;
-    use crate::tokens::tests::byte_tokens;
+    use crate::prepare::tests::member;
+    use crate::shared::tests::shared;
 
     #[test]
     fn a_call_that_waited_for_the_one_before_counts_from_its_end() {
@@ -240,27 +237,10 @@ mod tests {
             signals: Arc::clone(&signals),
             after: AtomicUsize::new(0),
         });
-        let limits = Limits { positions: 1000, slots: 1, top_p_candidates: 100 };
-        let liveness = Liveness::new(FEEDERS, Instant::now());
-        let shared = Arc::new(Shared {
-            tokens: byte_tokens(),
-            pace: Pace::default(),
-            liveness,
-            limits,
-            budget: Budget::new(10_000),
-        });
+        let shared = Arc::new(shared(1));
         let pool = EnginePool::start(&(Arc::clone(&engine) as Arc<dyn Engine>), &shared).unwrap();
         let (events, mut inbox) = channel(64);
-        let member = |text: &str| Member {
-            prompt: Prompt::Text(text.to_owned()),
-            max_new_tokens: 20,
-            min_new_tokens: 0,
-            stop: Vec::new(),
-            deadline_ms: 60_000,
-            stream: false,
-            produced: Vec::new(),
-            sent: 0,
-        };
+        let member = |text: &str| Member { max_new_tokens: 20, ..member(text) };
         let batch = Batch { options: Options::default(), members: vec![member("ab"), member("cd")] };
         let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let id = BatchId(1);

@@ -1,7 +1,7 @@
 //! A session between a hand-written proxy, over an in-memory pipe, and real threads with a scripted engine.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pillion_protocol::VERSIONS;
 use pillion_protocol::connection::{FrameReader, FrameWriter};
@@ -13,12 +13,9 @@ use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
-use crate::budget::Budget;
 use crate::engine::script::Script;
-use crate::engine::{Engine, EnginePool, FEEDERS};
-use crate::liveness::Liveness;
-use crate::pace::Pace;
-use crate::shared::Limits;
+use crate::engine::{Engine, EnginePool};
+use crate::shared::tests::shared;
 use crate::tokens::tests::byte_tokens;
 
 mod credit;
@@ -27,15 +24,7 @@ mod members;
 
 /// A worker around a scripted engine.
 pub(crate) fn worker(engine: &Arc<Script>, slots: u32) -> Worker {
-    let limits = Limits { positions: 1000, slots: slots as usize, top_p_candidates: 100 };
-    let liveness = Liveness::new(slots as usize * FEEDERS, Instant::now());
-    let shared = Arc::new(Shared {
-        tokens: byte_tokens(),
-        pace: Pace::default(),
-        liveness,
-        limits,
-        budget: Budget::new(10_000),
-    });
+    let shared = Arc::new(shared(slots as usize));
     let engine: Arc<dyn Engine> = Arc::<Script>::clone(engine);
     Worker {
         hello: Hello {

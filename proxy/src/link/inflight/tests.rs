@@ -40,7 +40,7 @@ const COST: BatchCost = BatchCost { engine_us: 7, cohorts: 1, steps: 2, forced_s
 
 fn departure() -> Departure {
     let asked = Asked { members: 2, ..Asked::default() };
-    Departure { batch: BATCH, asked, predicted: Duration::from_millis(1), may_give_way: None }
+    Departure { batch: BATCH, asked, predicted: Duration::from_millis(1), resumable_before: None }
 }
 
 fn tokens(member: MemberIndex, ids: &[u32], text: &str) -> MemberTokens {
