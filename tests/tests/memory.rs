@@ -134,6 +134,18 @@ async fn whoever_is_sent_away_is_served_when_told_to_come_back() {
             (told, client.generate(&request).await.status)
         });
     }
+    // Newcomers, twice as many as can be served, would take every place that becomes free.
+    let newcomers = {
+        let proxy: Vec<_> = (0..80).map(|_| memory.generate(&request)).collect();
+        tokio::spawn(async move {
+            let mut asked = JoinSet::new();
+            for newcomer in proxy {
+                asked.spawn(newcomer);
+                tokio::time::sleep(millis(125)).await;
+            }
+            asked.join_all().await
+        })
+    };
     let mut told = Vec::new();
     while let Some(answer) = returning.join_next().await {
         let (after, status) = answer.unwrap();
@@ -145,6 +157,7 @@ async fn whoever_is_sent_away_is_served_when_told_to_come_back() {
     while let Some(answer) = waiting.join_next().await {
         assert_eq!(answer.unwrap().status, 200);
     }
+    assert!(newcomers.await.unwrap().iter().any(|answer| answer.status == 429), "there was room for everybody");
 }
 
 /// A proxy that knows that a batch costs a second however few its members are (two steps of half of one), and a request of which only the head has come.

@@ -26,6 +26,8 @@ pub struct Report {
     pub longest_hold: Duration,
     /// The longest that a request of each kind waited for its turn, counted anew where it gave way.
     pub longest_waits: Vec<Duration>,
+    /// The longest that a request of each kind had waited while younger ones went before it and it was the oldest of all.
+    pub longest_passings: Vec<Duration>,
     /// Members that gave way to others.
     pub preempted: usize,
 }

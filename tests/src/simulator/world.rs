@@ -11,6 +11,7 @@ use pillion_proxy::batcher::ToLink;
 use pillion_proxy::batcher::workers::{Worker, WorkerId, Workers};
 use pillion_proxy::job::{Ask, Class, Job, JobId, Progress, Reply};
 use pillion_proxy::link::inflight::Departure;
+use pillion_proxy::policy::company::Size;
 use pillion_proxy::policy::forecast::{Asked, Outcome};
 use pillion_proxy::policy::{Decision, Policy, View};
 use pillion_proxy::queue::{Limits, Queue};
@@ -102,6 +103,7 @@ pub(super) struct World<'a> {
     held_since: Option<Instant>,
     longest_hold: Duration,
     longest_waits: Vec<Duration>,
+    longest_passings: Vec<Duration>,
     _links: Vec<mpsc::Receiver<ToLink>>,
 }
 
@@ -142,6 +144,7 @@ impl<'a> World<'a> {
             held_since: None,
             longest_hold: Duration::ZERO,
             longest_waits: vec![Duration::ZERO; setting.requests.len()],
+            longest_passings: vec![Duration::ZERO; setting.requests.len()],
             _links: links,
         }
     }
@@ -401,9 +404,25 @@ impl<'a> World<'a> {
             let share = self.workers.share(&company.asked);
             let limits = Limits { members: most.min(share), tokens: u64::MAX, bytes: usize::MAX };
             let (jobs, _) = self.queue.take_batch(&company.cells, &limits);
+            self.watch_the_oldest(&jobs);
             self.depart(id, jobs);
         }
         self.policy.nobody_waits();
+    }
+
+    /// For how long the oldest has waited, where younger ones go before it.
+    fn watch_the_oldest(&mut self, leaving: &[Box<Job>]) {
+        let Some(oldest) = self.queue.cells().into_iter().min_by_key(|cell| cell.since) else { return };
+        if leaving.iter().any(|job| job.waits_since <= oldest.since) {
+            return;
+        }
+        for (request, longest) in self.setting.requests.iter().zip(&mut self.longest_passings) {
+            let mut asked = Asked::default();
+            asked.add(request.prompt as usize * BYTES, request.answer, 0);
+            if Size::of(&asked) == oldest.size {
+                *longest = (*longest).max(self.now - oldest.since);
+            }
+        }
     }
 
     fn depart(&mut self, id: WorkerId, mut jobs: Vec<Box<Job>>) {
@@ -454,6 +473,7 @@ impl<'a> World<'a> {
             idle,
             longest_hold: self.longest_hold,
             longest_waits: self.longest_waits,
+            longest_passings: self.longest_passings,
             preempted: self.preempted,
             ..Report::new(&self.answers, &self.setting.requests, self.batches, span)
         }

@@ -1,8 +1,11 @@
-use pillion_protocol::frame::{BatchCost, UnitCost};
+use pillion_protocol::frame::{BatchCost, Options, UnitCost};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::job::Class;
+use crate::policy::company::Size;
 
+const MINUTE: Duration = Duration::from_secs(60);
 /// A millisecond a step, a tenth of one for each member in it.
 const COST: UnitCost = UnitCost { step_ns: 1_000_000, member_ns: 100_000, prompt_ns: 0 };
 
@@ -113,4 +116,42 @@ fn a_released_worker_serves_no_more() {
     let (mut workers, now) = workers(&["a"]);
     workers.get_mut(WorkerId(1)).unwrap().released = true;
     assert!(workers.soonest(&asked(1), now).is_none() && workers.none_serving());
+}
+
+/// Workers that each have one member of ten left after 10 of 1000 steps, and no credit; and forty short ones that wait.
+fn shrunken(fingerprints: &[&str], timeout: Duration) -> (Workers, Policy, Vec<Cell>, Instant) {
+    let all: Vec<_> = fingerprints.iter().map(|fingerprint| (*fingerprint, COST)).collect();
+    let (mut workers, start) = workers_of(&all);
+    let mut long = Asked::default();
+    (0..10).for_each(|_| long.add(10, 1000, 0));
+    for id in 1..=fingerprints.len() as u64 {
+        let worker = workers.get_mut(WorkerId(id)).unwrap();
+        let departure = worker.take(long, Some(start + timeout), start);
+        worker.ended(departure.batch, 9);
+    }
+    let mut policy = Policy::new(50, Duration::from_millis(100));
+    policy.preemption.worked(Duration::from_secs(10));
+    let class = Class::new(&Options::default(), 0);
+    let cell = Cell { class, size: Size::of(&asked(1)), since: start, asked: asked(40) };
+    (workers, policy, vec![cell], start + Duration::from_millis(20))
+}
+
+#[test]
+fn a_batch_that_has_shrunk_gives_way_once() {
+    let (mut workers, policy, cells, now) = shrunken(&["a", "a"], MINUTE);
+    let (id, batch, _) = workers.should_give_way(&cells, 50, &policy, now).unwrap();
+    workers.get_mut(id).unwrap().give_way(batch);
+    assert_eq!(workers.should_give_way(&cells, 50, &policy, now), None, "an engine is on its way to them");
+}
+
+#[test]
+fn nobody_gives_way_who_might_have_to_start_again_or_be_too_late() {
+    let (workers, policy, cells, now) = shrunken(&["a", "b"], MINUTE);
+    assert_eq!(workers.should_give_way(&cells, 50, &policy, now), None, "the other one has another model");
+    let (workers, policy, cells, now) = shrunken(&["a"], Duration::from_secs(5));
+    assert_eq!(workers.should_give_way(&cells, 50, &policy, now), None, "its deadline is near");
+    let (mut workers, policy, cells, now) = shrunken(&["a"], MINUTE);
+    assert!(workers.should_give_way(&cells, 50, &policy, now).is_some());
+    workers.get_mut(WorkerId(1)).unwrap().credit = 1;
+    assert_eq!(workers.should_give_way(&cells, 50, &policy, now), None, "there is an engine for them");
 }
