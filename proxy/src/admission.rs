@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::promises::Promises;
+use self::promises::{Backlog, Promises};
 use crate::metrics::{Metrics, count};
 
 /// A refusal.
@@ -131,10 +131,11 @@ impl Admission {
     }
 
     fn promise(&self, n: usize, now: Instant) -> Duration {
-        let each = self.each();
-        let waiting = u32::try_from(self.state.texts.load(Relaxed)).unwrap_or(u32::MAX);
+        // Newcomers may have taken what is not kept, and what is foreseen is a little wrong.
+        let room = self.state.bounds.texts / MOST_KEPT * 3 / 4;
+        let backlog = Backlog { waiting: self.state.texts.load(Relaxed), each: self.each(), room };
         let now = now.saturating_duration_since(self.state.start);
-        let seconds = self.promises().make(n, now, each.saturating_mul(waiting), each);
+        let seconds = self.promises().make(n, now, &backlog);
         self.state.has_promised.store(true, Relaxed);
         Duration::from_secs(seconds)
     }
@@ -289,11 +290,12 @@ mod tests {
             Err(Rejected::QueueFull { retry_after }) => retry_after.as_secs(),
             other => panic!("{other:?}"),
         };
-        assert_eq!(refused(1, now), 2, "nothing has been measured yet");
+        // The better part of the queue is to be free.
+        assert_eq!(refused(1, now), 1, "nothing has been measured yet");
         door.set_pace(Duration::from_millis(33));
-        assert_eq!(refused(1, now), 4);
-        assert_eq!(refused(60, now), 6, "after the one before");
-        assert_eq!(refused(1, now + seconds(500)), 4);
+        assert_eq!(refused(1, now), 3);
+        assert_eq!(refused(60, now), 4, "after the ones before");
+        assert_eq!(refused(1, now + seconds(500)), 3);
     }
 
     #[test]

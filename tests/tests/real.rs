@@ -70,14 +70,15 @@ async fn a_short_member_is_answered_while_its_companion_runs_on() {
     // Wide enough for steps of a millisecond or more: the long member runs on for a fifth of a second.
     random_model(folder.path(), &["--layers", "8", "--width", "512", "--heads", "8", "--ffn", "2048"]);
     let (stack, tap) = serving(folder.path()).await;
-    let short = json!({"text": "a short one", "max_new_tokens": 5, "min_new_tokens": 5});
+    // Not so much shorter that they would better ride apart.
+    let short = json!({"text": "a short one", "max_new_tokens": 50, "min_new_tokens": 50});
     let long = json!({"text": "a longer one", "max_new_tokens": 200, "min_new_tokens": 5});
     let before = stack.metrics().await.sum("pillion_batches_total");
     let mut asked = together(&stack, 100, vec![short.clone(), long.clone()]).await;
     let long_answer = asked.pop().unwrap();
     let short_answer = asked.pop().unwrap().await.unwrap();
     assert!(!long_answer.is_finished(), "the short one had to wait for its companion");
-    assert_eq!(short_answer.json()["usage"]["completion_tokens"], 5, "{}", short_answer.text());
+    assert_eq!(short_answer.json()["usage"]["completion_tokens"], 50, "{}", short_answer.text());
     let long_answer = long_answer.await.unwrap();
     assert_eq!(long_answer.json()["finish_reason"], "length", "{}", long_answer.text());
     assert_eq!(long_answer.json()["usage"]["completion_tokens"], 200);
@@ -96,7 +97,8 @@ async fn a_one_token_prompt_gets_its_own_answer_beside_long_ones() {
     let folder = Folder::new();
     random_model(folder.path(), &["--no-bos"]);
     let (stack, tap) = serving(folder.path()).await;
-    let request = |text: String| json!({"text": text, "max_new_tokens": 12});
+    // So many that decoding, not the prompts, is most of the cost: all are alike then and ride together.
+    let request = |text: String| json!({"text": text, "max_new_tokens": 24});
     let texts = ["x".to_owned(), "lorem ipsum dolor sit amet ".repeat(4), "dolor ".repeat(30), "sit amet".to_owned()];
     let mut alone = Vec::new();
     for text in &texts {
