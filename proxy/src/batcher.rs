@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-pub use self::handle::{Handle, LinkPort, Past, Ticket};
+pub use self::handle::{Handle, LinkPort, Past, Stream, Ticket};
 use self::workers::{WorkerId, Workers};
 use crate::admission::Admission;
 use crate::job::{Failure, Job, JobRange};
@@ -398,6 +398,17 @@ impl Batcher {
                 continue;
             };
             let (mut jobs, filled) = self.queue.take_batch(&company.cells, &limits);
+            let members = jobs.len();
+            jobs.retain_mut(|job| match job.leave_queue(&worker.fingerprint, members, now) {
+                Ok(()) => true,
+                Err(failure) => {
+                    job.reply.take().fail(failure);
+                    false
+                }
+            });
+            if jobs.is_empty() {
+                continue;
+            }
             let trigger = match filled {
                 Filled::Members if jobs.len() == most => Trigger::Full,
                 Filled::Tokens => Trigger::Tokens,
@@ -408,8 +419,7 @@ impl Batcher {
             let mut asked = Asked::default();
             let may_give_way = jobs.iter().all(|job| job.may_give_way());
             let resumable_before = jobs.iter().map(|job| job.deadline).min().filter(|_| may_give_way);
-            for job in &mut jobs {
-                job.leave_queue(&worker.fingerprint);
+            for job in &jobs {
                 asked = asked.and(&job.asked());
                 self.metrics.queue_duration.record((now - job.admitted).as_secs_f64());
             }

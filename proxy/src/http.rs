@@ -2,17 +2,20 @@
 
 mod admin;
 mod body;
+mod call;
+mod events;
+mod fields;
 mod generate;
+mod record;
 mod request;
-pub mod response;
+mod response;
+mod trace;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
@@ -24,7 +27,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
-use self::response::ApiError;
+pub use self::events::AnswerBody;
+use self::record::Record;
+use self::response::{Api, ApiError};
 use crate::admission::Promise;
 use crate::batcher::{Handle, Past};
 use crate::metrics::{Endpoint, Metrics};
@@ -67,8 +72,8 @@ const MAX_HEAD: usize = 64 * 1024;
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// An answer: always whole, because nothing streams yet.
-pub type Answer = Response<Full<Bytes>>;
+/// An answer.
+pub type Answer = Response<AnswerBody>;
 
 impl Service {
     /// A service that puts requests into `handle`.
@@ -120,26 +125,36 @@ impl Service {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, scope: Scope, caller: &Caller) -> Answer {
-        let started = Instant::now();
+    async fn answer(&self, request: Request<Incoming>, scope: Scope, caller: &Arc<Caller>) -> Answer {
         let request_id = self.request_ids.of(request.headers());
         let endpoint = match endpoint(request.uri().path()) {
-            Endpoint::Generate if scope == Scope::Admin => Endpoint::Other,
+            endpoint if scope == Scope::Admin && !endpoint.is_admin() => Endpoint::Other,
             endpoint => endpoint,
         };
+        let api = match endpoint {
+            Endpoint::Generate => Api::Generate,
+            Endpoint::GenerateStream => Api::GenerateStream,
+            _ => return self.administer(endpoint, &request, request_id),
+        };
+        let now = Instant::now();
+        let record = Record::new(self.metrics.clone(), endpoint, request_id, request.headers(), now);
+        if request.method() == Method::POST {
+            self.call(api, request, caller, record).await
+        } else {
+            record.refuse(ApiError::Method { allow: "POST" }, api)
+        }
+    }
+
+    /// Answers what is no call: probes, metrics, and what is not there.
+    fn administer(&self, endpoint: Endpoint, request: &Request<Incoming>, request_id: HeaderValue) -> Answer {
         let answer = match (endpoint, request.method()) {
-            (Endpoint::Generate, &Method::POST) => self.generate(request, &request_id, started, caller).await,
-            (Endpoint::Generate, _) => Err(ApiError::Method { allow: "POST" }),
             (Endpoint::Other, _) => Err(ApiError::NotFound { path: request.uri().path().to_owned() }),
-            (_, &Method::GET | &Method::HEAD) => Ok(self.administer(endpoint)),
+            (_, &Method::GET | &Method::HEAD) => Ok(self.tell(endpoint)),
             _ => Err(ApiError::Method { allow: "GET, HEAD" }),
         };
-        let mut answer = answer.unwrap_or_else(|error| error.into_answer(&request_id));
+        let mut answer = answer.unwrap_or_else(|error| error.into_answer(&request_id, Api::Generate));
         answer.headers_mut().insert(&X_REQUEST_ID, request_id);
         self.metrics.request(endpoint, answer.status().as_u16());
-        if endpoint == Endpoint::Generate {
-            self.metrics.request_duration.record(started.elapsed().as_secs_f64());
-        }
         answer
     }
 }
@@ -203,6 +218,7 @@ async fn told(shutdown: &mut watch::Receiver<bool>) {
 fn endpoint(path: &str) -> Endpoint {
     match path {
         "/generate" => Endpoint::Generate,
+        "/generate_stream" => Endpoint::GenerateStream,
         "/livez" => Endpoint::Livez,
         "/healthz" => Endpoint::Healthz,
         "/readyz" => Endpoint::Readyz,

@@ -1,12 +1,16 @@
 //! What travels through the proxy: a job is one text of one request, on its way to exactly one terminal event.
 
+mod feed;
+mod reply;
+
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
-use pillion_protocol::frame::{FailureCode, FinishReason, Options, Prompt};
-use tokio::sync::oneshot;
+use pillion_protocol::frame::{Options, Prompt};
 use tokio::time::Instant;
+
+pub use self::feed::{Feed, News};
+pub use self::reply::{Completion, End, Failure, Reply};
 
 use crate::admission::QueueSlot;
 use crate::policy::forecast::Asked;
@@ -99,12 +103,23 @@ impl Ask {
 pub struct Progress {
     /// Token ids.
     pub produced: Vec<u32>,
-    /// Their text, as far as the worker has sent it.
+    /// Bytes of their text, as far as the worker has sent it.
+    pub sent: usize,
+    /// That text; nothing where it is streamed, for then it has gone on to the client.
     pub text: String,
     /// The fingerprint of the worker that produced them: only its equal may go on.
     pub fingerprint: Option<Arc<str>>,
     /// When the first of them arrived.
     pub first_token_at: Option<Instant>,
+}
+
+/// A job's leaving the queue with a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Boarding {
+    /// When it first did.
+    pub first: Instant,
+    /// Members of the latest batch.
+    pub members: usize,
 }
 
 /// One text on its way.
@@ -122,6 +137,8 @@ pub struct Job {
     pub deadline: Instant,
     /// What it has so far.
     pub progress: Progress,
+    /// Its latest batch.
+    pub boarding: Option<Boarding>,
     /// How often it has been sent to a worker.
     pub attempts: u32,
     /// How often it has been made to give way to others.
@@ -147,115 +164,23 @@ impl Job {
         self.gave_way < MOST_TIMES && !self.ask.class.options().look_back()
     }
 
-    /// The job leaves the queue for a worker with this fingerprint. What another model produced is forgotten, and so is
-    /// what was produced under options that look back: nothing of it has reached the client, so it starts again.
-    pub fn leave_queue(&mut self, fingerprint: &Arc<str>) {
+    /// The job leaves the queue, with so many members, for a worker with this fingerprint. What another model produced is forgotten, and so is
+    /// what was produced under options that look back: where nothing of it has reached the client, it starts again.
+    ///
+    /// # Errors
+    /// Something has.
+    pub fn leave_queue(&mut self, fingerprint: &Arc<str>, members: usize, now: Instant) -> Result<(), Failure> {
         self.slot = None;
         self.attempts += 1;
+        self.boarding = Some(Boarding { first: self.boarding.map_or(now, |boarding| boarding.first), members });
         let foreign = self.progress.fingerprint.as_ref().is_some_and(|theirs| theirs != fingerprint);
         if foreign || self.ask.class.options().look_back() {
+            if self.reply.is_stream() && self.progress.sent > 0 {
+                return Err(if foreign { Failure::ModelGone } else { Failure::NotResumable });
+            }
             self.progress = Progress::default();
         }
-    }
-}
-
-/// What a client hears of one text, once.
-pub type End = Result<Completion, Failure>;
-
-/// An answer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Completion {
-    /// The answer's text.
-    pub text: String,
-    /// Why it ended.
-    pub reason: FinishReason,
-    /// Tokens of the prompt.
-    pub prompt_tokens: u32,
-    /// Tokens of the answer.
-    pub completion_tokens: u32,
-    /// When the proxy saw the first token, if there was one.
-    pub first_token_at: Option<Instant>,
-}
-
-/// Why a text has no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// Its deadline passed before anything was produced.
-    #[error("the deadline passed before anything was produced")]
-    Deadline,
-    /// It would still have waited when its deadline passed, so it was not let in.
-    #[error("{ahead} texts go first, so the request would not be begun before its deadline")]
-    TooLate {
-        /// How many.
-        ahead: usize,
-        /// When they will be gone.
-        retry_after: Duration,
-    },
-    /// No worker came within `--worker-wait`.
-    #[error("no worker was connected in time")]
-    NoWorker,
-    /// Workers died under it, `--max-attempts` times.
-    #[error("the worker was lost, at attempt {attempts}")]
-    WorkerLost {
-        /// How often it was tried.
-        attempts: u32,
-    },
-    /// The worker refused it, or failed on it.
-    #[error("{message}")]
-    Worker {
-        /// The worker's code.
-        code: FailureCode,
-        /// The worker's words.
-        message: String,
-    },
-    /// The batch it was to ride in could not be sent.
-    #[error("the request could not be passed to a worker: {0}")]
-    Unsendable(String),
-    /// The proxy dropped it; that is a bug.
-    #[error("the request was lost inside the proxy")]
-    Internal,
-}
-
-/// Where a job's one terminal event goes. Its room was made at admission, so that sending never waits; dropping the reply
-/// unsent sends [`Failure::Internal`], so that no client waits for ever.
-#[derive(Debug)]
-pub struct Reply {
-    sender: Option<oneshot::Sender<End>>,
-}
-
-impl Reply {
-    /// A reply, and where its event comes out.
-    pub fn new() -> (Self, oneshot::Receiver<End>) {
-        let (sender, end) = oneshot::channel();
-        (Self { sender: Some(sender) }, end)
-    }
-
-    /// Whether nobody waits for the event any more.
-    pub fn is_abandoned(&self) -> bool {
-        self.sender.as_ref().is_none_or(oneshot::Sender::is_closed)
-    }
-
-    /// The job ended well.
-    pub fn finish(mut self, completion: Completion) {
-        self.send(Ok(completion));
-    }
-
-    /// The job ended badly.
-    pub fn fail(mut self, failure: Failure) {
-        self.send(Err(failure));
-    }
-
-    fn send(&mut self, end: End) {
-        if let Some(sender) = self.sender.take() {
-            // Whoever has gone away needs no answer.
-            let _ = sender.send(end);
-        }
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        self.send(Err(Failure::Internal));
+        Ok(())
     }
 }
 
@@ -274,23 +199,5 @@ mod tests {
         let one = Class::new(&Options::default(), 0);
         let other = Class::new(&Options { repetition_penalty: 1.1, ..Options::default() }, 0);
         assert_ne!(one, other);
-    }
-
-    #[test]
-    fn a_dropped_reply_still_says_something_and_a_used_one_says_its_own() {
-        let (dropped, mut end) = Reply::new();
-        drop(dropped);
-        assert_eq!(end.try_recv().unwrap(), Err(Failure::Internal));
-        let (used, mut end) = Reply::new();
-        assert!(!used.is_abandoned());
-        used.fail(Failure::Deadline);
-        assert_eq!(end.try_recv().unwrap(), Err(Failure::Deadline));
-    }
-
-    #[test]
-    fn a_reply_that_nobody_waits_for_says_so() {
-        let (reply, end) = Reply::new();
-        drop(end);
-        assert!(reply.is_abandoned());
     }
 }

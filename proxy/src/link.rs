@@ -320,6 +320,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
             prompt_tokens: finished.prompt_tokens,
             completion_tokens: finished.completion_tokens,
             first_token_at: job.progress.first_token_at,
+            boarding: job.boarding,
         });
     }
 
@@ -330,7 +331,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         for (batch, member, job) in self.inflight.expire(instant) {
             self.metrics.running.decrement(1.0);
             self.writer.put(&Frame::Cancel(batch, vec![member]))?;
-            let Job { progress, reply, .. } = *job;
+            let Job { progress, reply, boarding, .. } = *job;
             if progress.produced.is_empty() {
                 reply.fail(Failure::Deadline);
             } else {
@@ -341,6 +342,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                     prompt_tokens: 0,
                     completion_tokens: u32::try_from(progress.produced.len()).unwrap_or(u32::MAX),
                     first_token_at: progress.first_token_at,
+                    boarding,
                 });
             }
         }
@@ -374,8 +376,8 @@ fn member(job: &mut Job, now: Instant) -> Member {
         min_new_tokens: job.ask.class.min_new_tokens(),
         stop: job.ask.stop.to_vec(),
         deadline_ms: u64::try_from(left).unwrap_or(u64::MAX),
-        stream: false,
+        stream: job.reply.is_stream(),
         produced: job.progress.produced.clone(),
-        sent: job.progress.text.len() as u64,
+        sent: job.progress.sent as u64,
     }
 }

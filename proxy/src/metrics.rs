@@ -24,6 +24,7 @@ const STATUSES: [u16; 13] = [200, 400, 404, 405, 408, 413, 415, 422, 429, 500, 5
 #[allow(missing_docs, reason = "they are the paths")]
 pub enum Endpoint {
     Generate,
+    GenerateStream,
     Livez,
     Healthz,
     Readyz,
@@ -32,11 +33,21 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Self; 6] = [Self::Generate, Self::Livez, Self::Healthz, Self::Readyz, Self::Metrics, Self::Other];
+    const ALL: [Self; 7] =
+        [Self::Generate, Self::GenerateStream, Self::Livez, Self::Healthz, Self::Readyz, Self::Metrics, Self::Other];
+    /// Those of them that generate: the first ones.
+    const CALLS: usize = 2;
 
-    fn label(self) -> &'static str {
+    /// Whether it is for operators.
+    pub fn is_admin(self) -> bool {
+        matches!(self, Self::Livez | Self::Healthz | Self::Readyz | Self::Metrics)
+    }
+
+    /// As metrics and logs say it.
+    pub fn label(self) -> &'static str {
         match self {
             Self::Generate => "/generate",
+            Self::GenerateStream => "/generate_stream",
             Self::Livez => "/livez",
             Self::Healthz => "/healthz",
             Self::Readyz => "/readyz",
@@ -67,10 +78,11 @@ pub struct Metrics {
     handle: PrometheusHandle,
     requests: [[Counter; STATUSES.len() + 1]; Endpoint::ALL.len()],
     batches: [Counter; 4],
-    pub request_duration: Histogram,
+    /// By endpoint, and by whether the answer was streamed.
+    request_duration: [[Histogram; 2]; Endpoint::CALLS],
+    time_to_first_token: [Histogram; Endpoint::CALLS],
+    time_per_output_token: [Histogram; Endpoint::CALLS],
     pub queue_duration: Histogram,
-    pub time_to_first_token: Histogram,
-    pub time_per_output_token: Histogram,
     pub queue_depth: Gauge,
     pub running: Gauge,
     pub batch_size: Histogram,
@@ -126,6 +138,21 @@ impl Metrics {
         self.requests[endpoint as usize][place].increment(1);
     }
 
+    /// From a request's head to the end of its answer. Of an endpoint that generates; of another, the first one's.
+    pub fn request_duration(&self, endpoint: Endpoint, stream: bool) -> &Histogram {
+        &self.request_duration[call(endpoint)][usize::from(stream)]
+    }
+
+    /// From a request's admission to a text's first token.
+    pub fn time_to_first_token(&self, endpoint: Endpoint) -> &Histogram {
+        &self.time_to_first_token[call(endpoint)]
+    }
+
+    /// From a text's leaving the queue to its end, a token.
+    pub fn time_per_output_token(&self, endpoint: Endpoint) -> &Histogram {
+        &self.time_per_output_token[call(endpoint)]
+    }
+
     /// One batch that left.
     pub fn batch(&self, trigger: Trigger, members: usize) {
         self.batches[trigger as usize].increment(1);
@@ -136,6 +163,12 @@ impl Metrics {
     pub fn workers_connected(&self, model: &str) -> Gauge {
         with_local_recorder(&*self.recorder, || gauge!("pillion_workers_connected", "model" => model.to_owned()))
     }
+}
+
+/// An endpoint's place among those that generate.
+fn call(endpoint: Endpoint) -> usize {
+    let place = endpoint as usize;
+    if place < Endpoint::CALLS { place } else { 0 }
 }
 
 /// A count as a metric's value.
@@ -153,6 +186,7 @@ fn register(recorder: Arc<PrometheusRecorder>) -> Metrics {
             counter!("pillion_requests_total", "endpoint" => endpoint.label(), "code" => code)
         })
     });
+    let calls: [&str; Endpoint::CALLS] = std::array::from_fn(|place| Endpoint::ALL[place].label());
     gauge!("pillion_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1);
     Metrics {
         handle: recorder.handle(),
@@ -160,10 +194,16 @@ fn register(recorder: Arc<PrometheusRecorder>) -> Metrics {
         requests,
         batches: ["full", "idle", "hold", "tokens"]
             .map(|trigger| counter!("pillion_batches_total", "trigger" => trigger)),
-        request_duration: histogram!("pillion_request_duration_seconds", "endpoint" => "/generate", "stream" => "false"),
+        request_duration: calls.map(|endpoint| {
+            ["false", "true"].map(
+                |stream| histogram!("pillion_request_duration_seconds", "endpoint" => endpoint, "stream" => stream),
+            )
+        }),
+        time_to_first_token: calls
+            .map(|endpoint| histogram!("pillion_time_to_first_token_seconds", "endpoint" => endpoint)),
+        time_per_output_token: calls
+            .map(|endpoint| histogram!("pillion_time_per_output_token_seconds", "endpoint" => endpoint)),
         queue_duration: histogram!("pillion_queue_duration_seconds"),
-        time_to_first_token: histogram!("pillion_time_to_first_token_seconds", "endpoint" => "/generate"),
-        time_per_output_token: histogram!("pillion_time_per_output_token_seconds", "endpoint" => "/generate"),
         queue_depth: gauge!("pillion_queue_depth"),
         running: gauge!("pillion_running"),
         batch_size: histogram!("pillion_batch_size"),

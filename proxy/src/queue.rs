@@ -191,6 +191,7 @@ mod tests {
             waits_since: deadline - Duration::from_secs(60),
             deadline,
             progress: Progress::default(),
+            boarding: None,
             attempts: 0,
             gave_way: 0,
             slot: None,

@@ -15,6 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::events::Events;
+
 /// The longest wait for an answer: longer than any request of a test may take.
 const BOUND: Duration = Duration::from_secs(120);
 
@@ -56,6 +58,38 @@ impl Client {
     /// There is no answer.
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.send(Method::POST, path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    /// Posts JSON and reads the answer's events as they come.
+    ///
+    /// # Panics
+    /// There is no answer, or it is none of events.
+    pub async fn events(&self, path: &str, body: &Value) -> Events {
+        match self.try_events(path, body).await {
+            Ok(events) => events,
+            Err(answer) => panic!("no events from {path}: {answer:?}"),
+        }
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// The answer, where it is none of events.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub async fn try_events(&self, path: &str, body: &Value) -> Result<Events, Answer> {
+        let request = Request::post(format!("http://{}{path}", self.address))
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body.to_string())))
+            .expect("a request");
+        let answer = timeout(BOUND, self.pool.request(request)).await.expect("an answer in time").expect("an answer");
+        let (head, body) = answer.into_parts();
+        if head.headers.get("content-type").is_some_and(|value| value == "text/event-stream") {
+            return Ok(Events::new(head.headers, body));
+        }
+        let body = body.collect().await.expect("a whole body").to_bytes();
+        Err(Answer { status: head.status.as_u16(), headers: head.headers, body })
     }
 
     /// Gets a path.

@@ -2,6 +2,7 @@
 //!
 //! - [`stack`]: a proxy and its workers as child processes, in a folder of their own, gone when dropped.
 //! - [`client`]: requests, well-formed and not.
+//! - [`events`]: server-sent events, read as they come.
 //! - [`gate`]: holds a simulated worker's engine until a test lets it go on.
 //! - [`load`]: what `load-driver` is made of, an HTTP load generator.
 //! - [`memory`]: a proxy with simulated workers in one runtime, over pipes in memory.
@@ -13,6 +14,7 @@
 //! - [`simulator`]: the batching policy under a discrete-event clock.
 
 pub mod client;
+pub mod events;
 pub mod folder;
 pub mod gate;
 pub mod load;

@@ -10,7 +10,7 @@ use pillion_tests::random::SplitMix64;
 use pillion_tests::simulated::echo::expected;
 use pillion_tests::simulated::{Fault, FaultKind, Profile};
 use serde_json::json;
-use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -302,4 +302,27 @@ async fn every_rider_gets_its_own_answer_whatever_happens_to_the_workers() {
     for seed in first.parse().unwrap()..end.parse().unwrap() {
         a_rough_ride(seed).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_without_news_sends_its_head_after_five_seconds_and_then_keeps_alive() {
+    let mut memory = Memory::start(&[]);
+    let _worker = memory.worker(Profile { batch_cost: seconds(30), ..Profile::default() });
+    let mut client = memory.connect();
+    let body = json!({"text": "a"}).to_string();
+    let head = format!("POST /generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    let begun = Instant::now();
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(body.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    let mut when = Vec::new();
+    for awaited in ["HTTP/1.1 200 OK\r\n", ": keep-alive\n\n", "\"finish_reason\":\"stop\""] {
+        while !said.contains(awaited) {
+            let mut bytes = [0; 1024];
+            let read = client.read(&mut bytes).await.unwrap();
+            said.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+        }
+        when.push(begun.elapsed().as_secs());
+    }
+    assert_eq!(when, [5, 20, 30]);
 }

@@ -15,6 +15,8 @@ use crate::metrics::count;
 pub(super) const LONGEST: u64 = 60;
 /// Parts of a second in which the account is kept.
 const PARTS: u64 = 8;
+const PHASES: usize = 8;
+const PART: Duration = Duration::from_millis(125);
 /// For so many parts a place is kept; who comes later than that is a newcomer.
 const KEPT: u64 = 3 * PARTS;
 /// So many parts before it is due the queue begins to make room.
@@ -27,6 +29,7 @@ const SLACK: f64 = 1.1;
 const LATEST: f64 = 0.05;
 /// Parts that the account has room for: those to come, the present one, and those past for which places are kept.
 const PLACES: usize = 512;
+const _: () = assert!(PHASES as u64 == PARTS && PART.as_millis() * PARTS as u128 == 1000);
 const _: () = assert!(PLACES as u64 > LONGEST * PARTS + KEPT + 1);
 
 /// The account.
@@ -35,7 +38,7 @@ pub(super) struct Promises {
     /// Texts that are due in a part, by the part's remainder; those of past rounds are cleared as time goes on.
     due: [Due; PLACES],
     /// By the part's remainder within a second: from when on there may be room yet.
-    open: [u64; PARTS as usize],
+    open: [u64; PHASES],
     /// Of those who were sent away, those who come back when they were told to, lately.
     obeyed: f64,
     /// All parts before this have been cleared.
@@ -70,18 +73,17 @@ pub(super) struct Backlog {
 impl Backlog {
     /// Texts that are served within a part of a second.
     fn served(&self) -> f64 {
-        let part = Duration::from_secs(1).as_secs_f64() / (PARTS as f64);
-        part / (self.each.as_secs_f64() * SLACK).max(1e-9)
+        PART.as_secs_f64() / (self.each.as_secs_f64() * SLACK).max(1e-9)
     }
 }
 
 fn part(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(PARTS) / 1000
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX) / 125
 }
 
 impl Promises {
     pub(super) const fn new() -> Self {
-        Self { due: [Due::NONE; PLACES], open: [0; PARTS as usize], obeyed: 1.0, cleared: 0 }
+        Self { due: [Due::NONE; PLACES], open: [0; PHASES], obeyed: 1.0, cleared: 0 }
     }
 
     /// So many texts are sent away. After how many seconds they are to come back, 1 to 60. Where there is no room for them
@@ -179,7 +181,7 @@ impl Promises {
         }
         if until / PARTS > self.cleared / PARTS {
             // What was taken may be free again, where the pace or the share of those who come back is another.
-            self.open = [0; PARTS as usize];
+            self.open = [0; PHASES];
         }
         self.cleared = until;
     }

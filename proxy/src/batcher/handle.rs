@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::workers::WorkerId;
 use super::{FromLink, Message};
 use crate::admission::{Admission, Promise, Rejected};
-use crate::job::{Ask, End, Failure, Job, JobId, JobRange, Progress, Reply};
+use crate::job::{Ask, End, Failure, Feed, Job, JobId, JobRange, News, Progress, Reply};
 
 /// For requests. Cheap to clone; the batcher ends when all handles and ports are gone.
 #[derive(Clone, Debug)]
@@ -57,16 +57,40 @@ impl Handle {
     /// # Errors
     /// There is no room; nothing was admitted.
     pub fn submit(&self, asks: Vec<Ask>, past: Past, now: Instant, deadline: Instant) -> Result<Ticket, Rejected> {
-        let Past { answered, promised } = past;
+        let mut ends = Vec::with_capacity(asks.len());
+        let claim = self.admit(asks, past, now, deadline, |_| {
+            let (reply, end) = Reply::new();
+            ends.push(end);
+            reply
+        })?;
+        Ok(Ticket { ends, heard: 0, claim })
+    }
+
+    /// The same for a client that wants the answers as they are made.
+    ///
+    /// # Errors
+    /// There is no room; nothing was admitted.
+    pub fn stream(&self, asks: Vec<Ask>, past: Past, now: Instant, deadline: Instant) -> Result<Stream, Rejected> {
+        let open = asks.len();
+        let feed = Arc::new(Feed::new(open));
+        let claim = self.admit(asks, past, now, deadline, |text| Reply::streamed(feed.clone(), text))?;
+        Ok(Stream { feed, open, claim })
+    }
+
+    fn admit(
+        &self,
+        asks: Vec<Ask>,
+        Past { answered, promised }: Past,
+        now: Instant,
+        deadline: Instant,
+        mut reply: impl FnMut(usize) -> Reply,
+    ) -> Result<Claim, Rejected> {
         let texts = asks.len();
         let slots = self.admission.texts(texts, promised, now)?;
         let room = || self.outbox.clone().try_reserve_owned().map_err(|_| Rejected::Draining);
         let (submit, cancel) = (room()?, room()?);
-        let mut ends = Vec::with_capacity(texts);
         let first = self.next_job.fetch_add(texts as u64, Relaxed);
-        let jobs = (first..).zip(asks).zip(slots).map(|((id, ask), slot)| {
-            let (reply, end) = Reply::new();
-            ends.push(end);
+        let jobs = (first..).zip(asks).zip(slots).enumerate().map(|(text, ((id, ask), slot))| {
             Box::new(Job {
                 id: JobId(id),
                 ask,
@@ -74,14 +98,15 @@ impl Handle {
                 waits_since: now,
                 deadline,
                 progress: Progress::default(),
+                boarding: None,
                 attempts: 0,
                 gave_way: 0,
                 slot: Some(slot),
-                reply,
+                reply: reply(text),
             })
         });
         submit.send(Message::Submit(jobs.collect(), answered));
-        Ok(Ticket { ends, heard: 0, jobs: first..first + texts as u64, cancel: Some(cancel) })
+        Ok(Claim { jobs: first..first + texts as u64, cancel: Some(cancel) })
     }
 }
 
@@ -94,15 +119,37 @@ pub struct Past {
     pub promised: Option<Promise>,
 }
 
-/// A request's claim on its terminal events. Dropping it before they have all come cancels what is left.
+/// A request's right to be told of its ends. Dropping it before they have all come cancels what is left.
+#[derive(Debug)]
+struct Claim {
+    jobs: JobRange,
+    cancel: Option<mpsc::OwnedPermit<Message>>,
+}
+
+impl Claim {
+    /// All ends have come.
+    fn settle(&mut self) {
+        self.cancel = None;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(cancel) = self.cancel.take() {
+            cancel.send(Message::Cancel(self.jobs.clone()));
+        }
+    }
+}
+
+/// The terminal events of a request that is answered as a whole. Dropping it before they have all come cancels what is
+/// left.
 #[derive(Debug)]
 pub struct Ticket {
-    /// One a text, in the request's order.
+    /// One a text, in the request's order. Dropped before the claim, so that whoever is cancelled knows that nobody waits.
     ends: Vec<oneshot::Receiver<End>>,
     /// How many have come.
     heard: usize,
-    jobs: JobRange,
-    cancel: Option<mpsc::OwnedPermit<Message>>,
+    claim: Claim,
 }
 
 impl Ticket {
@@ -110,19 +157,42 @@ impl Ticket {
     pub async fn next(&mut self) -> Option<End> {
         let end = self.ends.get_mut(self.heard)?.await;
         self.heard += 1;
+        if self.heard == self.ends.len() {
+            self.claim.settle();
+        }
         // A reply says something even where it is dropped.
         Some(end.unwrap_or(Err(Failure::Internal)))
     }
 }
 
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if self.heard < self.ends.len()
-            && let Some(cancel) = self.cancel.take()
-        {
-            self.ends.clear();
-            cancel.send(Message::Cancel(self.jobs.clone()));
+/// The answers of a request as they are made. Dropping it before all have ended cancels what is left.
+#[derive(Debug)]
+pub struct Stream {
+    feed: Arc<Feed>,
+    /// Texts that have not ended.
+    open: usize,
+    claim: Claim,
+}
+
+impl Stream {
+    /// What is new; `None` once every text has ended. Safe to drop: nothing is lost by it.
+    pub async fn news(&mut self) -> Option<Vec<News>> {
+        if self.open == 0 {
+            return None;
         }
+        let news = self.feed.news().await;
+        self.open -= news.iter().filter(|news| news.end.is_some()).count();
+        if self.open == 0 {
+            self.claim.settle();
+        }
+        Some(news)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Before the claim is, so that whoever is cancelled knows that nobody waits.
+        self.feed.close();
     }
 }
 

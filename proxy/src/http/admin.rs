@@ -5,7 +5,7 @@ use super::{Answer, Service};
 use crate::metrics::Endpoint;
 
 impl Service {
-    pub(super) fn administer(&self, endpoint: Endpoint) -> Answer {
+    pub(super) fn tell(&self, endpoint: Endpoint) -> Answer {
         match endpoint {
             Endpoint::Readyz => probe(self.unready()),
             Endpoint::Metrics => metrics(self.metrics.render()),

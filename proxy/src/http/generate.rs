@@ -1,24 +1,19 @@
-//! `POST /generate`: one text or a list, one answer when all of it is there.
+//! How `/generate` and `/generate_stream` write their answers.
 
-use std::time::Duration;
-
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::header::HeaderValue;
-use pillion_protocol::frame::FinishReason;
 use serde::Serialize;
-use tokio::time::Instant;
-use tracing::info;
 
-use super::request::{self, GenerateRequest};
-use super::response::{ApiError, ErrorBody, ok};
-use super::{Answer, Caller, Service, body};
-use crate::admission::{Promise, Rejected};
-use crate::batcher::Ticket;
-use crate::job::{Completion, End, Failure};
+use super::Answer;
+use super::call::Shape;
+use super::events;
+use super::response::{Api, ApiError, ErrorBody, ok, reason_name};
+use crate::job::{Completion, End};
 
-/// The longest that a body may take to arrive, whatever the request's own timeout is.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The shape of both.
+#[derive(Debug)]
+pub(super) struct Generate {
+    /// Whether `text` was a list, so that the answer is one.
+    pub is_list: bool,
+}
 
 /// The answer, for one text or for a list.
 #[derive(Debug, Serialize)]
@@ -43,128 +38,88 @@ struct Usage {
     completion_tokens: u64,
 }
 
-impl Service {
-    pub(super) async fn generate(
-        &self,
-        request: Request<Incoming>,
-        request_id: &HeaderValue,
-        started: Instant,
-        caller: &Caller,
-    ) -> Result<Answer, ApiError> {
-        if self.is_draining() {
-            self.metrics.rejected_draining.increment(1);
-            return Err(Rejected::Draining.into());
-        }
-        body::check_content_type(request.headers())?;
-        let arriving = self.handle.admission().arriving();
-        let until = started + BODY_TIMEOUT.min(self.limits.request_timeout);
-        let admission = self.handle.admission();
-        let (bytes, reserved) =
-            body::read(request.into_body(), self.limits.body_bytes, started, until, admission).await?;
-        let GenerateRequest { asks, is_list, timeout } = request::parse(&bytes, &self.limits)?;
-        drop(bytes);
-        if self.log_prompts {
-            info!(?request_id, prompts = ?asks.iter().map(|ask| &ask.prompt).collect::<Vec<_>>(), "admitting");
-        }
-        let texts = asks.len();
-        let now = Instant::now();
-        let ticket = self.handle.submit(asks, caller.past(), now, now + timeout).inspect_err(|refused| {
-            if let Rejected::QueueFull { retry_after } = refused {
-                caller.is_to_come_back(Promise { due: now + *retry_after, texts });
-            }
-        })?;
-        drop(arriving);
-        let ends = collect(ticket, texts).await;
-        if !ends.iter().any(|end| matches!(end, Err(Failure::TooLate { .. }))) {
-            caller.has_its_answer(Instant::now());
-        }
-        // The prompts were kept until here, in case that a worker died.
-        drop(reserved);
-        self.measure(&ends, now);
-        if self.log_prompts {
-            info!(?request_id, answers = ?ends, "answering");
-        }
-        respond(&ends, is_list)
-    }
+/// An event of a stream.
+#[derive(Debug, Serialize)]
+struct Piece<'a> {
+    text: &'a str,
+    batch_id: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
 
-    fn measure(&self, ends: &[End], admitted: Instant) {
-        for completion in ends.iter().flatten() {
-            let Some(first) = completion.first_token_at else { continue };
-            self.metrics.time_to_first_token.record((first - admitted).as_secs_f64());
-            if completion.completion_tokens > 0 {
-                let each = admitted.elapsed().as_secs_f64() / f64::from(completion.completion_tokens);
-                self.metrics.time_per_output_token.record(each);
-            }
+/// The event that says why a text has no more.
+#[derive(Debug, Serialize)]
+struct Failed {
+    error: ErrorBody,
+    batch_id: usize,
+}
+
+impl Usage {
+    fn of(completion: &Completion) -> Self {
+        Self {
+            prompt_tokens: u64::from(completion.prompt_tokens),
+            completion_tokens: u64::from(completion.completion_tokens),
         }
     }
 }
 
-/// Every text's end, in the request's order.
-async fn collect(mut ticket: Ticket, texts: usize) -> Vec<End> {
-    let mut ends = Vec::with_capacity(texts);
-    while let Some(end) = ticket.next().await {
-        ends.push(end.and_then(outcome));
+impl Shape for Generate {
+    /// An error where nothing of the request went well.
+    fn whole(&self, ends: &[End]) -> Result<Answer, ApiError> {
+        if let Some(Err(first)) = ends.first()
+            && ends.iter().all(Result::is_err)
+        {
+            return Err(first.clone().into());
+        }
+        let mut usage = Usage::default();
+        for one in ends.iter().flatten().map(Usage::of) {
+            usage.prompt_tokens += one.prompt_tokens;
+            usage.completion_tokens += one.completion_tokens;
+        }
+        let reason = |end: &End| end.as_ref().map_or("error", |completion| reason_name(completion.reason));
+        let error =
+            |end: &End| end.as_ref().err().map(|failure| ApiError::Failed(failure.clone()).body(None, Api::Generate));
+        Ok(ok(&match ends {
+            [end] if !self.is_list => Generated {
+                text: OneOrMany::One(text(end)),
+                finish_reason: OneOrMany::One(reason(end)),
+                usage,
+                errors: None,
+            },
+            _ => Generated {
+                text: OneOrMany::Many(ends.iter().map(text).collect()),
+                finish_reason: OneOrMany::Many(ends.iter().map(reason).collect()),
+                usage,
+                errors: ends.iter().any(Result::is_err).then(|| ends.iter().map(error).collect()),
+            },
+        }))
     }
-    ends
-}
 
-/// A deadline that passed before anything was produced is a failure, whoever noticed it.
-fn outcome(completion: Completion) -> End {
-    if completion.reason == FinishReason::Deadline && completion.completion_tokens == 0 {
-        return Err(Failure::Deadline);
+    fn news(&mut self, text: usize, piece: &str, end: Option<&Completion>, out: &mut Vec<u8>) {
+        let finish_reason = end.map(|completion| reason_name(completion.reason));
+        let piece = Piece { text: piece, batch_id: text, finish_reason, usage: end.map(Usage::of) };
+        events::write(out, None, &piece);
     }
-    Ok(completion)
-}
 
-/// The answer: an error where nothing of the request went well, so that no failure hides behind a 200.
-fn respond(ends: &[End], is_list: bool) -> Result<Answer, ApiError> {
-    if let Some(Err(first)) = ends.first()
-        && ends.iter().all(Result::is_err)
-    {
-        return Err(first.clone().into());
+    fn failed(&mut self, text: usize, error: ApiError, api: Api, request_id: &str, out: &mut Vec<u8>) {
+        events::write(out, Some("error"), &Failed { error: error.body(Some(request_id), api), batch_id: text });
     }
-    let mut usage = Usage::default();
-    for completion in ends.iter().flatten() {
-        usage.prompt_tokens += u64::from(completion.prompt_tokens);
-        usage.completion_tokens += u64::from(completion.completion_tokens);
-    }
-    let reason = |end: &End| end.as_ref().map_or("error", |c| name(c.reason));
-    let error = |end: &End| end.as_ref().err().map(|failure| ApiError::Failed(failure.clone()).body(None));
-    Ok(ok(&match ends {
-        [end] if !is_list => Generated {
-            text: OneOrMany::One(text(end)),
-            finish_reason: OneOrMany::One(reason(end)),
-            usage,
-            errors: None,
-        },
-        _ => Generated {
-            text: OneOrMany::Many(ends.iter().map(text).collect()),
-            finish_reason: OneOrMany::Many(ends.iter().map(reason).collect()),
-            usage,
-            errors: ends.iter().any(Result::is_err).then(|| ends.iter().map(error).collect()),
-        },
-    }))
 }
 
 fn text(end: &End) -> Option<&str> {
     end.as_ref().ok().map(|completion| &*completion.text)
 }
 
-fn name(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Deadline => "deadline",
-        FinishReason::Cancelled => "cancelled",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
+    use pillion_protocol::frame::FinishReason;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::job::Failure;
 
     fn well(text: &str) -> Completion {
         Completion {
@@ -173,7 +128,12 @@ mod tests {
             prompt_tokens: 3,
             completion_tokens: 2,
             first_token_at: None,
+            boarding: None,
         }
+    }
+
+    fn respond(ends: &[End], is_list: bool) -> Result<Answer, ApiError> {
+        Generate { is_list }.whole(ends)
     }
 
     async fn body(answer: Answer) -> Value {
@@ -206,11 +166,20 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_with_nothing_produced_is_a_failure() {
-        let mut completion = well("");
-        completion.reason = FinishReason::Deadline;
-        assert!(outcome(completion.clone()).is_ok());
-        completion.completion_tokens = 0;
-        assert_eq!(outcome(completion), Err(Failure::Deadline));
+    fn a_stream_says_what_is_new_and_then_how_it_ended() {
+        let mut out = Vec::new();
+        let mut shape = Generate { is_list: true };
+        shape.news(1, "a\u{e9}", None, &mut out);
+        shape.news(0, "", Some(&well("not again")), &mut out);
+        shape.failed(1, Failure::NoWorker.into(), Api::GenerateStream, "r1", &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let events: Vec<&str> = text.split_terminator("\n\n").collect();
+        assert_eq!(events[0], "data: {\"text\":\"a\u{e9}\",\"batch_id\":1}");
+        let last: Value = serde_json::from_str(events[1].strip_prefix("data: ").unwrap()).unwrap();
+        let usage = json!({"prompt_tokens": 3, "completion_tokens": 2});
+        assert_eq!(last, json!({"text": "", "batch_id": 0, "finish_reason": "length", "usage": usage}));
+        let error: Value = serde_json::from_str(events[2].strip_prefix("event: error\ndata: ").unwrap()).unwrap();
+        assert_eq!(error["error"]["code"], "no_worker");
+        assert_eq!((&error["batch_id"], &error["error"]["request_id"]), (&json!(1), &json!("r1")));
     }
 }

@@ -1,40 +1,23 @@
-//! What a body of `POST /generate` may say: every field checked, every fault told by the field's name.
+//! What a body of `POST /generate` and `POST /generate_stream` may say.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use pillion_protocol::frame::{Options, Prompt};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::Limits;
+use super::call::Call;
+use super::fields::{Fields, MOST_NEW_TOKENS, fault, kind};
+use super::generate::Generate;
 use super::response::ApiError;
 use crate::job::{Ask, Class};
 
-/// A valid request.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct GenerateRequest {
-    /// One per text.
-    pub asks: Vec<Ask>,
-    /// Whether `text` was a list, so that the answer is one.
-    pub is_list: bool,
-    /// How long it may take.
-    pub timeout: Duration,
-}
-
 const DEFAULT_NEW_TOKENS: u32 = 128;
-/// More than any model has positions; the model's own limit is the worker's to check.
-const MOST_NEW_TOKENS: u32 = 1 << 24;
-const MOST_STOPS: usize = 16;
-const LONGEST_STOP: usize = 1024;
 
 /// Reads and checks a body.
-pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<GenerateRequest, ApiError> {
-    let value = serde_json::from_slice(body).map_err(|error| ApiError::NotJson(error.to_string()))?;
-    let Value::Object(map) = value else {
-        return Err(ApiError::Field { param: None, message: "the body must be a JSON object".into() });
-    };
-    let mut fields = Fields(map);
-    let (texts, is_list) = fields.texts(limits.texts)?;
+pub(super) fn parse(body: &[u8], limits: &Limits, stream: bool) -> Result<Call, ApiError> {
+    let mut fields = Fields::of(body)?;
+    let (texts, is_list) = texts(&mut fields, limits.texts)?;
     let max_new_tokens = fields.integer("max_new_tokens", 1, MOST_NEW_TOKENS)?.unwrap_or(DEFAULT_NEW_TOKENS);
     let min_new_tokens = fields.integer("min_new_tokens", 0, MOST_NEW_TOKENS)?.unwrap_or(0);
     if min_new_tokens > max_new_tokens {
@@ -50,119 +33,44 @@ pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<GenerateRequest, Api
         no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
     };
     let stop: Arc<[String]> = fields.stop()?.into();
-    let longest = u32::try_from(limits.request_timeout.as_millis()).unwrap_or(u32::MAX);
-    let timeout = fields.integer("timeout_ms", 1, longest)?;
+    let timeout = fields.timeout(limits.request_timeout)?;
     fields.no_more()?;
     let class = Class::new(&options, min_new_tokens);
     let asks = texts.into_iter().map(Prompt::Text);
     let asks = asks.map(|prompt| Ask { prompt, class, max_new_tokens, stop: stop.clone() }).collect();
-    let timeout = timeout.map_or(limits.request_timeout, |ms| Duration::from_millis(u64::from(ms)));
-    Ok(GenerateRequest { asks, is_list, timeout })
+    Ok(Call { asks, timeout, stream, shape: Box::new(Generate { is_list }) })
 }
 
-fn fault(param: &str, message: impl Into<String>) -> ApiError {
-    ApiError::Field { param: Some(param.into()), message: message.into() }
-}
-
-/// The fields that have not been read yet.
-struct Fields(Map<String, Value>);
-
-impl Fields {
-    /// The field's value; `null` counts as absent.
-    fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name).filter(|value| !value.is_null())
-    }
-
-    fn texts(&mut self, most: usize) -> Result<(Vec<String>, bool), ApiError> {
-        let fine = |text: &str| if text.is_empty() { Err(fault("text", "a text must not be empty")) } else { Ok(()) };
-        match self.take("text") {
-            Some(Value::String(text)) => fine(&text).map(|()| (vec![text], false)),
-            Some(Value::Array(items)) => {
-                if items.is_empty() || items.len() > most {
-                    return Err(fault("text", format!("text must hold 1 to {most} texts, not {}", items.len())));
-                }
-                let strings = items.into_iter().map(|item| match item {
-                    Value::String(text) => fine(&text).map(|()| text),
-                    other => Err(fault("text", format!("text must hold strings, not {}", kind(&other)))),
-                });
-                Ok((strings.collect::<Result<_, _>>()?, true))
+fn texts(fields: &mut Fields, most: usize) -> Result<(Vec<String>, bool), ApiError> {
+    let fine = |text: &str| if text.is_empty() { Err(fault("text", "a text must not be empty")) } else { Ok(()) };
+    match fields.take("text") {
+        Some(Value::String(text)) => fine(&text).map(|()| (vec![text], false)),
+        Some(Value::Array(items)) => {
+            if items.is_empty() || items.len() > most {
+                return Err(fault("text", format!("text must hold 1 to {most} texts, not {}", items.len())));
             }
-            Some(other) => {
-                Err(fault("text", format!("text must be a string or a list of strings, not {}", kind(&other))))
-            }
-            None => Err(fault("text", "text is missing: a string or a list of strings")),
+            let strings = items.into_iter().map(|item| match item {
+                Value::String(text) => fine(&text).map(|()| text),
+                other => Err(fault("text", format!("text must hold strings, not {}", kind(&other)))),
+            });
+            Ok((strings.collect::<Result<_, _>>()?, true))
         }
-    }
-
-    fn integer(&mut self, name: &str, least: u32, most: u32) -> Result<Option<u32>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        let number = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (least..=most).contains(n));
-        let wrong =
-            || fault(name, format!("{name} must be a whole number from {least} to {most}, not {}", shown(&value)));
-        number.map(Some).ok_or_else(wrong)
-    }
-
-    /// A number over 0 and at most `most`.
-    #[allow(clippy::cast_possible_truncation, reason = "the engine computes in single precision")]
-    fn number(&mut self, name: &str, most: f32) -> Result<Option<f32>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        let number = value.as_f64().map(|n| n as f32).filter(|&n| n > 0.0 && n <= most);
-        let wrong = || fault(name, format!("{name} must be a number over 0 and at most {most}, not {}", shown(&value)));
-        number.map(Some).ok_or_else(wrong)
-    }
-
-    fn stop(&mut self) -> Result<Vec<String>, ApiError> {
-        let items = match self.take("stop") {
-            None => return Ok(Vec::new()),
-            Some(Value::Array(items)) => items,
-            Some(one) => vec![one],
-        };
-        if items.len() > MOST_STOPS {
-            return Err(fault("stop", format!("stop must hold at most {MOST_STOPS} strings, not {}", items.len())));
-        }
-        let strings = items.into_iter().map(|item| match item {
-            Value::String(text) if (1..=LONGEST_STOP).contains(&text.len()) => Ok(text),
-            Value::String(_) => Err(fault("stop", format!("a stop string must have 1 to {LONGEST_STOP} bytes"))),
-            other => Err(fault("stop", format!("stop must be a string or a list of strings, not {}", kind(&other)))),
-        });
-        strings.collect()
-    }
-
-    fn no_more(self) -> Result<(), ApiError> {
-        match self.0.into_iter().next() {
-            Some((name, _)) => {
-                let name: String = name.chars().take(64).collect();
-                Err(fault(&name, format!("{name} is not a field of this request")))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// A number as it was written; of anything else only what it is, because it may be long or secret.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Number(number) => number.to_string(),
-        other => kind(other).to_owned(),
+        Some(other) => Err(fault("text", format!("text must be a string or a list of strings, not {}", kind(&other)))),
+        None => Err(fault("text", "text is missing: a string or a list of strings")),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const LIMITS: Limits = Limits { body_bytes: 1024, texts: 4, request_timeout: Duration::from_secs(60) };
+
+    fn parse(body: &[u8], limits: &Limits) -> Result<Call, ApiError> {
+        super::parse(body, limits, false)
+    }
 
     fn param(body: &str) -> Option<String> {
         match parse(body.as_bytes(), &LIMITS) {
@@ -177,7 +85,6 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_contract() {
         let request = parse(br#"{"text": "a"}"#, &LIMITS).unwrap();
-        assert!(!request.is_list);
         assert_eq!(request.timeout, Duration::from_secs(60));
         assert_eq!(
             request.asks,
@@ -203,7 +110,6 @@ mod tests {
             repetition_penalty: 1.5,
             no_repeat_ngram_size: 3,
         };
-        assert!(request.is_list);
         assert_eq!(request.timeout, Duration::from_millis(250));
         assert_eq!(request.asks.len(), 2);
         assert_eq!(request.asks[1].class, Class::new(&options, 2));

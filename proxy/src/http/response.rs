@@ -4,18 +4,37 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
-use pillion_protocol::frame::FailureCode;
+use pillion_protocol::frame::{FailureCode, FinishReason};
 use serde::Serialize;
 
 use super::Answer;
+use super::events::AnswerBody;
 use crate::admission::Rejected;
 use crate::job::Failure;
 
+/// Whose words and statuses an answer is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Api {
+    /// `/generate`, and whatever is not named here.
+    Generate,
+    /// `/generate_stream`.
+    GenerateStream,
+}
+
+impl Api {
+    /// The fields in which the prompt and the most new tokens are told.
+    fn fields(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Generate | Self::GenerateStream => ("text", "max_new_tokens"),
+        }
+    }
+}
+
 /// Whatever is wrong with a request, or with its answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ApiError {
+pub(super) enum ApiError {
     /// The body is not JSON.
     #[error("the body is not valid JSON: {0}")]
     NotJson(String),
@@ -64,7 +83,7 @@ pub enum ApiError {
 
 /// What of an error reaches the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ErrorBody {
+pub(super) struct ErrorBody {
     message: String,
     r#type: &'static str,
     code: &'static str,
@@ -89,7 +108,7 @@ impl ApiError {
         }
     }
 
-    fn code(&self) -> &'static str {
+    pub(super) fn code(&self) -> &'static str {
         match self {
             Self::NotJson(_) => "not_json",
             Self::Body(_) => "unreadable_body",
@@ -106,12 +125,12 @@ impl ApiError {
         }
     }
 
-    fn param(&self) -> Option<String> {
+    fn param(&self, api: Api) -> Option<String> {
         match self {
             Self::Field { param, .. } => param.clone(),
             Self::Failed(Failure::Worker { code, .. }) => match code {
-                FailureCode::EmptyPrompt => Some("text".into()),
-                FailureCode::TooManyTokens => Some("max_new_tokens".into()),
+                FailureCode::EmptyPrompt => Some(api.fields().0.into()),
+                FailureCode::TooManyTokens => Some(api.fields().1.into()),
                 _ => None,
             },
             _ => None,
@@ -119,7 +138,7 @@ impl ApiError {
     }
 
     /// The error as a client reads it.
-    pub fn body(&self, request_id: Option<&HeaderValue>) -> ErrorBody {
+    pub(super) fn body(&self, request_id: Option<&str>, api: Api) -> ErrorBody {
         let kind = if self.status().is_server_error() {
             "server_error"
         } else if self.status() == StatusCode::TOO_MANY_REQUESTS {
@@ -127,17 +146,17 @@ impl ApiError {
         } else {
             "invalid_request_error"
         };
-        let request_id = request_id.and_then(|id| id.to_str().ok()).map(str::to_owned);
-        ErrorBody { message: self.to_string(), r#type: kind, code: self.code(), param: self.param(), request_id }
+        let request_id = request_id.map(str::to_owned);
+        ErrorBody { message: self.to_string(), r#type: kind, code: self.code(), param: self.param(api), request_id }
     }
 
     /// The error as an answer.
-    pub fn into_answer(self, request_id: &HeaderValue) -> Answer {
+    pub(super) fn into_answer(self, request_id: &HeaderValue, api: Api) -> Answer {
         #[derive(Serialize)]
         struct Envelope {
             error: ErrorBody,
         }
-        let mut answer = json(self.status(), &Envelope { error: self.body(Some(request_id)) });
+        let mut answer = json(self.status(), &Envelope { error: self.body(request_id.to_str().ok(), api) });
         let headers = answer.headers_mut();
         match &self {
             Self::Method { allow } => {
@@ -163,7 +182,7 @@ fn failure_status(failure: &Failure) -> StatusCode {
         Failure::Deadline => StatusCode::GATEWAY_TIMEOUT,
         Failure::TooLate { .. } => StatusCode::TOO_MANY_REQUESTS,
         Failure::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
-        Failure::WorkerLost { .. } => StatusCode::BAD_GATEWAY,
+        Failure::WorkerLost { .. } | Failure::NotResumable | Failure::ModelGone => StatusCode::BAD_GATEWAY,
         Failure::Worker { code, .. } => match code {
             FailureCode::EmptyPrompt | FailureCode::TooManyTokens | FailureCode::InvalidRequest => {
                 StatusCode::UNPROCESSABLE_ENTITY
@@ -174,12 +193,25 @@ fn failure_status(failure: &Failure) -> StatusCode {
     }
 }
 
-fn failure_code(failure: &Failure) -> &'static str {
+/// How an answer ended, in the words of `/generate`.
+pub(super) fn reason_name(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Deadline => "deadline",
+        FinishReason::Cancelled => "cancelled",
+    }
+}
+
+/// Why a text has no answer, for programs.
+pub(super) fn failure_code(failure: &Failure) -> &'static str {
     match failure {
         Failure::Deadline => "deadline",
         Failure::TooLate { .. } => "deadline_out_of_reach",
         Failure::NoWorker => "no_worker",
         Failure::WorkerLost { .. } => "worker_lost",
+        Failure::NotResumable => "not_resumable",
+        Failure::ModelGone => "model_gone",
         Failure::Worker { code, .. } => match code {
             FailureCode::EmptyPrompt => "empty_prompt",
             FailureCode::TooManyTokens => "too_many_tokens",
@@ -191,30 +223,38 @@ fn failure_code(failure: &Failure) -> &'static str {
 }
 
 /// `value` as JSON.
-pub fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     // The types that are written here have no maps with other keys than strings, so writing them cannot fail.
     let body = serde_json::to_vec(value).unwrap_or_default();
     with_type(status, "application/json", body.into())
 }
 
 /// `value` as JSON, for a request that went well.
-pub fn ok(value: &impl Serialize) -> Answer {
+pub(super) fn ok(value: &impl Serialize) -> Answer {
     json(StatusCode::OK, value)
 }
 
 /// A probe's answer: ready or alive, or not and why.
-pub fn probe(fault: Option<&'static str>) -> Answer {
+pub(super) fn probe(fault: Option<&'static str>) -> Answer {
     let status = if fault.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     with_type(status, "text/plain; charset=utf-8", format!("{}\n", fault.unwrap_or("ok")).into())
 }
 
+/// The head of a stream of events, whose body is still to come. Nobody on the way is to keep it, or to collect it first.
+pub(super) fn event_stream() -> Answer {
+    let mut answer = with_type(StatusCode::OK, "text/event-stream", Bytes::new());
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    answer.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    answer
+}
+
 /// The metrics, in the version of Prometheus's text format that its scraper names.
-pub fn metrics(text: String) -> Answer {
+pub(super) fn metrics(text: String) -> Answer {
     with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into())
 }
 
 fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
+    let mut answer = Response::new(AnswerBody::Whole(Full::new(body)));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
@@ -242,7 +282,7 @@ mod tests {
     #[test]
     fn an_error_says_what_where_and_which_request() {
         let error = ApiError::Field { param: Some("stop".into()), message: "no".into() };
-        let body = serde_json::to_value(error.body(Some(&HeaderValue::from_static("r1")))).unwrap();
+        let body = serde_json::to_value(error.body(Some("r1"), Api::Generate)).unwrap();
         let expected = serde_json::json!({
             "message": "no", "type": "invalid_request_error", "code": "invalid_field", "param": "stop",
             "request_id": "r1"
@@ -253,7 +293,7 @@ mod tests {
     #[test]
     fn a_full_queue_says_when_to_come_back() {
         let error = ApiError::Rejected(Rejected::QueueFull { retry_after: Duration::from_secs(7) });
-        let answer = error.into_answer(&HeaderValue::from_static("r1"));
+        let answer = error.into_answer(&HeaderValue::from_static("r1"), Api::Generate);
         assert_eq!(answer.status(), 429);
         assert_eq!(answer.headers()[RETRY_AFTER], "7");
     }

@@ -131,14 +131,21 @@ impl InFlight {
         let asked = job.ask.max_new_tokens as usize;
         let progress = &mut job.progress;
         if progress.produced.len() + tokens.ids.len() > asked
-            || progress.text.len() + tokens.text.len() > asked.saturating_mul(TEXT_PER_TOKEN)
+            || progress.sent + tokens.text.len() > asked.saturating_mul(TEXT_PER_TOKEN)
         {
             return Err(Violation::TooMuch(id, tokens.member));
         }
-        if progress.produced.is_empty() && progress.text.is_empty() {
-            (progress.produced, progress.text) = (tokens.ids, tokens.text);
+        progress.sent += tokens.text.len();
+        if progress.produced.is_empty() {
+            progress.produced = tokens.ids;
         } else {
             progress.produced.extend(tokens.ids);
+        }
+        if job.reply.is_stream() {
+            job.reply.say(&tokens.text);
+        } else if progress.text.is_empty() {
+            progress.text = tokens.text;
+        } else {
             progress.text.push_str(&tokens.text);
         }
         progress.first_token_at.get_or_insert(now);

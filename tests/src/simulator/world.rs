@@ -244,6 +244,7 @@ impl<'a> World<'a> {
             waits_since: self.now,
             deadline: self.now + Duration::from_secs(1 << 30),
             progress: Progress::default(),
+            boarding: None,
             attempts: 0,
             gave_way: 0,
             slot: None,
@@ -431,7 +432,7 @@ impl<'a> World<'a> {
             jobs.iter().map(|job| job.deadline).min().filter(|_| jobs.iter().all(|job| job.may_give_way()));
         let mut asked = Asked::default();
         for job in &mut jobs {
-            job.leave_queue(&worker.fingerprint);
+            job.leave_queue(&worker.fingerprint, 1, self.now).expect("nothing streams");
             asked = asked.and(&job.asked());
             if let Some(Asker { kind, .. }) = self.askers.get(&job.id) {
                 self.longest_waits[*kind] = self.longest_waits[*kind].max(self.now - job.waits_since);

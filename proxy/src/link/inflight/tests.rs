@@ -20,6 +20,7 @@ fn job(id: u64, deadline: Instant) -> Box<Job> {
         waits_since: deadline,
         deadline,
         progress: Progress::default(),
+        boarding: None,
         attempts: 1,
         gave_way: 0,
         slot: None,

@@ -1,0 +1,115 @@
+//! The fields of a request's body, read one by one: every fault told by the field's name, with what is allowed, and what
+//! nobody has read is refused by name.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::response::ApiError;
+
+/// More than any model has positions; the model's own limit is the worker's to check.
+pub(super) const MOST_NEW_TOKENS: u32 = 1 << 24;
+const MOST_STOPS: usize = 16;
+const LONGEST_STOP: usize = 1024;
+
+pub(super) fn fault(param: &str, message: impl Into<String>) -> ApiError {
+    ApiError::Field { param: Some(param.into()), message: message.into() }
+}
+
+/// The fields that have not been read yet.
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Those of a body.
+    pub(super) fn of(body: &[u8]) -> Result<Self, ApiError> {
+        match serde_json::from_slice(body).map_err(|error| ApiError::NotJson(error.to_string()))? {
+            Value::Object(map) => Ok(Self(map)),
+            _ => Err(ApiError::Field { param: None, message: "the body must be a JSON object".into() }),
+        }
+    }
+
+    /// The field's value; `null` counts as absent.
+    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn integer(&mut self, name: &str, least: u32, most: u32) -> Result<Option<u32>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let number = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (least..=most).contains(n));
+        let wrong =
+            || fault(name, format!("{name} must be a whole number from {least} to {most}, not {}", shown(&value)));
+        number.map(Some).ok_or_else(wrong)
+    }
+
+    /// A number over 0 and at most `most`.
+    pub(super) fn number(&mut self, name: &str, most: f32) -> Result<Option<f32>, ApiError> {
+        self.number_where(name, &format!("over 0 and at most {most}"), |n| n > 0.0 && n <= most)
+    }
+
+    /// A number that is `allowed`, which says `fine`.
+    #[allow(clippy::cast_possible_truncation, reason = "the engine computes in single precision")]
+    pub(super) fn number_where(
+        &mut self,
+        name: &str,
+        allowed: &str,
+        fine: impl Fn(f32) -> bool,
+    ) -> Result<Option<f32>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let number = value.as_f64().map(|n| n as f32).filter(|&n| fine(n));
+        let wrong = || fault(name, format!("{name} must be a number {allowed}, not {}", shown(&value)));
+        number.map(Some).ok_or_else(wrong)
+    }
+
+    /// How long the request may take: a field of its own, at most and by default the longest of all.
+    pub(super) fn timeout(&mut self, longest: Duration) -> Result<Duration, ApiError> {
+        let most = u32::try_from(longest.as_millis()).unwrap_or(u32::MAX);
+        let timeout = self.integer("timeout_ms", 1, most)?;
+        Ok(timeout.map_or(longest, |ms| Duration::from_millis(u64::from(ms))))
+    }
+
+    pub(super) fn stop(&mut self) -> Result<Vec<String>, ApiError> {
+        let items = match self.take("stop") {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(items)) => items,
+            Some(one) => vec![one],
+        };
+        if items.len() > MOST_STOPS {
+            return Err(fault("stop", format!("stop must hold at most {MOST_STOPS} strings, not {}", items.len())));
+        }
+        let strings = items.into_iter().map(|item| match item {
+            Value::String(text) if (1..=LONGEST_STOP).contains(&text.len()) => Ok(text),
+            Value::String(_) => Err(fault("stop", format!("a stop string must have 1 to {LONGEST_STOP} bytes"))),
+            other => Err(fault("stop", format!("stop must be a string or a list of strings, not {}", kind(&other)))),
+        });
+        strings.collect()
+    }
+
+    pub(super) fn no_more(self) -> Result<(), ApiError> {
+        match self.0.into_iter().next() {
+            Some((name, _)) => {
+                let name: String = name.chars().take(64).collect();
+                Err(fault(&name, format!("{name} is not a field of this request")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A number as it was written; of anything else only what it is, because it may be long or secret.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Number(number) => number.to_string(),
+        other => kind(other).to_owned(),
+    }
+}
