@@ -65,6 +65,9 @@ pub struct Hello {
     pub max_batch_tokens: u32,
     /// Batches the worker runs at once.
     pub slots: u32,
+    /// Whether it takes chats as prompts: it has, or makes do with, a template that turns them into a text.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub chat: bool,
     /// What the engine's work costs, as measured before the worker dialled; nothing where it was not measured.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cost: UnitCost,
@@ -174,6 +177,10 @@ pub struct Member {
     pub prompt: Prompt,
     /// The most tokens to produce, those already produced included; at least 1.
     pub max_new_tokens: u32,
+    /// Whether fewer will do: `max_new_tokens` is then lowered to what the prompt leaves of the model's positions, if that is at
+    /// least 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub fit: bool,
     /// No end of sequence before so many, those already produced included.
     #[serde(default, skip_serializing_if = "is_default")]
     pub min_new_tokens: u32,
@@ -191,6 +198,12 @@ pub struct Member {
     /// Bytes of its text that have been sent on in earlier attempts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sent: u64,
+    /// What its request is called in the proxy's log, for the worker's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub request_id: String,
+    /// The trace that its request belongs to, as its client said it in `traceparent`; empty where it did not.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub traceparent: String,
 }
 
 /// What a member continues.
@@ -201,6 +214,17 @@ pub enum Prompt {
     Text(String),
     /// Token ids, taken as they are.
     Ids(Vec<u32>),
+    /// A chat, which the model's template turns into a text; only for a worker whose HELLO says that it takes chats.
+    Chat(Vec<Message>),
+}
+
+/// What somebody said in a chat. Special tokens in it are plain text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who: `system`, `user` or `assistant`.
+    pub role: String,
+    /// What.
+    pub content: String,
 }
 
 /// What one member produced since its last TOKENS.

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use pillion_protocol::frame::{
     Batch, BatchCost, FailureCode, FinishReason, Goodbye, GoodbyeReason, Heartbeat, Hello, Member, MemberFailed,
-    MemberFinished, MemberTokens, Options, Prompt, UnitCost, Welcome,
+    MemberFinished, MemberTokens, Message, Options, Prompt, UnitCost, Welcome,
 };
 use pillion_protocol::{BatchId, Frame, codec};
 
@@ -29,12 +29,15 @@ fn member(prompt: Prompt, max_new_tokens: u32, deadline_ms: u64) -> Member {
     Member {
         prompt,
         max_new_tokens,
+        fit: false,
         min_new_tokens: 0,
         stop: Vec::new(),
         deadline_ms,
         stream: false,
         produced: Vec::new(),
         sent: 0,
+        request_id: String::new(),
+        traceparent: String::new(),
     }
 }
 
@@ -50,6 +53,7 @@ fn hello() {
         vocabulary: 8192,
         max_batch_tokens: 4096,
         slots: 1,
+        chat: false,
         cost: UnitCost::default(),
     };
     pinned(
@@ -59,9 +63,9 @@ fn hello() {
     );
     let cost = UnitCost { step_ns: 3, member_ns: 2, prompt_ns: 1 };
     pinned(
-        &Frame::Hello(Hello { cost, ..hello }),
-        [0x50, 0x4c, 1, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 191],
-        br#"{"versions":[1,2],"software":"w 1","pid":7,"model":"m","fingerprint":"ab","positions":512,"vocabulary":8192,"max_batch_tokens":4096,"slots":1,"cost":{"step_ns":3,"member_ns":2,"prompt_ns":1}}"#,
+        &Frame::Hello(Hello { chat: true, cost, ..hello }),
+        [0x50, 0x4c, 1, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 203],
+        br#"{"versions":[1,2],"software":"w 1","pid":7,"model":"m","fingerprint":"ab","positions":512,"vocabulary":8192,"max_batch_tokens":4096,"slots":1,"chat":true,"cost":{"step_ns":3,"member_ns":2,"prompt_ns":1}}"#,
     );
 }
 
@@ -111,6 +115,18 @@ fn batch_with_only_what_is_needed() {
 }
 
 #[test]
+fn batch_with_a_chat() {
+    let said = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let chat = Prompt::Chat(vec![said("system", "Be brief."), said("user", "2+3?")]);
+    let batch = Batch { options: Options::default(), members: vec![member(chat, 8, 1)] };
+    pinned(
+        &Frame::Batch(BatchId(1), batch),
+        [0x50, 0x4c, 1, 0x11, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 14],
+        br#"{"options":{"sampling_topk":1,"sampling_topp":1.0,"sampling_temperature":1.0,"repetition_penalty":1.0,"no_repeat_ngram_size":0},"members":[{"prompt":{"chat":[{"role":"system","content":"Be brief."},{"role":"user","content":"2+3?"}]},"max_new_tokens":8,"deadline_ms":1}]}"#,
+    );
+}
+
+#[test]
 fn batch_with_everything() {
     let options = Options {
         sampling_topk: 40,
@@ -125,12 +141,15 @@ fn batch_with_everything() {
         stream: true,
         produced: vec![10, 11],
         sent: 5,
+        fit: true,
+        request_id: "r1".into(),
+        traceparent: "00-1-2-03".into(),
         ..member(Prompt::Ids(vec![2, 300]), 8, 1)
     };
     pinned(
         &Frame::Batch(BatchId(1), Batch { options, members: vec![resumed] }),
-        [0x50, 0x4c, 1, 0x11, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 27],
-        "{\"options\":{\"sampling_topk\":40,\"sampling_topp\":0.9,\"sampling_temperature\":0.7,\"repetition_penalty\":1.2,\"no_repeat_ngram_size\":3},\"members\":[{\"prompt\":{\"ids\":[2,300]},\"max_new_tokens\":8,\"min_new_tokens\":2,\"stop\":[\"\\n\",\"é\"],\"deadline_ms\":1,\"stream\":true,\"produced\":[10,11],\"sent\":5}]}"
+        [0x50, 0x4c, 1, 0x11, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 82],
+        "{\"options\":{\"sampling_topk\":40,\"sampling_topp\":0.9,\"sampling_temperature\":0.7,\"repetition_penalty\":1.2,\"no_repeat_ngram_size\":3},\"members\":[{\"prompt\":{\"ids\":[2,300]},\"max_new_tokens\":8,\"fit\":true,\"min_new_tokens\":2,\"stop\":[\"\\n\",\"é\"],\"deadline_ms\":1,\"stream\":true,\"produced\":[10,11],\"sent\":5,\"request_id\":\"r1\",\"traceparent\":\"00-1-2-03\"}]}"
             .as_bytes(),
     );
 }

@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 use pillion_protocol::frame::{
     Batch, BatchCost, FailureCode, FinishReason, Goodbye, GoodbyeReason, Heartbeat, Hello, Member, MemberFailed,
-    MemberFinished, MemberTokens, Options, Prompt, UnitCost, Welcome,
+    MemberFinished, MemberTokens, Message, Options, Prompt, UnitCost, Welcome,
 };
 use pillion_protocol::{BatchId, Frame, MemberIndex, codec};
 use proptest::collection::vec;
@@ -30,38 +30,51 @@ fn options() -> impl Strategy<Value = Options> {
 }
 
 fn prompt() -> impl Strategy<Value = Prompt> {
-    prop_oneof![text().prop_map(Prompt::Text), vec(any::<u32>(), 0..8).prop_map(Prompt::Ids)]
+    let message = (text(), text()).prop_map(|(role, content)| Message { role, content });
+    prop_oneof![
+        text().prop_map(Prompt::Text),
+        vec(any::<u32>(), 0..8).prop_map(Prompt::Ids),
+        vec(message, 0..3).prop_map(Prompt::Chat),
+    ]
 }
 
 fn member() -> impl Strategy<Value = Member> {
     let limits = (any::<u32>(), any::<u32>(), any::<u64>());
     let resumed = (vec(any::<u32>(), 0..8), any::<u64>());
-    (prompt(), limits, vec(text(), 0..3), any::<bool>(), resumed).prop_map(
-        |(prompt, (max_new_tokens, min_new_tokens, deadline_ms), stop, stream, (produced, sent))| Member {
-            prompt,
-            max_new_tokens,
-            min_new_tokens,
-            stop,
-            deadline_ms,
-            stream,
-            produced,
-            sent,
+    let names = (text(), text());
+    (prompt(), limits, vec(text(), 0..3), any::<[bool; 2]>(), resumed, names).prop_map(
+        |(prompt, (max_new_tokens, min_new_tokens, deadline_ms), stop, [stream, fit], (produced, sent), names)| {
+            Member {
+                prompt,
+                max_new_tokens,
+                fit,
+                min_new_tokens,
+                stop,
+                deadline_ms,
+                stream,
+                produced,
+                sent,
+                request_id: names.0,
+                traceparent: names.1,
+            }
         },
     )
 }
 
 fn hello() -> impl Strategy<Value = Hello> {
-    (vec(any::<u8>(), 0..8), text(), text(), text(), any::<[u32; 5]>(), any::<[u64; 3]>()).prop_map(
-        |(versions, software, model, fingerprint, [pid, positions, vocabulary, max_batch_tokens, slots], cost)| Hello {
+    let says = (text(), text(), text(), any::<bool>());
+    (vec(any::<u8>(), 0..8), says, any::<[u32; 5]>(), any::<[u64; 3]>()).prop_map(
+        |(versions, says, [pid, positions, vocabulary, max_batch_tokens, slots], cost)| Hello {
             versions,
-            software,
+            software: says.0,
             pid,
-            model,
-            fingerprint,
+            model: says.1,
+            fingerprint: says.2,
             positions,
             vocabulary,
             max_batch_tokens,
             slots,
+            chat: says.3,
             cost: UnitCost { step_ns: cost[0], member_ns: cost[1], prompt_ns: cost[2] },
         },
     )

@@ -7,10 +7,11 @@
 //! cancellation, so a client that goes away never has to wait to say so.
 
 mod handle;
+pub mod models;
 pub mod workers;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use pillion_protocol::BatchId;
 use pillion_protocol::codec::{MAX_BATCH_MEMBERS, MAX_BATCH_TEXT};
@@ -19,10 +20,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-pub use self::handle::{Handle, LinkPort, Past, Stream, Ticket};
+pub use self::handle::{About, Handle, LinkPort, Past, Stream, Ticket};
+use self::models::Models;
 use self::workers::{WorkerId, Workers};
 use crate::admission::Admission;
-use crate::job::{Failure, Job, JobRange};
+use crate::job::{Class, Failure, Job, JobRange, ModelId};
 use crate::link::inflight::{Arrival, Departure};
 use crate::metrics::{Metrics, Trigger};
 use crate::policy::forecast::Asked;
@@ -96,6 +98,15 @@ pub enum ToLink {
     Dump,
 }
 
+/// Who is there to serve.
+#[derive(Clone, Debug, Default)]
+pub struct Serving {
+    /// Workers that are connected and take batches.
+    pub workers: usize,
+    /// The models that they have, or had.
+    pub models: Models,
+}
+
 /// Messages dealt with before the batcher looks at the queue again.
 const MESSAGES_AT_ONCE: usize = 256;
 
@@ -106,7 +117,7 @@ pub struct Batcher {
     admission: Admission,
     metrics: Arc<Metrics>,
     inbox: mpsc::Receiver<Message>,
-    ready: watch::Sender<usize>,
+    serving: watch::Sender<Serving>,
     queue: Queue,
     workers: Workers,
     no_worker_since: Instant,
@@ -120,14 +131,14 @@ pub struct Batcher {
 pub fn batcher(settings: Settings, admission: Admission, metrics: Arc<Metrics>) -> (Handle, LinkPort, Batcher) {
     // Two places a request, and some for links, which wait for theirs.
     let (outbox, inbox) = mpsc::channel(settings.max_requests.saturating_mul(2).saturating_add(1024));
-    let (ready, serving) = watch::channel(0);
-    let handle = Handle::new(outbox.clone(), admission.clone(), serving);
+    let (serving, seen) = watch::channel(Serving::default());
+    let handle = Handle::new(outbox.clone(), admission.clone(), seen);
     let batcher = Batcher {
         settings,
         admission,
         metrics,
         inbox,
-        ready,
+        serving,
         queue: Queue::default(),
         workers: Workers::default(),
         no_worker_since: Instant::now(),
@@ -189,8 +200,9 @@ impl Batcher {
             }
         }
         let own = jobs.iter().fold(Asked::default(), |all, job| all.and(&job.asked()));
-        let deadline = jobs.first().map(|job| job.deadline);
-        if let Some(refusal) = deadline.and_then(|deadline| self.too_late(&own, deadline, Instant::now())) {
+        let first = jobs.first().map(|job| (job.ask.class, job.deadline));
+        let too_late = |(class, deadline)| self.too_late(&own, &class, deadline, Instant::now());
+        if let Some(refusal) = first.and_then(too_late) {
             self.metrics.rejected_deadline.increment(1);
             jobs.into_iter().for_each(|job| job.reply.fail(refusal.clone()));
             return;
@@ -206,7 +218,9 @@ impl Batcher {
                     self.lost_workers -= 1;
                     self.metrics.worker_reconnects.increment(1);
                 }
-                self.workers.add(id, hello, link, Instant::now());
+                let mut model = ModelId::ANY;
+                self.serving.send_modify(|serving| model = serving.models.announced(&hello, SystemTime::now()));
+                self.workers.add(id, hello, model, link, Instant::now());
             }
             FromLink::Credit(grant) => {
                 if let Some(worker) = self.workers.get_mut(id) {
@@ -251,6 +265,7 @@ impl Batcher {
             FromLink::Down(jobs) => {
                 if let Some(worker) = self.workers.remove(id) {
                     self.metrics.workers_connected(&worker.hello.model).decrement(1.0);
+                    self.serving.send_modify(|serving| serving.models.left(worker.model));
                     self.lost_workers += 1;
                 }
                 for job in jobs {
@@ -279,7 +294,7 @@ impl Batcher {
 
     fn tell_ready(&mut self) {
         let serving = self.workers.iter().filter(|worker| !worker.released).count();
-        let changed = self.ready.send_if_modified(|known| std::mem::replace(known, serving) != serving);
+        let changed = self.serving.send_if_modified(|known| std::mem::replace(&mut known.workers, serving) != serving);
         if changed && serving == 0 {
             self.no_worker_since = Instant::now();
         }
@@ -306,15 +321,16 @@ impl Batcher {
     }
 
     /// Why a request whose texts ask for all this is not let in: those before it will take until after its deadline.
-    fn too_late(&self, own: &Asked, deadline: Instant, now: Instant) -> Option<Failure> {
-        if self.workers.have_credit() {
+    fn too_late(&self, own: &Asked, class: &Class, deadline: Instant, now: Instant) -> Option<Failure> {
+        if self.workers.have_credit_for(class) {
             return None;
         }
         // The fastest, and nothing of the batches that run: nobody is refused who might have been in time.
-        let workers = self.workers.iter().filter(|worker| !worker.released);
+        let workers = self.workers.iter().filter(|worker| !worker.released && class.is_for(worker.model));
         let fastest = workers.min_by_key(|worker| worker.forecast.time(own))?;
         let time = |asked: &Asked| fastest.forecast.time(asked);
-        let cells = self.queue.cells();
+        let mut cells = self.queue.cells();
+        cells.retain(|cell| cell.class.may_share_a_worker(class));
         let ahead = backlog::ahead(&cells, own, time);
         let engines = u32::try_from(self.workers.engines()).unwrap_or(u32::MAX);
         let retry_after = backlog::time_for(ahead.clone(), self.most(), time) / engines.max(1);
@@ -370,10 +386,11 @@ impl Batcher {
             }
             let most = self.most();
             let rate = self.policy.texts_per_second(now);
-            let (id, company) = self.workers.next(self.queue.cells(), most, rate, now)?;
+            let (id, company) = self.workers.next(&self.queue.cells(), most, rate, now)?;
             let asked = company.asked;
-            let share = self.workers.share(&asked);
             let engines = self.workers.engines();
+            let model = self.workers.get_mut(id)?.model;
+            let share = self.workers.share(&asked, model);
             let worker = self.workers.get_mut(id)?;
             let (ending, ends_in) = worker.ending(now);
             let (fixed_cost, member_cost) = worker.forecast.costs(&asked);

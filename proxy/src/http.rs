@@ -6,6 +6,7 @@ mod call;
 mod events;
 mod fields;
 mod generate;
+mod openai;
 mod record;
 mod request;
 mod response;
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 pub use self::events::AnswerBody;
+use self::openai::models;
 use self::record::Record;
 use self::response::{Api, ApiError};
 use crate::admission::Promise;
@@ -134,6 +136,8 @@ impl Service {
         let api = match endpoint {
             Endpoint::Generate => Api::Generate,
             Endpoint::GenerateStream => Api::GenerateStream,
+            Endpoint::Completions => Api::Completions,
+            Endpoint::ChatCompletions => Api::Chat,
             _ => return self.administer(endpoint, &request, request_id),
         };
         let now = Instant::now();
@@ -147,12 +151,14 @@ impl Service {
 
     /// Answers what is no call: probes, metrics, and what is not there.
     fn administer(&self, endpoint: Endpoint, request: &Request<Incoming>, request_id: HeaderValue) -> Answer {
+        let api = if endpoint == Endpoint::Models { Api::Models } else { Api::Generate };
         let answer = match (endpoint, request.method()) {
+            (Endpoint::Models, &Method::GET | &Method::HEAD) => models::answer(request.uri().path(), &self.handle),
             (Endpoint::Other, _) => Err(ApiError::NotFound { path: request.uri().path().to_owned() }),
             (_, &Method::GET | &Method::HEAD) => Ok(self.tell(endpoint)),
             _ => Err(ApiError::Method { allow: "GET, HEAD" }),
         };
-        let mut answer = answer.unwrap_or_else(|error| error.into_answer(&request_id, Api::Generate));
+        let mut answer = answer.unwrap_or_else(|error| error.into_answer(&request_id, api));
         answer.headers_mut().insert(&X_REQUEST_ID, request_id);
         self.metrics.request(endpoint, answer.status().as_u16());
         answer
@@ -219,6 +225,9 @@ fn endpoint(path: &str) -> Endpoint {
     match path {
         "/generate" => Endpoint::Generate,
         "/generate_stream" => Endpoint::GenerateStream,
+        "/v1/completions" => Endpoint::Completions,
+        "/v1/chat/completions" => Endpoint::ChatCompletions,
+        path if path == models::PATH || path.starts_with("/v1/models/") => Endpoint::Models,
         "/livez" => Endpoint::Livez,
         "/healthz" => Endpoint::Healthz,
         "/readyz" => Endpoint::Readyz,

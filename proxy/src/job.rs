@@ -23,6 +23,20 @@ pub struct JobId(pub u64);
 /// The jobs of one request: consecutive numbers.
 pub type JobRange = Range<u64>;
 
+/// The model that a job is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModelId(u32);
+
+impl ModelId {
+    /// Any will do.
+    pub const ANY: Self = Self(0);
+
+    /// That of a model; `number` is at least 1.
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+}
+
 /// What must be equal for two jobs to share a batch: the engine takes these for a whole call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Class {
@@ -32,6 +46,7 @@ pub struct Class {
     penalty: u32,
     ngram: u32,
     min_new_tokens: u32,
+    model: ModelId,
 }
 
 impl Class {
@@ -44,7 +59,24 @@ impl Class {
             penalty: options.repetition_penalty.to_bits(),
             ngram: options.no_repeat_ngram_size,
             min_new_tokens,
+            model: ModelId::ANY,
         }
+    }
+
+    /// The same for one model, or for [any](ModelId::ANY).
+    #[must_use]
+    pub fn of_model(self, model: ModelId) -> Self {
+        Self { model, ..self }
+    }
+
+    /// Whether a worker with this model can serve it.
+    pub fn is_for(&self, model: ModelId) -> bool {
+        self.model == ModelId::ANY || self.model == model
+    }
+
+    /// Whether one worker may serve both, as far as the model goes.
+    pub fn may_share_a_worker(&self, other: &Self) -> bool {
+        self.is_for(other.model) || other.model == ModelId::ANY
     }
 
     /// The options that every member of the class has.
@@ -64,6 +96,18 @@ impl Class {
     }
 }
 
+/// Bytes that a message of a chat takes on the wire beside its texts.
+const MESSAGE: usize = 32;
+
+/// What a request is called in logs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Its `x-request-id`.
+    pub request_id: String,
+    /// Its `traceparent`; empty where it brought none.
+    pub traceparent: String,
+}
+
 /// What a client asked of one text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ask {
@@ -73,6 +117,8 @@ pub struct Ask {
     pub class: Class,
     /// The most tokens to produce, at least 1.
     pub max_new_tokens: u32,
+    /// Whether fewer will do, where the prompt leaves fewer of the model's positions.
+    pub fit: bool,
     /// Texts at which the answer ends.
     pub stop: Arc<[String]>,
 }
@@ -84,6 +130,7 @@ impl Ask {
         let prompt = match &self.prompt {
             Prompt::Text(text) => text.len() / 3 + 1,
             Prompt::Ids(ids) => ids.len(),
+            Prompt::Chat(messages) => messages.iter().map(|said| said.content.len() / 3 + 5).sum(),
         };
         prompt as u64 + u64::from(self.max_new_tokens)
     }
@@ -93,6 +140,7 @@ impl Ask {
         let prompt = match &self.prompt {
             Prompt::Text(text) => text.len(),
             Prompt::Ids(ids) => ids.len() * 8,
+            Prompt::Chat(messages) => messages.iter().map(|said| said.content.len() + said.role.len() + MESSAGE).sum(),
         };
         prompt + self.stop.iter().map(String::len).sum::<usize>()
     }
@@ -129,6 +177,8 @@ pub struct Job {
     pub id: JobId,
     /// What was asked.
     pub ask: Ask,
+    /// Whose it is, for logs.
+    pub origin: Arc<Origin>,
     /// When it was admitted.
     pub admitted: Instant,
     /// Since when it waits for its turn: its admission, or when it last gave way to others.
@@ -192,6 +242,15 @@ mod tests {
     fn a_class_gives_back_its_options() {
         let options = Options { sampling_topp: 0.9, repetition_penalty: 1.2, ..Options::default() };
         assert_eq!(Class::new(&options, 3).options(), options);
+    }
+
+    #[test]
+    fn a_class_of_one_model_is_for_that_model_alone() {
+        let any = Class::new(&Options::default(), 0);
+        let (one, two) = (ModelId::new(1), ModelId::new(2));
+        assert!(any.is_for(one) && any.of_model(one).is_for(one) && !any.of_model(one).is_for(two));
+        assert!(any.may_share_a_worker(&any.of_model(one)) && any.of_model(one).may_share_a_worker(&any));
+        assert!(!any.of_model(two).may_share_a_worker(&any.of_model(one)));
     }
 
     #[test]

@@ -373,11 +373,14 @@ fn member(job: &mut Job, now: Instant) -> Member {
     Member {
         prompt: std::mem::replace(&mut job.ask.prompt, Prompt::Ids(Vec::new())),
         max_new_tokens: job.ask.max_new_tokens,
+        fit: job.ask.fit,
         min_new_tokens: job.ask.class.min_new_tokens(),
         stop: job.ask.stop.to_vec(),
         deadline_ms: u64::try_from(left).unwrap_or(u64::MAX),
         stream: job.reply.is_stream(),
         produced: job.progress.produced.clone(),
         sent: job.progress.sent as u64,
+        request_id: job.origin.request_id.clone(),
+        traceparent: job.origin.traceparent.clone(),
     }
 }

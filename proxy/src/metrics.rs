@@ -25,6 +25,9 @@ const STATUSES: [u16; 13] = [200, 400, 404, 405, 408, 413, 415, 422, 429, 500, 5
 pub enum Endpoint {
     Generate,
     GenerateStream,
+    Completions,
+    ChatCompletions,
+    Models,
     Livez,
     Healthz,
     Readyz,
@@ -33,10 +36,20 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Self; 7] =
-        [Self::Generate, Self::GenerateStream, Self::Livez, Self::Healthz, Self::Readyz, Self::Metrics, Self::Other];
+    const ALL: [Self; 10] = [
+        Self::Generate,
+        Self::GenerateStream,
+        Self::Completions,
+        Self::ChatCompletions,
+        Self::Models,
+        Self::Livez,
+        Self::Healthz,
+        Self::Readyz,
+        Self::Metrics,
+        Self::Other,
+    ];
     /// Those of them that generate: the first ones.
-    const CALLS: usize = 2;
+    const CALLS: usize = 4;
 
     /// Whether it is for operators.
     pub fn is_admin(self) -> bool {
@@ -48,6 +61,9 @@ impl Endpoint {
         match self {
             Self::Generate => "/generate",
             Self::GenerateStream => "/generate_stream",
+            Self::Completions => "/v1/completions",
+            Self::ChatCompletions => "/v1/chat/completions",
+            Self::Models => "/v1/models",
             Self::Livez => "/livez",
             Self::Healthz => "/healthz",
             Self::Readyz => "/readyz",

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use pillion_tests::client::{Answer, Client};
+use pillion_tests::events::Event;
 use pillion_tests::folder::Folder;
 use pillion_tests::reference::{builtin, python, random_model, skipped, worker};
 use pillion_tests::stack::Stack;
@@ -72,7 +73,7 @@ async fn a_short_member_is_answered_while_its_companion_runs_on() {
     let (stack, tap) = serving(folder.path()).await;
     // Not so much shorter that they would better ride apart.
     let short = json!({"text": "a short one", "max_new_tokens": 50, "min_new_tokens": 50});
-    let long = json!({"text": "a longer one", "max_new_tokens": 200, "min_new_tokens": 5});
+    let long = json!({"text": "a longer one", "max_new_tokens": 200, "min_new_tokens": 50});
     let before = stack.metrics().await.sum("pillion_batches_total");
     let mut asked = together(&stack, 100, vec![short.clone(), long.clone()]).await;
     let long_answer = asked.pop().unwrap();
@@ -111,4 +112,53 @@ async fn a_one_token_prompt_gets_its_own_answer_beside_long_ones() {
     }
     let rides = tap.rides();
     assert_eq!(rides.last().unwrap().batch.members.len(), texts.len(), "they rode together");
+}
+
+#[tokio::test]
+async fn the_built_in_model_chats_and_streams() {
+    let model = builtin();
+    if skipped("the_built_in_model_chats_and_streams", &[worker(), model.clone()]) {
+        return;
+    }
+    let (stack, _tap) = serving(&model.unwrap()).await;
+    let client = stack.client();
+    let name = client.get("/v1/models").await.json()["data"][0]["id"].clone();
+    let messages = json!([{"role": "user", "content": "What is 17 + 25?"}]);
+    let body = json!({"model": name, "messages": messages, "temperature": 0, "max_tokens": 10});
+    let answer = client.post("/v1/chat/completions", &body).await.json();
+    assert_eq!(answer["object"], "chat.completion", "{answer}");
+    let body = json!({"model": name, "prompt": "What is 17 + 25?", "temperature": 0, "max_tokens": 10});
+    let answer = client.post("/v1/completions", &body).await.json();
+    assert_eq!(answer["choices"][0]["text"], "42", "{answer}");
+    let events = client.events("/generate_stream", &json!({"text": "What is 17 + 25?"})).await.rest().await;
+    let text: String = events.iter().filter_map(|event| event.json()["text"].as_str().map(str::to_owned)).collect();
+    assert_eq!(text, "42");
+}
+
+/// Streams of a real model, many at once, are byte for byte what the whole answers are.
+#[tokio::test]
+async fn a_thousand_streams_at_once_are_each_the_whole_answer() {
+    const NAME: &str = "a_thousand_streams_at_once_are_each_the_whole_answer";
+    if skipped(NAME, &[worker(), python()]) {
+        return;
+    }
+    let folder = Folder::new();
+    random_model(folder.path(), &[]);
+    let (stack, _tap) = serving(folder.path()).await;
+    let texts: Vec<String> = (0..1000).map(|k| format!("{k} {}", "lorem ipsum ".repeat(1 + k % 5))).collect();
+    let request = |text: &Value| json!({"text": text, "max_new_tokens": 12});
+    let whole = stack.client().generate(&request(&json!(texts))).await.json();
+    let asked = texts.iter().map(|text| {
+        let (client, request) = (stack.client(), request(&json!(text)));
+        tokio::spawn(async move { client.events("/generate_stream", &request).await.rest().await })
+    });
+    let asked: Vec<_> = asked.collect();
+    let mut several = 0;
+    for (place, asked) in asked.into_iter().enumerate() {
+        let events: Vec<Value> = asked.await.unwrap().iter().map(Event::json).collect();
+        let text: String = events.iter().filter_map(|event| event["text"].as_str()).collect();
+        assert_eq!(Some(&*text), whole["text"][place].as_str(), "{}", texts[place]);
+        several += usize::from(events.len() > 2);
+    }
+    assert!(several > 500, "they came in pieces");
 }

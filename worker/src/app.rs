@@ -144,6 +144,7 @@ fn load(config: &Config) -> Result<Worker, Error> {
         vocabulary: tokens.vocabulary(),
         max_batch_tokens: batch_tokens,
         slots: config.slots,
+        chat: true,
         cost: pace.cost().into(),
     };
     tracing::info!(

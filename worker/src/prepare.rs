@@ -7,7 +7,7 @@ use pillion_protocol::frame::{FailureCode, FinishReason, Member, Options, Prompt
 
 use crate::batch::{Ended, Ending, Progress, Rider};
 use crate::shared::Limits;
-use crate::tokens::{Answer, TokenizerFailed, Tokens};
+use crate::tokens::{Answer, ChatFailed, TokenizerFailed, Tokens};
 
 /// Deadlines further away than this are as good as none.
 const FARTHEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -15,6 +15,12 @@ const FARTHEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Why a member cannot be served.
 #[derive(Debug, PartialEq, Eq)]
 struct Unfit(FailureCode, String);
+
+impl From<ChatFailed> for Unfit {
+    fn from(error: ChatFailed) -> Self {
+        invalid(error.to_string())
+    }
+}
 
 impl From<TokenizerFailed> for Unfit {
     fn from(error: TokenizerFailed) -> Self {
@@ -72,8 +78,8 @@ fn rider(
     tokens: &Tokens,
     limits: &Limits,
 ) -> Result<(Rider, Option<FinishReason>), Unfit> {
-    let Member { prompt, max_new_tokens: most, min_new_tokens: least, stop, deadline_ms, stream, produced, sent } =
-        member;
+    let Member { prompt, max_new_tokens: mut most, fit, min_new_tokens: least, stop, deadline_ms, stream, .. } = member;
+    let Member { produced, sent, .. } = member;
     if options.look_back() && !produced.is_empty() {
         let message = "a part was sent, and repetition_penalty or no_repeat_ngram_size allow no continuation elsewhere";
         return Err(Unfit(FailureCode::NotResumable, message.to_owned()));
@@ -87,11 +93,15 @@ fn rider(
     let mut ids = match prompt {
         Prompt::Text(text) => tokens.encode(&text)?,
         Prompt::Ids(ids) => ids,
+        Prompt::Chat(messages) => tokens.encode_chat(&messages)?,
     };
     if ids.is_empty() {
         return Err(Unfit(FailureCode::EmptyPrompt, "the prompt has no tokens".to_owned()));
     }
     let prompt = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+    if fit {
+        most = most.min(limits.positions.saturating_sub(prompt)).max(least.max(1));
+    }
     if prompt.checked_add(most).is_none_or(|sum| sum > limits.positions) {
         let positions = limits.positions;
         let message =
@@ -150,6 +160,8 @@ fn check_options(options: &Options, tokens: &Tokens, limits: &Limits) -> Result<
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use pillion_protocol::frame::Message;
+
     use super::*;
     use crate::tokens::tests::byte_tokens;
 
@@ -157,12 +169,15 @@ pub(crate) mod tests {
         Member {
             prompt: Prompt::Text(text.to_owned()),
             max_new_tokens: 8,
+            fit: false,
             min_new_tokens: 0,
             stop: Vec::new(),
             deadline_ms: 60_000,
             stream: false,
             produced: Vec::new(),
             sent: 0,
+            request_id: String::new(),
+            traceparent: String::new(),
         }
     }
 
@@ -188,6 +203,27 @@ pub(crate) mod tests {
         let ended = ready(member("thirteen byte"), &options).unwrap_err();
         let message = "13 prompt tokens and 8 new tokens are more than the model's 20 positions".to_owned();
         assert_eq!(ended.how, Ending::Failed(FailureCode::TooManyTokens, message));
+    }
+
+    #[test]
+    fn where_fewer_will_do_an_answer_may_have_what_the_prompt_leaves() {
+        let options = Options::default();
+        let fitting = |text: &str| Member { max_new_tokens: 20, fit: true, ..member(text) };
+        assert_eq!(ready(fitting("twelve bytes"), &options).unwrap().most, 8);
+        assert_eq!(ready(Member { max_new_tokens: 3, ..fitting("a") }, &options).unwrap().most, 3);
+        assert_eq!(code(fitting("exactly twenty bytes"), &options), FailureCode::TooManyTokens);
+        assert_eq!(code(Member { min_new_tokens: 9, ..fitting("twelve bytes") }, &options), FailureCode::TooManyTokens);
+    }
+
+    #[test]
+    fn a_chat_becomes_a_prompt() {
+        let said = Message { role: "user".to_owned(), content: "a".to_owned() };
+        let chat = Member { prompt: Prompt::Chat(vec![said]), ..member("") };
+        let limits = Limits { positions: 100, ..LIMITS };
+        let mut progress = Progress::default();
+        let options = Options::default();
+        let riders = riders(vec![chat], &options, Instant::now(), &byte_tokens(), &limits, &mut progress);
+        assert_eq!(byte_tokens().decode(&riders[0].tokens).unwrap(), "user: a\nassistant:");
     }
 
     #[test]

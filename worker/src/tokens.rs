@@ -5,21 +5,28 @@
 
 use std::path::Path;
 
+use pillion_protocol::frame::Message;
 use tokenizers::Tokenizer;
 
 use crate::model::{Model, ModelError};
 
 mod answer;
+mod chat;
 mod detokenise;
 mod fitness;
 mod stop;
+mod template;
 
 pub use answer::{Answer, whole};
+pub use chat::ChatFailed;
+use chat::Chats;
+use template::Template;
 
 /// The tokenizer of a model.
 #[derive(Debug)]
 pub struct Tokens {
     tokenizer: Tokenizer,
+    chats: Chats,
     eos: u32,
     vocabulary: u32,
 }
@@ -33,20 +40,21 @@ impl Tokens {
     /// Reads a model's tokenizer and checks that it is the model's.
     ///
     /// # Errors
-    /// The file is no tokenizer, or its tokens are not those of the model.
+    /// The file is no tokenizer, or its tokens are not those of the model, or its chat template cannot be used.
     pub fn load(model: &Model) -> Result<Self, ModelError> {
         let path = model.directory.join("tokenizer.json");
         let tokenizer = read(&path)?;
         fitness::check(&model.vocabulary, &tokenizer).map_err(|problem| ModelError::new(&path, problem))?;
         let vocabulary = u32::try_from(model.vocabulary.len())
             .map_err(|_| ModelError::new(&path, "the vocabulary has more than 2^32 entries"))?;
-        Ok(Self::new(tokenizer, model.eos, vocabulary))
+        Ok(Self::new(tokenizer, Template::load(&model.directory)?, model.eos, vocabulary))
     }
 
     /// A tokenizer whose model ends sequences with the token `eos` and has so many tokens.
-    pub fn new(mut tokenizer: Tokenizer, eos: u32, vocabulary: u32) -> Self {
+    fn new(mut tokenizer: Tokenizer, template: Template, eos: u32, vocabulary: u32) -> Self {
         tokenizer.set_encode_special_tokens(true);
-        Self { tokenizer, eos, vocabulary }
+        let chats = Chats::new(template, &tokenizer);
+        Self { tokenizer, chats, eos, vocabulary }
     }
 
     /// The token at which a sequence ends.
@@ -66,6 +74,14 @@ impl Tokens {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerFailed> {
         let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| TokenizerFailed(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of a chat, by the model's template.
+    ///
+    /// # Errors
+    /// The template does not take the messages, or the tokenizer cannot take the text.
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, ChatFailed> {
+        self.chats.encode(messages, &self.tokenizer)
     }
 
     /// The text of ids, without special tokens.
@@ -122,7 +138,7 @@ pub(crate) mod tests {
 
     /// Its tokens, with "</s>" as the end of a sequence.
     pub(crate) fn byte_tokens() -> Tokens {
-        Tokens::new(bytes(&["</s>"]), 256, 257)
+        Tokens::new(bytes(&["</s>"]), Template::plain(), 256, 257)
     }
 
     #[test]

@@ -6,22 +6,23 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::models::Model;
 use super::workers::WorkerId;
-use super::{FromLink, Message};
+use super::{FromLink, Message, Serving};
 use crate::admission::{Admission, Promise, Rejected};
-use crate::job::{Ask, End, Failure, Feed, Job, JobId, JobRange, News, Progress, Reply};
+use crate::job::{Ask, End, Failure, Feed, Job, JobId, JobRange, News, Origin, Progress, Reply};
 
 /// For requests. Cheap to clone; the batcher ends when all handles and ports are gone.
 #[derive(Clone, Debug)]
 pub struct Handle {
     outbox: mpsc::Sender<Message>,
     admission: Admission,
-    serving: watch::Receiver<usize>,
+    serving: watch::Receiver<Serving>,
     next_job: Arc<AtomicU64>,
 }
 
 impl Handle {
-    pub(super) fn new(outbox: mpsc::Sender<Message>, admission: Admission, serving: watch::Receiver<usize>) -> Self {
+    pub(super) fn new(outbox: mpsc::Sender<Message>, admission: Admission, serving: watch::Receiver<Serving>) -> Self {
         Self { outbox, admission, serving, next_job: Arc::new(AtomicU64::new(1)) }
     }
 
@@ -32,7 +33,22 @@ impl Handle {
 
     /// Workers that are connected and take batches.
     pub fn workers_serving(&self) -> usize {
-        *self.serving.borrow()
+        self.serving.borrow().workers
+    }
+
+    /// The model of this name, if a worker has ever announced it.
+    pub fn model(&self, name: &str) -> Option<Model> {
+        self.serving.borrow().models.named(name).cloned()
+    }
+
+    /// The models that connected workers have.
+    pub fn models(&self) -> Vec<Model> {
+        self.serving.borrow().models.connected().cloned().collect()
+    }
+
+    /// Whether no worker has announced a model yet.
+    pub fn knows_no_model(&self) -> bool {
+        self.serving.borrow().models.is_empty()
     }
 
     /// Logs what waits and what is in flight, if the batcher is not too busy to hear of it.
@@ -56,9 +72,9 @@ impl Handle {
     ///
     /// # Errors
     /// There is no room; nothing was admitted.
-    pub fn submit(&self, asks: Vec<Ask>, past: Past, now: Instant, deadline: Instant) -> Result<Ticket, Rejected> {
+    pub fn submit(&self, asks: Vec<Ask>, about: About) -> Result<Ticket, Rejected> {
         let mut ends = Vec::with_capacity(asks.len());
-        let claim = self.admit(asks, past, now, deadline, |_| {
+        let claim = self.admit(asks, about, |_| {
             let (reply, end) = Reply::new();
             ends.push(end);
             reply
@@ -70,19 +86,17 @@ impl Handle {
     ///
     /// # Errors
     /// There is no room; nothing was admitted.
-    pub fn stream(&self, asks: Vec<Ask>, past: Past, now: Instant, deadline: Instant) -> Result<Stream, Rejected> {
+    pub fn stream(&self, asks: Vec<Ask>, about: About) -> Result<Stream, Rejected> {
         let open = asks.len();
         let feed = Arc::new(Feed::new(open));
-        let claim = self.admit(asks, past, now, deadline, |text| Reply::streamed(feed.clone(), text))?;
+        let claim = self.admit(asks, about, |text| Reply::streamed(feed.clone(), text))?;
         Ok(Stream { feed, open, claim })
     }
 
     fn admit(
         &self,
         asks: Vec<Ask>,
-        Past { answered, promised }: Past,
-        now: Instant,
-        deadline: Instant,
+        About { origin, past: Past { answered, promised }, now, deadline }: About,
         mut reply: impl FnMut(usize) -> Reply,
     ) -> Result<Claim, Rejected> {
         let texts = asks.len();
@@ -94,6 +108,7 @@ impl Handle {
             Box::new(Job {
                 id: JobId(id),
                 ask,
+                origin: origin.clone(),
                 admitted: now,
                 waits_since: now,
                 deadline,
@@ -108,6 +123,19 @@ impl Handle {
         submit.send(Message::Submit(jobs.collect(), answered));
         Ok(Claim { jobs: first..first + texts as u64, cancel: Some(cancel) })
     }
+}
+
+/// What is known of a request beside its texts.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// What it is called in logs.
+    pub origin: Arc<Origin>,
+    /// What went before it.
+    pub past: Past,
+    /// When it is admitted.
+    pub now: Instant,
+    /// When it is worth nothing any more.
+    pub deadline: Instant,
 }
 
 /// What went before a request on its connection.

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
 use super::ToLink;
+use crate::job::{Class, ModelId};
 use crate::link::inflight::Departure;
 use crate::policy::Policy;
 use crate::policy::company::{self, Cell, Company, LONGEST_PASSING};
@@ -27,6 +28,8 @@ pub struct Worker {
     pub id: WorkerId,
     /// What it said of itself.
     pub hello: Hello,
+    /// Its model.
+    pub model: ModelId,
     /// The same as in its HELLO, to be shared with what it produces.
     pub fingerprint: Arc<str>,
     /// Its link's inbox.
@@ -157,9 +160,10 @@ pub struct Workers {
 
 impl Workers {
     /// A worker has connected.
-    pub fn add(&mut self, id: WorkerId, hello: Hello, link: Sender<ToLink>, now: Instant) {
+    pub fn add(&mut self, id: WorkerId, hello: Hello, model: ModelId, link: Sender<ToLink>, now: Instant) {
         self.all.push(Worker {
             id,
+            model,
             fingerprint: Arc::from(hello.fingerprint.as_str()),
             forecast: Forecast::new(&hello.cost, hello.positions),
             hello,
@@ -187,23 +191,34 @@ impl Workers {
 
     /// The worker that the next batch goes to: of those with credit the one that is predicted to end it soonest; one that
     /// wants to leave only if no other has credit.
-    fn soonest(&self, asked: &Asked, now: Instant) -> Option<WorkerId> {
+    fn soonest(&self, asked: &Asked, model: ModelId, now: Instant) -> Option<WorkerId> {
         let ends = |worker: &Worker| worker.free_in(now) + worker.forecast.time(asked);
-        self.with_credit().min_by_key(|worker| (worker.draining, ends(worker), worker.members, worker.id)).map(|w| w.id)
+        self.with_credit()
+            .filter(|worker| worker.model == model)
+            .min_by_key(|worker| (worker.draining, ends(worker), worker.members, worker.id))
+            .map(|w| w.id)
     }
 
     /// The worker that the next batch of those who wait goes to, and who rides in it, where so many texts come in a second.
+    /// Of several models the one whose company has waited the longest.
     pub fn next(
         &self,
-        cells: Vec<Cell>,
+        cells: &[Cell],
         most: usize,
         texts_per_second: f64,
         now: Instant,
     ) -> Option<(WorkerId, Company)> {
-        let oldest = cells.iter().min_by_key(|cell| cell.since)?.asked;
-        let id = self.soonest(&oldest.part(oldest.members.min(most), oldest.members), now)?;
-        let forecast = &self.all.iter().find(|worker| worker.id == id)?.forecast;
-        Some((id, company::next(cells, most, |asked| forecast.time(asked), texts_per_second, now)?))
+        let mut models: Vec<ModelId> = self.with_credit().map(|worker| worker.model).collect();
+        models.sort_unstable();
+        models.dedup();
+        let of_model = |model: ModelId| {
+            let cells = served_by(model, cells);
+            let oldest = cells.iter().min_by_key(|cell| cell.since)?.asked;
+            let id = self.soonest(&oldest.part(oldest.members.min(most), oldest.members), model, now)?;
+            let forecast = &self.all.iter().find(|worker| worker.id == id)?.forecast;
+            Some((id, company::next(cells, most, |asked| forecast.time(asked), texts_per_second, now)?))
+        };
+        models.into_iter().filter_map(of_model).min_by_key(|(_, company)| company.since)
     }
 
     /// The batch that should give way to those who wait, if there is one, and what is left of it.
@@ -219,7 +234,8 @@ impl Workers {
         }
         let rate = policy.texts_per_second(now);
         self.all.iter().filter(|worker| !worker.released).find_map(|worker| {
-            let company = company::next(cells.to_vec(), most, |asked| worker.forecast.time(asked), rate, now)?;
+            let cells = served_by(worker.model, cells);
+            let company = company::next(cells, most, |asked| worker.forecast.time(asked), rate, now)?;
             let waiting = Waiting { members: company.asked.members, time: company.time };
             let mut running = worker.running(now, waiting.time);
             running
@@ -230,13 +246,14 @@ impl Workers {
 
     /// How many of the members that wait the next batch should take. All, unless other engines stand idle too and the
     /// batch would be noticeably shorter for being shared with them.
-    pub fn share(&self, asked: &Asked) -> usize {
-        let idle = self.with_credit().filter(|worker| worker.batches.is_empty());
+    pub fn share(&self, asked: &Asked, model: ModelId) -> usize {
+        let with_credit = || self.with_credit().filter(|worker| worker.model == model);
+        let idle = with_credit().filter(|worker| worker.batches.is_empty());
         let Some(longest) = idle.clone().map(|worker| worker.forecast.time(asked)).max() else { return usize::MAX };
         let idle = idle.count();
         let part = asked.members.div_ceil(idle);
         let shared = asked.part(part, asked.members);
-        let shorter = self.with_credit().map(|worker| worker.forecast.time(&shared)).max().unwrap_or_default();
+        let shorter = with_credit().map(|worker| worker.forecast.time(&shared)).max().unwrap_or_default();
         if longest.saturating_sub(shorter) > longest / WORTH_SHARING { part } else { usize::MAX }
     }
 
@@ -250,6 +267,11 @@ impl Workers {
         let mut serving = self.all.iter().filter(|worker| !worker.released);
         let alike = serving.clone().zip(serving.clone().skip(1)).all(|(a, b)| a.fingerprint == b.fingerprint);
         alike && !serving.any(|worker| worker.batches.iter().any(|held| held.gives_way))
+    }
+
+    /// Whether anybody takes a batch of this class.
+    pub fn have_credit_for(&self, class: &Class) -> bool {
+        self.with_credit().any(|worker| class.is_for(worker.model))
     }
 
     /// Whether anybody takes a batch.
@@ -283,6 +305,11 @@ impl Workers {
             .map(|worker| worker.id)
             .collect()
     }
+}
+
+/// Of those who wait, those for whom a worker with this model will do.
+fn served_by(model: ModelId, cells: &[Cell]) -> Vec<Cell> {
+    cells.iter().filter(|cell| cell.class.is_for(model)).copied().collect()
 }
 
 #[cfg(test)]

@@ -9,11 +9,12 @@ use pillion_protocol::frame::FinishReason;
 use tokio::time::Instant;
 use tracing::info;
 
+use super::openai::{chat, completions};
 use super::record::Record;
 use super::response::{Api, ApiError};
 use super::{Answer, Caller, Service, body, events, request};
 use crate::admission::{self, Arriving, Promise, Rejected};
-use crate::batcher::{Stream, Ticket};
+use crate::batcher::{About, Stream, Ticket};
 use crate::job::{Ask, Completion, End, Failure, News};
 
 /// The longest that a body may take to arrive, whatever the request's own timeout is.
@@ -76,9 +77,9 @@ impl Service {
             }
             ApiError::from(refused)
         };
-        let (past, deadline) = (caller.past(), now + timeout);
+        let about = About { origin: Arc::new(record.origin()), past: caller.past(), now, deadline: now + timeout };
         if stream {
-            match self.handle.stream(asks, past, now, deadline).map_err(comes_back) {
+            match self.handle.stream(asks, about).map_err(comes_back) {
                 Ok(stream) => {
                     drop(arriving);
                     let stream = Streaming { stream, reserved, caller: caller.clone(), is_refused: false };
@@ -87,7 +88,7 @@ impl Service {
                 Err(error) => record.refuse(error, api),
             }
         } else {
-            let ends = match self.handle.submit(asks, past, now, deadline).map_err(comes_back) {
+            let ends = match self.handle.submit(asks, about).map_err(comes_back) {
                 Ok(ticket) => {
                     drop(arriving);
                     collect(ticket, texts).await
@@ -128,6 +129,9 @@ impl Service {
         let call = match api {
             Api::Generate => request::parse(&bytes, &self.limits, false),
             Api::GenerateStream => request::parse(&bytes, &self.limits, true),
+            Api::Completions => completions::parse(&bytes, &self.limits, &self.handle, record.request_id()),
+            Api::Chat => chat::parse(&bytes, &self.limits, &self.handle, record.request_id()),
+            Api::Models => Err(ApiError::Method { allow: "GET, HEAD" }),
         }?;
         Ok((call, reserved, arriving))
     }

@@ -28,6 +28,11 @@ impl Fields {
         }
     }
 
+    /// Those of an object within it.
+    pub(super) fn inner(map: Map<String, Value>) -> Self {
+        Self(map)
+    }
+
     /// The field's value; `null` counts as absent.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name).filter(|value| !value.is_null())
@@ -58,6 +63,13 @@ impl Fields {
         let number = value.as_f64().map(|n| n as f32).filter(|&n| fine(n));
         let wrong = || fault(name, format!("{name} must be a number {allowed}, not {}", shown(&value)));
         number.map(Some).ok_or_else(wrong)
+    }
+
+    /// A truth value.
+    pub(super) fn flag(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let wrong = || fault(name, format!("{name} must be true or false, not {}", shown(&value)));
+        value.as_bool().map(Some).ok_or_else(wrong)
     }
 
     /// How long the request may take: a field of its own, at most and by default the longest of all.

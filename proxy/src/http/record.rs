@@ -10,7 +10,7 @@ use tracing::info;
 use super::response::{Api, ApiError, failure_code, reason_name};
 use super::trace::TraceParent;
 use super::{Answer, X_REQUEST_ID};
-use crate::job::End;
+use crate::job::{End, Origin};
 use crate::metrics::{Endpoint, Metrics};
 
 /// One request's. Dropping it writes its line; one that was not [closed](Self::close) until then was given up by its
@@ -73,6 +73,12 @@ impl Record {
     /// Its number, which is ASCII.
     pub(super) fn request_id(&self) -> &str {
         self.request_id.to_str().unwrap_or_default()
+    }
+
+    /// What it is called in logs.
+    pub(super) fn origin(&self) -> Origin {
+        let traceparent = self.trace.as_ref().map(TraceParent::to_string).unwrap_or_default();
+        Origin { request_id: self.request_id().to_owned(), traceparent }
     }
 
     /// How many texts it has.

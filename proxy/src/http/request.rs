@@ -37,7 +37,7 @@ pub(super) fn parse(body: &[u8], limits: &Limits, stream: bool) -> Result<Call, 
     fields.no_more()?;
     let class = Class::new(&options, min_new_tokens);
     let asks = texts.into_iter().map(Prompt::Text);
-    let asks = asks.map(|prompt| Ask { prompt, class, max_new_tokens, stop: stop.clone() }).collect();
+    let asks = asks.map(|prompt| Ask { prompt, class, max_new_tokens, fit: false, stop: stop.clone() }).collect();
     Ok(Call { asks, timeout, stream, shape: Box::new(Generate { is_list }) })
 }
 
@@ -92,6 +92,7 @@ mod tests {
                 prompt: Prompt::Text("a".into()),
                 class: Class::new(&Options::default(), 0),
                 max_new_tokens: 128,
+                fit: false,
                 stop: Arc::new([]),
             }]
         );

@@ -21,6 +21,12 @@ pub(super) enum Api {
     Generate,
     /// `/generate_stream`.
     GenerateStream,
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/models`.
+    Models,
 }
 
 impl Api {
@@ -28,6 +34,16 @@ impl Api {
     fn fields(self) -> (&'static str, &'static str) {
         match self {
             Self::Generate | Self::GenerateStream => ("text", "max_new_tokens"),
+            Self::Completions => ("prompt", "max_tokens"),
+            Self::Chat | Self::Models => ("messages", "max_completion_tokens"),
+        }
+    }
+
+    /// What a wrong field is answered with: OpenAI's clients know no 422.
+    fn unprocessable(self) -> StatusCode {
+        match self {
+            Self::Generate | Self::GenerateStream => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Completions | Self::Chat | Self::Models => StatusCode::BAD_REQUEST,
         }
     }
 }
@@ -48,6 +64,20 @@ pub(super) enum ApiError {
         param: Option<String>,
         /// What was wrong and what is allowed.
         message: String,
+    },
+    /// A field asks for what cannot be done here.
+    #[error("{param} is not supported: {why}")]
+    Unsupported {
+        /// The field.
+        param: String,
+        /// Why not.
+        why: String,
+    },
+    /// No such model.
+    #[error("there is no model {name:?}; GET /v1/models lists what there is")]
+    NoModel {
+        /// Its name.
+        name: String,
     },
     /// No such path.
     #[error("there is nothing at {path}")]
@@ -93,18 +123,18 @@ pub(super) struct ErrorBody {
 }
 
 impl ApiError {
-    fn status(&self) -> StatusCode {
+    fn status(&self, api: Api) -> StatusCode {
         match self {
             Self::NotJson(_) | Self::Body(_) => StatusCode::BAD_REQUEST,
-            Self::Field { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::NotFound { .. } => StatusCode::NOT_FOUND,
+            Self::Field { .. } | Self::Unsupported { .. } => api.unprocessable(),
+            Self::NotFound { .. } | Self::NoModel { .. } => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::ContentType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Rejected(Rejected::Draining) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Rejected(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Failed(failure) => failure_status(failure),
+            Self::Failed(failure) => failure_status(failure, api),
         }
     }
 
@@ -113,6 +143,8 @@ impl ApiError {
             Self::NotJson(_) => "not_json",
             Self::Body(_) => "unreadable_body",
             Self::Field { .. } => "invalid_field",
+            Self::Unsupported { .. } => "unsupported",
+            Self::NoModel { .. } => "model_not_found",
             Self::NotFound { .. } => "not_found",
             Self::Method { .. } => "method_not_allowed",
             Self::ContentType(_) => "unsupported_content_type",
@@ -128,6 +160,8 @@ impl ApiError {
     fn param(&self, api: Api) -> Option<String> {
         match self {
             Self::Field { param, .. } => param.clone(),
+            Self::Unsupported { param, .. } => Some(param.clone()),
+            Self::NoModel { .. } => Some("model".into()),
             Self::Failed(Failure::Worker { code, .. }) => match code {
                 FailureCode::EmptyPrompt => Some(api.fields().0.into()),
                 FailureCode::TooManyTokens => Some(api.fields().1.into()),
@@ -139,9 +173,10 @@ impl ApiError {
 
     /// The error as a client reads it.
     pub(super) fn body(&self, request_id: Option<&str>, api: Api) -> ErrorBody {
-        let kind = if self.status().is_server_error() {
+        let status = self.status(api);
+        let kind = if status.is_server_error() {
             "server_error"
-        } else if self.status() == StatusCode::TOO_MANY_REQUESTS {
+        } else if status == StatusCode::TOO_MANY_REQUESTS {
             "rate_limit_error"
         } else {
             "invalid_request_error"
@@ -156,7 +191,7 @@ impl ApiError {
         struct Envelope {
             error: ErrorBody,
         }
-        let mut answer = json(self.status(), &Envelope { error: self.body(request_id.to_str().ok(), api) });
+        let mut answer = json(self.status(api), &Envelope { error: self.body(request_id.to_str().ok(), api) });
         let headers = answer.headers_mut();
         match &self {
             Self::Method { allow } => {
@@ -177,16 +212,14 @@ impl ApiError {
     }
 }
 
-fn failure_status(failure: &Failure) -> StatusCode {
+fn failure_status(failure: &Failure, api: Api) -> StatusCode {
     match failure {
         Failure::Deadline => StatusCode::GATEWAY_TIMEOUT,
         Failure::TooLate { .. } => StatusCode::TOO_MANY_REQUESTS,
         Failure::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
         Failure::WorkerLost { .. } | Failure::NotResumable | Failure::ModelGone => StatusCode::BAD_GATEWAY,
         Failure::Worker { code, .. } => match code {
-            FailureCode::EmptyPrompt | FailureCode::TooManyTokens | FailureCode::InvalidRequest => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            FailureCode::EmptyPrompt | FailureCode::TooManyTokens | FailureCode::InvalidRequest => api.unprocessable(),
             FailureCode::NotResumable | FailureCode::Engine | FailureCode::Other => StatusCode::BAD_GATEWAY,
         },
         Failure::Unsendable(_) | Failure::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -275,7 +308,9 @@ mod tests {
             (FailureCode::Other, 502),
         ] {
             let error = ApiError::Failed(Failure::Worker { code, message: "why".into() });
-            assert_eq!(error.status().as_u16(), status, "{code:?}");
+            assert_eq!(error.status(Api::Generate).as_u16(), status, "{code:?}");
+            let theirs = if status == 422 { 400 } else { status };
+            assert_eq!(error.status(Api::Chat).as_u16(), theirs, "{code:?}");
         }
     }
 

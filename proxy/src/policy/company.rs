@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::forecast::Asked;
-use crate::job::Class;
+use crate::job::{Class, ModelId};
 
 /// Cells ride together where a job of the one, alone, takes an engine no longer than so many times a job of the other: beyond
 /// that, riding together saves little of the engine's time, and whoever comes after the shorter one waits for the longer.
@@ -71,7 +71,7 @@ pub struct Company {
 }
 
 /// Whose turn it is, where at most `most` ride together, `time` predicts what a batch takes, and so many texts come in a
-/// second. The cells come by class.
+/// second. All are for workers of one model.
 pub fn next(
     mut cells: Vec<Cell>,
     most: usize,
@@ -80,9 +80,14 @@ pub fn next(
     now: Instant,
 ) -> Option<Company> {
     if cells.len() > 1 {
-        cells.sort_by_cached_key(|cell| (cell.class, alone(cell, &time)));
+        cells.sort_by_cached_key(|cell| (options(cell), alone(cell, &time)));
     }
     companies(&cells, most, &time, texts_per_second).into_iter().max_by(|a, b| a.before(b, now))
+}
+
+/// What its members must have in common. Whether they ask for a model does not matter, since all are for one worker.
+fn options(cell: &Cell) -> Class {
+    cell.class.of_model(ModelId::ANY)
 }
 
 /// How long a job of the cell would take by itself, on average.
@@ -96,7 +101,7 @@ fn companies(cells: &[Cell], most: usize, time: impl Fn(&Asked) -> Duration, tex
     let mut rest = cells;
     while let Some(first) = rest.first() {
         let (mut all, mut since, mut end) = (first.asked, first.since, 1);
-        while let Some(cell) = rest.get(end).filter(|cell| cell.class == first.class) {
+        while let Some(cell) = rest.get(end).filter(|cell| options(cell) == options(first)) {
             let longer = alone(cell, &time);
             let followers = longer.as_secs_f64() * texts_per_second;
             if longer > alone(first, &time) * ALIKE && followers >= FOLLOWERS {
@@ -193,6 +198,14 @@ mod tests {
         let other = Class::new(&Options::default(), 1);
         let cells = [cell(1, 10, now), Cell { class: other, ..cell(1, 10, now - MILLI) }];
         assert_eq!(next(cells.to_vec(), 50, time, MANY, now).unwrap().waiting, 1);
+    }
+
+    #[test]
+    fn whoever_names_the_model_rides_with_those_who_take_any() {
+        let now = Instant::now();
+        let any = cell(1, 10, now);
+        let named = Cell { class: any.class.of_model(ModelId::new(1)), ..any };
+        assert_eq!(next(vec![any, named], 50, time, MANY, now).unwrap().waiting, 2);
     }
 
     #[test]

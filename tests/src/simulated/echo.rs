@@ -7,6 +7,9 @@ pub fn words(prompt: &Prompt) -> Vec<String> {
     match prompt {
         Prompt::Text(text) => text.split_whitespace().map(str::to_owned).collect(),
         Prompt::Ids(ids) => ids.iter().map(u32::to_string).collect(),
+        Prompt::Chat(messages) => {
+            messages.iter().flat_map(|said| said.content.split_whitespace().map(str::to_owned)).collect()
+        }
     }
 }
 

@@ -45,6 +45,7 @@ impl Default for Profile {
                 vocabulary: 8192,
                 max_batch_tokens: 1 << 20,
                 slots: 1,
+                chat: true,
                 cost: UnitCost::default(),
             },
             batch_cost: Duration::ZERO,

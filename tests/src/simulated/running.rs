@@ -62,7 +62,7 @@ impl Running {
                 Some(code) => {
                     failed.push(MemberFailed { member: index, code, message: format!("simulated: {code:?}") });
                 }
-                None => live.push(Live::new(index, &member, words, now, profile.eager)),
+                None => live.push(Live::new(index, &member, words, now, profile)),
             }
         }
         let running = Self { id, number, steps: 0, due: Some(now + profile.batch_cost), begun: now, idle_us, live };
@@ -130,19 +130,21 @@ impl Running {
 }
 
 impl Live {
-    fn new(index: MemberIndex, member: &Member, words: Vec<String>, now: Instant, eager: bool) -> Self {
+    fn new(index: MemberIndex, member: &Member, words: Vec<String>, now: Instant, profile: &Profile) -> Self {
         let produced = member.produced.len();
         let text: String = (0..produced).map(|k| echo::text(&words, k)).collect();
+        let room = (profile.hello.positions as usize).saturating_sub(words.len());
+        let max = member.max_new_tokens as usize;
         let sent = usize::try_from(member.sent).unwrap_or(usize::MAX);
         Self {
             member: index,
             words,
             produced,
-            max: member.max_new_tokens as usize,
+            max: if member.fit { max.min(room) } else { max },
             min: member.min_new_tokens as usize,
             // A century is as good as never, and within what an instant can hold.
             deadline: now + Duration::from_millis(member.deadline_ms).min(Duration::from_secs(3_000_000_000)),
-            stream: member.stream || eager,
+            stream: member.stream || profile.eager,
             held: MemberTokens {
                 member: index,
                 ids: Vec::new(),
@@ -186,7 +188,8 @@ fn unfit(member: &Member, words: &[String], worker: &Hello, look_back: bool, top
     if words.is_empty() {
         return Some(FailureCode::EmptyPrompt);
     }
-    if words.len() as u64 + u64::from(member.max_new_tokens) > u64::from(worker.positions) {
+    let least = if member.fit { member.min_new_tokens.max(1) } else { member.max_new_tokens };
+    if words.len() as u64 + u64::from(least) > u64::from(worker.positions) {
         return Some(FailureCode::TooManyTokens);
     }
     let strange = |(k, id): (usize, &u32)| *id != echo::id(words, k);

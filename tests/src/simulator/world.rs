@@ -9,7 +9,7 @@ use pillion_protocol::BatchId;
 use pillion_protocol::frame::{BatchCost, Hello, Options, Prompt, UnitCost};
 use pillion_proxy::batcher::ToLink;
 use pillion_proxy::batcher::workers::{Worker, WorkerId, Workers};
-use pillion_proxy::job::{Ask, Class, Job, JobId, Progress, Reply};
+use pillion_proxy::job::{Ask, Class, Job, JobId, ModelId, Progress, Reply};
 use pillion_proxy::link::inflight::Departure;
 use pillion_proxy::policy::company::Size;
 use pillion_proxy::policy::forecast::{Asked, Outcome};
@@ -118,7 +118,7 @@ impl<'a> World<'a> {
             let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
             let (step_ns, member_ns, prompt_ns) = (nanos(engine.step), nanos(engine.member), nanos(engine.prompt));
             let cost = if engine.told { UnitCost { step_ns, member_ns, prompt_ns } } else { UnitCost::default() };
-            workers.add(WorkerId(id), Hello { cost, ..Profile::default().hello }, link, start);
+            workers.add(WorkerId(id), Hello { cost, ..Profile::default().hello }, ModelId::new(1), link, start);
             links.push(inbox);
         }
         let site = |engine: &Engine| Site { engine: *engine, batches: VecDeque::new(), busy: Duration::ZERO };
@@ -238,8 +238,10 @@ impl<'a> World<'a> {
                 prompt: Prompt::Text("x".repeat(request.prompt as usize * BYTES)),
                 class: Class::new(&Options::default(), 0),
                 max_new_tokens: request.answer,
+                fit: false,
                 stop: Arc::new([]),
             },
+            origin: Arc::default(),
             admitted: self.now,
             waits_since: self.now,
             deadline: self.now + Duration::from_secs(1 << 30),
@@ -380,7 +382,7 @@ impl<'a> World<'a> {
             let oldest = cells.iter().map(|cell| cell.since).min().unwrap_or(self.now);
             // Where nobody is expected to come, all ride together.
             let rate = if self.setting.rule == Rule::Pillion { self.policy.texts_per_second(self.now) } else { 0.0 };
-            let Some((id, company)) = self.workers.next(cells, most, rate, self.now) else { return };
+            let Some((id, company)) = self.workers.next(&cells, most, rate, self.now) else { return };
             let Some(worker) = self.workers.get_mut(id) else { return };
             let (ending, ends_in) = worker.ending(self.now);
             if let Rule::Timer(timer) = self.setting.rule {
@@ -402,7 +404,7 @@ impl<'a> World<'a> {
             if let Some(since) = self.held_since.take() {
                 self.longest_hold = self.longest_hold.max(self.now - since);
             }
-            let share = self.workers.share(&company.asked);
+            let share = self.workers.share(&company.asked, ModelId::new(1));
             let limits = Limits { members: most.min(share), tokens: u64::MAX, bytes: usize::MAX };
             let (jobs, _) = self.queue.take_batch(&company.cells, &limits);
             self.watch_the_oldest(&jobs);

@@ -37,6 +37,7 @@ pub(crate) fn worker(engine: &Arc<Script>, slots: u32) -> Worker {
             vocabulary: 257,
             max_batch_tokens: 10_000,
             slots,
+            chat: true,
             cost: UnitCost::default(),
         },
         engines: EnginePool::start(&engine, &shared).unwrap(),
@@ -178,12 +179,15 @@ fn member(text: &str, max_new_tokens: u32) -> Member {
     Member {
         prompt: Prompt::Text(text.to_owned()),
         max_new_tokens,
+        fit: false,
         min_new_tokens: 0,
         stop: Vec::new(),
         deadline_ms: 60_000,
         stream: false,
         produced: Vec::new(),
         sent: 0,
+        request_id: String::new(),
+        traceparent: String::new(),
     }
 }
 

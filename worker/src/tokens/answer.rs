@@ -140,6 +140,27 @@ mod tests {
     }
 
     #[test]
+    fn characters_of_many_bytes_arrive_whole_at_every_split() {
+        // A family that is joined of four emoji, Thai with its vowels above, an e with an accent of its own.
+        let text = "a\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467}\u{200d}\u{1f466} \u{e17}\u{e35}\u{e48} e\u{301}.";
+        let tokens = byte_tokens();
+        let ids = tokens.encode(text).unwrap();
+        assert!(ids.len() > text.chars().count(), "a token is less than a character");
+        for cut in 0..=ids.len() {
+            let (produced, rest) = ids.split_at(cut);
+            let (mut sent, mut later) = (String::new(), String::new());
+            let mut first = fresh(&[]);
+            for &id in produced {
+                first.push(&tokens, id, &mut sent).unwrap();
+                assert!(text.starts_with(&sent), "{sent:?}");
+            }
+            let (second, _) = Answer::resume(&tokens, Vec::new(), produced, sent.len() as u64, &mut later).unwrap();
+            finish(&tokens, second, rest, &mut later);
+            assert_eq!(sent + &later, text, "cut at {cut}");
+        }
+    }
+
+    #[test]
     fn a_whole_answer_leaves_out_what_was_sent() {
         let tokens = byte_tokens();
         let ids = tokens.encode("né").unwrap();

@@ -23,9 +23,10 @@ fn workers_of(costs: &[(&str, UnitCost)]) -> (Workers, Instant) {
             vocabulary: 512,
             max_batch_tokens: 4096,
             slots: 1,
+            chat: false,
             cost: *cost,
         };
-        workers.add(WorkerId(id), hello, mpsc::channel(1).0, now);
+        workers.add(WorkerId(id), hello, ModelId::new(1), mpsc::channel(1).0, now);
         workers.get_mut(WorkerId(id)).unwrap().credit = 1;
     }
     (workers, now)
@@ -47,35 +48,39 @@ fn with_nothing_measured_the_least_loaded_with_credit_is_next() {
     workers.get_mut(WorkerId(1)).unwrap().members = 5;
     workers.get_mut(WorkerId(2)).unwrap().members = 2;
     workers.get_mut(WorkerId(3)).unwrap().credit = 0;
-    assert_eq!(workers.soonest(&asked(1), now), Some(WorkerId(2)));
+    assert_eq!(workers.soonest(&asked(1), ModelId::new(1), now), Some(WorkerId(2)));
     workers.get_mut(WorkerId(2)).unwrap().credit = 0;
-    assert_eq!(workers.soonest(&asked(1), now), Some(WorkerId(1)));
+    assert_eq!(workers.soonest(&asked(1), ModelId::new(1), now), Some(WorkerId(1)));
     workers.get_mut(WorkerId(1)).unwrap().credit = 0;
-    assert_eq!(workers.soonest(&asked(1), now), None);
+    assert_eq!(workers.soonest(&asked(1), ModelId::new(1), now), None);
 }
 
 #[test]
 fn the_one_that_is_predicted_to_end_it_soonest_is_next() {
     let slow = UnitCost { step_ns: 3 * COST.step_ns, member_ns: 3 * COST.member_ns, ..COST };
     let (mut workers, now) = workers_of(&[("a", slow), ("a", COST)]);
-    assert_eq!(workers.soonest(&asked(4), now), Some(WorkerId(2)));
+    assert_eq!(workers.soonest(&asked(4), ModelId::new(1), now), Some(WorkerId(2)));
     // 10 steps of 1.4 ms on the fast one, with a batch of 10 steps of 5 ms before it; 10 of 4.2 ms on the slow one.
     let fast = workers.get_mut(WorkerId(2)).unwrap();
     let departure = fast.take(asked(40), None, now);
     fast.credit = 1;
     assert_eq!(departure.predicted, Duration::from_millis(50));
-    assert_eq!(workers.soonest(&asked(4), now), Some(WorkerId(1)));
-    assert_eq!(workers.soonest(&asked(4), now + Duration::from_millis(40)), Some(WorkerId(2)), "nearly free");
+    assert_eq!(workers.soonest(&asked(4), ModelId::new(1), now), Some(WorkerId(1)));
+    assert_eq!(
+        workers.soonest(&asked(4), ModelId::new(1), now + Duration::from_millis(40)),
+        Some(WorkerId(2)),
+        "nearly free"
+    );
 }
 
 #[test]
 fn what_waits_is_shared_with_idle_workers_where_that_is_shorter() {
     let (mut workers, now) = workers_of(&[("a", COST), ("a", COST)]);
-    assert_eq!(workers.share(&asked(40)), 20);
-    assert_eq!(workers.share(&asked(2)), usize::MAX, "nearly all of it is fixed cost");
+    assert_eq!(workers.share(&asked(40), ModelId::new(1)), 20);
+    assert_eq!(workers.share(&asked(2), ModelId::new(1)), usize::MAX, "nearly all of it is fixed cost");
     workers.get_mut(WorkerId(2)).unwrap().take(asked(1), None, now);
     workers.get_mut(WorkerId(2)).unwrap().credit = 1;
-    assert_eq!(workers.share(&asked(40)), usize::MAX, "the other one is busy");
+    assert_eq!(workers.share(&asked(40), ModelId::new(1)), usize::MAX, "the other one is busy");
 }
 
 #[test]
@@ -108,14 +113,14 @@ fn a_worker_with_an_equal_beside_it_may_leave_at_once() {
     let (mut workers, now) = workers(&["a", "a"]);
     workers.get_mut(WorkerId(2)).unwrap().draining = true;
     assert_eq!(workers.releasable(false), [WorkerId(2)]);
-    assert_eq!(workers.soonest(&asked(1), now), Some(WorkerId(1)));
+    assert_eq!(workers.soonest(&asked(1), ModelId::new(1), now), Some(WorkerId(1)));
 }
 
 #[test]
 fn a_released_worker_serves_no_more() {
     let (mut workers, now) = workers(&["a"]);
     workers.get_mut(WorkerId(1)).unwrap().released = true;
-    assert!(workers.soonest(&asked(1), now).is_none() && workers.none_serving());
+    assert!(workers.soonest(&asked(1), ModelId::new(1), now).is_none() && workers.none_serving());
 }
 
 /// Workers that each have one member of ten left after 10 of 1000 steps, and no credit; and forty short ones that wait.

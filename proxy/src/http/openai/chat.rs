@@ -1,0 +1,243 @@
+//! `POST /v1/chat/completions`.
+
+use std::time::SystemTime;
+
+use pillion_protocol::frame::{Message, Prompt};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::super::call::{Call, Shape};
+use super::super::fields::{Fields, MOST_NEW_TOKENS, fault, kind};
+use super::super::response::{Api, ApiError, ok};
+use super::super::{Answer, Limits, events};
+use super::options::{Sampling, neutral, refuse_what_cannot_be_done};
+use super::{Body, Head, Streamed, Told, Usage, all, done, failed, finish_reason, model, seconds};
+use crate::batcher::Handle;
+use crate::batcher::models::Model;
+use crate::job::{Ask, Completion, End};
+
+/// The most messages of a chat.
+const MOST_MESSAGES: usize = 4096;
+/// Where neither the request nor a model says how long an answer may be.
+const UNKNOWN_TOKENS: u32 = 1024;
+
+/// Reads and checks a body.
+pub(in super::super) fn parse(body: &[u8], limits: &Limits, handle: &Handle, id: &str) -> Result<Call, ApiError> {
+    let mut fields = Fields::of(body)?;
+    let (name, model) = model(&mut fields, handle)?;
+    if model.as_ref().is_some_and(|model| !model.chat) {
+        return Err(fault("model", format!("the worker of {name} is of a version that takes no chats")));
+    }
+    let messages = messages(&mut fields)?;
+    let (max_new_tokens, fit) = max_tokens(&mut fields, model.as_ref())?;
+    let Sampling { class, stop, n } = Sampling::read(&mut fields, model.as_ref(), max_new_tokens)?;
+    let streamed = Streamed::read(&mut fields)?;
+    let timeout = fields.timeout(limits.request_timeout)?;
+    refuse_what_cannot_be_done(&mut fields)?;
+    refuse_what_no_chat_here_can_do(&mut fields)?;
+    fields.no_more()?;
+    if n > limits.texts {
+        return Err(fault("n", format!("{n} answers are more than {} texts", limits.texts)));
+    }
+    let ask = || Ask { prompt: Prompt::Chat(messages.clone()), class, max_new_tokens, fit, stop: stop.clone() };
+    let asks = std::iter::repeat_with(ask).take(n).collect();
+    let head = Head {
+        id: format!("chatcmpl-{id}"),
+        object: "chat.completion",
+        created: seconds(SystemTime::now()),
+        model: name,
+    };
+    let shape = Chat { head, n, include_usage: streamed.include_usage, usage: Usage::default() };
+    Ok(Call { asks, timeout, stream: streamed.stream, shape: Box::new(shape) })
+}
+
+/// The most tokens of an answer; and whether fewer will do, where the request does not say: then it may be as long as the
+/// prompt leaves room for.
+fn max_tokens(fields: &mut Fields, model: Option<&Model>) -> Result<(u32, bool), ApiError> {
+    let new = fields.integer("max_completion_tokens", 1, MOST_NEW_TOKENS)?;
+    let old = fields.integer("max_tokens", 1, MOST_NEW_TOKENS)?;
+    if let (Some(new), Some(old)) = (new, old)
+        && new != old
+    {
+        let message = format!("max_tokens is {old} and max_completion_tokens {new}: they are the same; give one");
+        return Err(fault("max_tokens", message));
+    }
+    Ok(match new.or(old) {
+        Some(tokens) => (tokens, false),
+        None => (model.map_or(UNKNOWN_TOKENS, |model| model.positions.saturating_sub(1).max(1)), true),
+    })
+}
+
+fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
+    let items = match fields.take("messages") {
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(fault("messages", format!("messages must be a list, not {}", kind(&other)))),
+        None => return Err(fault("messages", "messages is missing: a list of objects with role and content")),
+    };
+    if items.is_empty() || items.len() > MOST_MESSAGES {
+        return Err(fault("messages", format!("messages must hold 1 to {MOST_MESSAGES}, not {}", items.len())));
+    }
+    items.into_iter().enumerate().map(|(at, item)| message(at, item)).collect()
+}
+
+fn message(at: usize, item: Value) -> Result<Message, ApiError> {
+    let place = |field: &str| format!("messages[{at}]{field}");
+    let Value::Object(mut item) = item else {
+        return Err(fault(&place(""), format!("{} must be an object, not {}", place(""), kind(&item))));
+    };
+    let Some(Value::String(role)) = item.remove("role") else {
+        return Err(fault(&place(".role"), format!("{} must be a string", place(".role"))));
+    };
+    let role = match &*role {
+        // Their newer word for the same.
+        "developer" => "system".to_owned(),
+        "system" | "user" | "assistant" => role,
+        _ => {
+            let roles = "system, developer, user or assistant";
+            return Err(fault(&place(".role"), format!("{} must be {roles}", place(".role"))));
+        }
+    };
+    let content = content(&place(".content"), item.remove("content"))?;
+    // A participant's name; templates do not use it.
+    item.remove("name");
+    item.retain(|_, value| !value.is_null());
+    match item.keys().next() {
+        Some(name) => {
+            let param: String = place(&format!(".{name}")).chars().take(96).collect();
+            let why = "a message has role and content here, and nothing else".to_owned();
+            Err(ApiError::Unsupported { param, why })
+        }
+        None => Ok(Message { role, content }),
+    }
+}
+
+/// A string, or parts of which each is a text.
+fn content(place: &str, value: Option<Value>) -> Result<String, ApiError> {
+    let parts = match value {
+        Some(Value::String(text)) => return Ok(text),
+        Some(Value::Array(parts)) => parts,
+        _ => return Err(fault(place, format!("{place} must be a string, or a list of parts of type text"))),
+    };
+    let mut all = String::new();
+    for part in &parts {
+        let text = part.as_object().filter(|part| part.get("type").and_then(Value::as_str) == Some("text"));
+        let Some(text) = text.and_then(|part| part.get("text")?.as_str()) else {
+            let why = "parts must be of type text, with a string as their text".to_owned();
+            return Err(ApiError::Unsupported { param: place.into(), why });
+        };
+        all.push_str(text);
+    }
+    Ok(all)
+}
+
+fn refuse_what_no_chat_here_can_do(fields: &mut Fields) -> Result<(), ApiError> {
+    let tools = "the engine cannot call tools";
+    let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+    neutral(fields, "tools", tools, is_empty)?;
+    neutral(fields, "functions", tools, is_empty)?;
+    neutral(fields, "tool_choice", tools, |value| matches!(value.as_str(), Some("none" | "auto")))?;
+    neutral(fields, "function_call", tools, |value| matches!(value.as_str(), Some("none" | "auto")))?;
+    neutral(fields, "parallel_tool_calls", tools, Value::is_boolean)?;
+    let format = "answers cannot be held to a form";
+    neutral(fields, "response_format", format, |value| value.get("type").and_then(Value::as_str) == Some("text"))?;
+    let text = "answers are texts";
+    let is_text = |value: &Value| value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"));
+    neutral(fields, "modalities", text, is_text)?;
+    neutral(fields, "audio", text, |_| false)?;
+    neutral(fields, "prediction", "the engine does not use predictions", |_| false)?;
+    neutral(fields, "web_search_options", "there is no search here", |_| false)?;
+    neutral(fields, "reasoning_effort", "the engine has no such setting", |_| false)?;
+    neutral(fields, "verbosity", "the engine has no such setting", |_| false)
+}
+
+/// How the answers are written.
+#[derive(Debug)]
+struct Chat {
+    head: Head,
+    n: usize,
+    include_usage: bool,
+    usage: Usage,
+}
+
+#[derive(Debug, Serialize)]
+struct Choice<'a> {
+    index: usize,
+    message: Said<'a>,
+    logprobs: Option<()>,
+    finish_reason: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Said<'a> {
+    role: &'static str,
+    content: &'a str,
+    refusal: Option<()>,
+}
+
+#[derive(Debug, Serialize)]
+struct Change<'a> {
+    index: usize,
+    delta: Delta<'a>,
+    logprobs: Option<()>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+const ROLE: &str = "assistant";
+
+impl Chat {
+    fn change(&self, index: usize, delta: Delta<'_>, finish_reason: Option<&'static str>, out: &mut Vec<u8>) {
+        let change = Change { index, delta, logprobs: None, finish_reason };
+        let usage = Told::later(self.include_usage);
+        events::write(out, None, &Body { head: &self.head, choices: vec![change], usage });
+    }
+}
+
+impl Shape for Chat {
+    fn whole(&self, ends: &[End]) -> Result<Answer, ApiError> {
+        let completions = all(ends)?;
+        let choices = completions.iter().enumerate().map(|(index, completion)| {
+            let message = Said { role: ROLE, content: &completion.text, refusal: None };
+            Choice { index, message, logprobs: None, finish_reason: finish_reason(completion.reason) }
+        });
+        let usage = Usage::of(completions.iter().copied().enumerate(), self.n);
+        Ok(ok(&Body { head: &self.head, choices: choices.collect(), usage: Told::Now(usage) }))
+    }
+
+    fn begin(&mut self, out: &mut Vec<u8>) {
+        self.head.object = "chat.completion.chunk";
+        for index in 0..self.n {
+            self.change(index, Delta { role: Some(ROLE), content: Some("") }, None, out);
+        }
+    }
+
+    fn news(&mut self, text: usize, piece: &str, end: Option<&Completion>, out: &mut Vec<u8>) {
+        if !piece.is_empty() {
+            self.change(text, Delta { content: Some(piece), ..Delta::default() }, None, out);
+        }
+        if let Some(completion) = end {
+            self.usage.add(text, completion, self.n);
+            self.change(text, Delta::default(), Some(finish_reason(completion.reason)), out);
+        }
+    }
+
+    fn failed(&mut self, _text: usize, error: ApiError, api: Api, request_id: &str, out: &mut Vec<u8>) {
+        failed(&error, api, request_id, out);
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) {
+        if self.include_usage {
+            let body: Body<'_, Change<'_>> =
+                Body { head: &self.head, choices: Vec::new(), usage: Told::Now(self.usage) };
+            events::write(out, None, &body);
+        }
+        done(out);
+    }
+}

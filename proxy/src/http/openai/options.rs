@@ -1,0 +1,98 @@
+//! The options that both kinds of completions take, and what becomes of them.
+
+use std::sync::Arc;
+
+use pillion_protocol::frame::Options;
+use serde_json::Value;
+
+use super::super::fields::{Fields, MOST_NEW_TOKENS, fault};
+use super::super::response::ApiError;
+use crate::batcher::models::Model;
+use crate::job::Class;
+
+/// Candidates among which top-p draws: the engine takes no more than some thousands, and what is less likely than the
+/// thousand likeliest tokens weighs next to nothing.
+const TOP_P_CANDIDATES: u32 = 1024;
+
+/// What they come to.
+#[derive(Debug)]
+pub(super) struct Sampling {
+    pub class: Class,
+    pub stop: Arc<[String]>,
+    /// Answers to each prompt.
+    pub n: usize,
+}
+
+/// The most answers to one prompt.
+const MOST_ANSWERS: u32 = 128;
+
+impl Sampling {
+    pub(super) fn read(fields: &mut Fields, model: Option<&Model>, max_tokens: u32) -> Result<Self, ApiError> {
+        let temperature =
+            fields.number_where("temperature", "from 0 to 2", |n| (0.0..=2.0).contains(&n))?.unwrap_or(1.0);
+        let top_p = fields.number("top_p", 1.0)?.unwrap_or(1.0);
+        let vocabulary = model.map_or(u32::MAX, |model| model.vocabulary);
+        let top_k = fields.integer("top_k", 0, MOST_NEW_TOKENS)?.map(|k| k.min(vocabulary));
+        let (sampling_topk, sampling_temperature) = if temperature == 0.0 {
+            (1, 1.0)
+        } else if top_p < 1.0 {
+            let most = TOP_P_CANDIDATES.min(vocabulary);
+            (top_k.filter(|&k| k > 0).map_or(most, |k| k.min(most)), temperature)
+        } else {
+            (top_k.unwrap_or(0), temperature)
+        };
+        let min_tokens = fields.integer("min_tokens", 0, MOST_NEW_TOKENS)?.unwrap_or(0);
+        if min_tokens > max_tokens {
+            let message = format!("min_tokens is {min_tokens}, more than the most tokens, {max_tokens}");
+            return Err(fault("min_tokens", message));
+        }
+        let options = Options {
+            sampling_topk,
+            sampling_topp: if sampling_topk == 1 { 1.0 } else { top_p },
+            sampling_temperature,
+            repetition_penalty: fields.number("repetition_penalty", 100.0)?.unwrap_or(1.0),
+            no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
+        };
+        let n = fields.integer("n", 1, MOST_ANSWERS)?.unwrap_or(1);
+        let class = Class::new(&options, min_tokens).of_model(super::id_of(model));
+        Ok(Self { class, stop: fields.stop()?.into(), n: n as usize })
+    }
+}
+
+/// Takes options that change nothing where they are neutral, and refuses them where they are not. What is said for the
+/// server's own use (`user`, `metadata`, …) is taken whatever it is.
+pub(super) fn refuse_what_cannot_be_done(fields: &mut Fields) -> Result<(), ApiError> {
+    for name in ["user", "safety_identifier", "metadata", "prompt_cache_key", "service_tier"] {
+        fields.take(name);
+    }
+    for name in ["frequency_penalty", "presence_penalty"] {
+        neutral(fields, name, "the engine has no such penalty; repetition_penalty is the nearest", |value| {
+            value.as_f64() == Some(0.0)
+        })?;
+    }
+    neutral(fields, "logit_bias", "the engine cannot change single tokens' chances", |value| {
+        value.as_object().is_some_and(serde_json::Map::is_empty)
+    })?;
+    neutral(fields, "logprobs", "the engine does not tell its tokens' probabilities", |value| {
+        *value == Value::Bool(false)
+    })?;
+    neutral(fields, "top_logprobs", "the engine does not tell its tokens' probabilities", |value| {
+        value.as_u64() == Some(0)
+    })?;
+    neutral(fields, "seed", "the engine draws its seed once, not for each request", |_| false)?;
+    neutral(fields, "store", "nothing is stored here", |value| *value == Value::Bool(false))?;
+    Ok(())
+}
+
+/// Takes an option that may be there only with a value that changes nothing.
+pub(super) fn neutral(
+    fields: &mut Fields,
+    name: &str,
+    why: &str,
+    is_neutral: impl Fn(&Value) -> bool,
+) -> Result<(), ApiError> {
+    match fields.take(name) {
+        Some(value) if !is_neutral(&value) => Err(ApiError::Unsupported { param: name.into(), why: why.into() }),
+        _ => Ok(()),
+    }
+}
