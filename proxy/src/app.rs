@@ -101,7 +101,13 @@ impl Proxy {
             texts: config.max_queue,
             request_timeout: config.request_timeout,
         };
-        let service = Arc::new(Service::new(handle.clone(), metrics.clone(), limits, config.log_prompts));
+        let service = Arc::new(Service::new(
+            handle.clone(),
+            metrics.clone(),
+            limits,
+            config.api_keys.clone(),
+            config.log_prompts,
+        ));
         let max_batch_size = config.max_batch_size;
         Ok((Self { service, handle, port, metrics, max_batch_size }, batcher))
     }
@@ -168,6 +174,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let worker_places = Arc::new(Semaphore::new(MAX_WORKERS));
     let batcher = tokio::spawn(batcher.run());
     tokio::spawn(upkeep(proxy.clone()));
+    if let Some(keys) = config.api_keys.clone() {
+        tokio::spawn(keys.watch());
+    }
     let workers = tokio::spawn(accept_workers(socket, proxy.clone(), worker_places.clone()));
     let front = accept_clients(clients, proxy.clone(), Scope::All, client_places.clone(), shutting_down);
     let front = tokio::spawn(front);

@@ -11,6 +11,8 @@ use nix::unistd::{AccessFlags, Uid, access};
 use pillion_protocol::codec::{MAX_BATCH_MEMBERS, MAX_BATCH_TEXT};
 use pillion_protocol::default_socket_path;
 
+use crate::http::ApiKeys;
+
 /// The flags as they are written.
 #[derive(Debug, Parser)]
 #[command(
@@ -65,6 +67,9 @@ struct Flags {
     /// User number of workers to accept beside one's own; may be repeated
     #[arg(long, env = "PILLION_ALLOW_PEER", allow_negative_numbers = true, value_name = "UID", value_delimiter = ',')]
     allow_peer: Vec<u32>,
+    /// File of API keys, one a line; with it, only requests with `Authorization: Bearer KEY` are served. Read again on change
+    #[arg(long, env = "PILLION_API_KEY_FILE", value_name = "PATH")]
+    api_key_file: Option<PathBuf>,
     /// How log lines are written
     #[arg(long, env = "PILLION_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
@@ -100,6 +105,7 @@ pub struct Config {
     pub max_attempts: u32,
     pub drain_timeout: Duration,
     pub allow_peer: Vec<u32>,
+    pub api_keys: Option<ApiKeys>,
     pub log_format: LogFormat,
     pub log_prompts: bool,
 }
@@ -150,6 +156,7 @@ impl Config {
             max_attempts = self.max_attempts,
             drain_timeout = time(self.drain_timeout),
             allow_peer = ?self.allow_peer,
+            api_keys = if self.api_keys.is_some() { "needed" } else { "off" },
             log_prompts = self.log_prompts,
             "starting"
         );
@@ -181,7 +188,15 @@ impl Config {
                 ),
             });
         }
+        let api_keys = flags.api_key_file.map(|path| {
+            ApiKeys::read(&path).map_err(|error| ConfigError::Value {
+                flag: "api-key-file",
+                value: path.display().to_string(),
+                allowed: format!("the file {error}"),
+            })
+        });
         Ok(Self {
+            api_keys: api_keys.transpose()?,
             listen: flags.listen,
             admin_listen: flags.admin_listen,
             socket: flags.socket.unwrap_or_else(socket_path),
@@ -247,6 +262,7 @@ mod tests {
             (&["--max-body-bytes", "9MiB"], &["--max-body-bytes", "9.0 MiB", "8.0 MiB"]),
             (&["--drain-timeout", "59s"], &["--drain-timeout", "59s", "--request-timeout", "1m"]),
             (&["--request-timeout", "0s"], &["--request-timeout", "0s", "over 0"]),
+            (&["--api-key-file", "/nowhere"], &["--api-key-file", "/nowhere", "cannot be read"]),
             (&["--log-format", "xml"], &["--log-format", "xml", "json"]),
             (&["--frobnicate"], &["--frobnicate"]),
         ] {

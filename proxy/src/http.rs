@@ -1,4 +1,4 @@
-//! HTTP/1.1 in front: which path is whose, and what every request has in common.
+//! HTTP/1.1, and HTTP/2 with prior knowledge, in front: which path is whose, and what every request has in common.
 
 mod admin;
 mod body;
@@ -6,7 +6,9 @@ mod call;
 mod events;
 mod fields;
 mod generate;
+mod keys;
 mod openai;
+mod preface;
 mod record;
 mod request;
 mod response;
@@ -19,17 +21,19 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 pub use self::events::AnswerBody;
+pub use self::keys::{ApiKeys, KeysError};
 use self::openai::models;
+use self::preface::Version;
 use self::record::Record;
 use self::response::{Api, ApiError};
 use crate::admission::Promise;
@@ -55,6 +59,7 @@ pub struct Service {
     limits: Limits,
     draining: AtomicBool,
     log_prompts: bool,
+    keys: Option<ApiKeys>,
     request_ids: RequestIds,
 }
 
@@ -72,16 +77,33 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// Bytes of a request's head, and of what is read at once.
 const MAX_HEAD: usize = 64 * 1024;
 
+/// Requests at once on one connection of HTTP/2.
+const MAX_STREAMS: u32 = 256;
+/// How often a silent connection of HTTP/2 is asked whether it is there, and how long it may take to say so.
+const PING: Duration = Duration::from_secs(30);
+const PONG: Duration = Duration::from_secs(20);
+
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// An answer.
 pub type Answer = Response<AnswerBody>;
 
 impl Service {
-    /// A service that puts requests into `handle`.
-    pub fn new(handle: Handle, metrics: Arc<Metrics>, limits: Limits, log_prompts: bool) -> Self {
+    /// A service that puts requests into `handle`. With `keys`, only requests that bring one of them may do more than look
+    /// at the service's state.
+    pub fn new(
+        handle: Handle,
+        metrics: Arc<Metrics>,
+        limits: Limits,
+        keys: Option<ApiKeys>,
+        log_prompts: bool,
+    ) -> Self {
         let request_ids = RequestIds::new();
-        Self { handle, metrics, limits, draining: AtomicBool::new(false), log_prompts, request_ids }
+        Self { handle, metrics, limits, draining: AtomicBool::new(false), log_prompts, keys, request_ids }
+    }
+
+    fn allows(&self, request: &Request<Incoming>) -> bool {
+        self.keys.as_ref().is_none_or(|keys| keys.allow(request.headers()))
     }
 
     /// From now on nothing is admitted, and the service is not ready.
@@ -93,9 +115,25 @@ impl Service {
         self.draining.load(Relaxed)
     }
 
-    /// Serves one connection until the client closes it, or until `shutdown` says so and the request in progress has
-    /// been answered.
+    /// Serves one connection until the client closes it, or until `shutdown` says so and the requests in progress have been
+    /// answered.
     pub async fn serve<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let opened = tokio::select! {
+            opened = timeout(HEAD_TIMEOUT, preface::open(io)) => opened,
+            () = told(&mut shutdown) => return,
+        };
+        match opened {
+            Ok(Ok((Version::Http1, io))) => self.serve_http1(io, scope, shutdown).await,
+            Ok(Ok((Version::Http2, io))) => self.serve_http2(io, scope, shutdown).await,
+            Ok(Err(error)) => debug!(%error, "a connection ended before its first request"),
+            Err(_) => debug!("a connection without a request was closed"),
+        }
+    }
+
+    async fn serve_http1<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -127,6 +165,37 @@ impl Service {
         }
     }
 
+    async fn serve_http2<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(|request| {
+            let service = self.clone();
+            // Many requests go on at once on such a connection: what came before says nothing of the next.
+            let caller = Arc::new(Caller::new(Instant::now()));
+            async move { Ok::<_, Infallible>(service.answer(request, scope, &caller).await) }
+        });
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(MAX_HEAD)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PONG)
+            .serve_connection(TokioIo::new(io), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = told(&mut shutdown) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%error, "a connection ended early");
+        }
+    }
+
     async fn answer(&self, request: Request<Incoming>, scope: Scope, caller: &Arc<Caller>) -> Answer {
         let request_id = self.request_ids.of(request.headers());
         let endpoint = match endpoint(request.uri().path()) {
@@ -142,10 +211,12 @@ impl Service {
         };
         let now = Instant::now();
         let record = Record::new(self.metrics.clone(), endpoint, request_id, request.headers(), now);
-        if request.method() == Method::POST {
-            self.call(api, request, caller, record).await
-        } else {
+        if !self.allows(&request) {
+            record.refuse(ApiError::Unauthorised, api)
+        } else if request.method() != Method::POST {
             record.refuse(ApiError::Method { allow: "POST" }, api)
+        } else {
+            self.call(api, request, caller, record).await
         }
     }
 
@@ -153,6 +224,7 @@ impl Service {
     fn administer(&self, endpoint: Endpoint, request: &Request<Incoming>, request_id: HeaderValue) -> Answer {
         let api = if endpoint == Endpoint::Models { Api::Models } else { Api::Generate };
         let answer = match (endpoint, request.method()) {
+            (Endpoint::Models, _) if !self.allows(request) => Err(ApiError::Unauthorised),
             (Endpoint::Models, &Method::GET | &Method::HEAD) => models::answer(request.uri().path(), &self.handle),
             (Endpoint::Other, _) => Err(ApiError::NotFound { path: request.uri().path().to_owned() }),
             (_, &Method::GET | &Method::HEAD) => Ok(self.tell(endpoint)),

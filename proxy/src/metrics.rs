@@ -17,7 +17,7 @@ const IDLE_SECONDS: &[f64] = &[0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0
 const MEMBERS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 40.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0];
 
 /// The statuses that the proxy answers with; the last place counts any other.
-const STATUSES: [u16; 13] = [200, 400, 404, 405, 408, 413, 415, 422, 429, 500, 502, 503, 504];
+const STATUSES: [u16; 14] = [200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 502, 503, 504];
 
 /// The endpoints as labels say them. A path that is none of them is `other`, whatever the client wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

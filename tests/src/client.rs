@@ -44,6 +44,11 @@ impl Client {
         Self { address, pool: Pool::builder(TokioExecutor::new()).build_http() }
     }
 
+    /// A client that speaks HTTP/2, and takes the server to do so too.
+    pub fn http2(address: SocketAddr) -> Self {
+        Self { address, pool: Pool::builder(TokioExecutor::new()).http2_only(true).build_http() }
+    }
+
     /// Asks `/generate`.
     ///
     /// # Panics
@@ -187,6 +192,23 @@ impl Raw {
         let head =
             format!("POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}");
         self.send(format!("{head}\r\n\r\n{body}").as_bytes()).await;
+    }
+
+    /// Reads the next line, or what there is of it at the end of the connection.
+    ///
+    /// # Panics
+    /// Nothing comes in time.
+    pub async fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        let read = async {
+            while !line.ends_with(b"\n")
+                && let Ok(byte) = self.0.read_u8().await
+            {
+                line.push(byte);
+            }
+        };
+        assert!(timeout(BOUND, read).await.is_ok(), "no line in time");
+        String::from_utf8_lossy(&line).into_owned()
     }
 
     /// Reads to the end of the connection, and says the status (if there was one) and all that came.

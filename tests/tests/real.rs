@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use hyper::Method;
 use pillion_tests::client::{Answer, Client};
 use pillion_tests::events::Event;
 use pillion_tests::folder::Folder;
@@ -161,4 +162,21 @@ async fn a_thousand_streams_at_once_are_each_the_whole_answer() {
         several += usize::from(events.len() > 2);
     }
     assert!(several > 500, "they came in pieces");
+}
+
+#[tokio::test]
+async fn a_trace_is_told_in_the_workers_log_too() {
+    let model = builtin();
+    if skipped("a_trace_is_told_in_the_workers_log_too", &[worker(), model.clone()]) {
+        return;
+    }
+    let (mut stack, _tap) = serving(&model.unwrap()).await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let parent = format!("00-{trace}-b7ad6b7169203331-01");
+    let headers = [("traceparent", &*parent), ("x-request-id", "mine")];
+    let answer = stack.client().send(Method::POST, "/generate", &headers, r#"{"text": "a private word"}"#).await;
+    assert_eq!(answer.status, 200);
+    let named = |line: &str| (line.contains(trace) && line.contains("mine")).then(|| line.to_owned());
+    let line = stack.workers[0].logged("the member's line", named).await;
+    assert!(!line.contains("private"), "{line}");
 }

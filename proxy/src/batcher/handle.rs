@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -101,7 +103,13 @@ impl Handle {
     ) -> Result<Claim, Rejected> {
         let texts = asks.len();
         let slots = self.admission.texts(texts, promised, now)?;
-        let room = || self.outbox.clone().try_reserve_owned().map_err(|_| Rejected::Draining);
+        // A full inbox is rare: only HTTP/2 has more requests than connections.
+        let room = || {
+            self.outbox.clone().try_reserve_owned().map_err(|error| match error {
+                TrySendError::Full(_) => Rejected::QueueFull { retry_after: Duration::from_secs(1) },
+                TrySendError::Closed(_) => Rejected::Draining,
+            })
+        };
         let (submit, cancel) = (room()?, room()?);
         let first = self.next_job.fetch_add(texts as u64, Relaxed);
         let jobs = (first..).zip(asks).zip(slots).enumerate().map(|(text, ((id, ask), slot))| {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use pillion_protocol::frame::{FailureCode, FinishReason};
 use serde::Serialize;
@@ -79,6 +79,9 @@ pub(super) enum ApiError {
         /// Its name.
         name: String,
     },
+    /// It brings no key, or a wrong one.
+    #[error("an API key is needed: Authorization: Bearer KEY")]
+    Unauthorised,
     /// No such path.
     #[error("there is nothing at {path}")]
     NotFound {
@@ -127,6 +130,7 @@ impl ApiError {
         match self {
             Self::NotJson(_) | Self::Body(_) => StatusCode::BAD_REQUEST,
             Self::Field { .. } | Self::Unsupported { .. } => api.unprocessable(),
+            Self::Unauthorised => StatusCode::UNAUTHORIZED,
             Self::NotFound { .. } | Self::NoModel { .. } => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::ContentType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -145,6 +149,7 @@ impl ApiError {
             Self::Field { .. } => "invalid_field",
             Self::Unsupported { .. } => "unsupported",
             Self::NoModel { .. } => "model_not_found",
+            Self::Unauthorised => "invalid_api_key",
             Self::NotFound { .. } => "not_found",
             Self::Method { .. } => "method_not_allowed",
             Self::ContentType(_) => "unsupported_content_type",
@@ -176,6 +181,8 @@ impl ApiError {
         let status = self.status(api);
         let kind = if status.is_server_error() {
             "server_error"
+        } else if status == StatusCode::UNAUTHORIZED {
+            "authentication_error"
         } else if status == StatusCode::TOO_MANY_REQUESTS {
             "rate_limit_error"
         } else {
@@ -194,6 +201,9 @@ impl ApiError {
         let mut answer = json(self.status(api), &Envelope { error: self.body(request_id.to_str().ok(), api) });
         let headers = answer.headers_mut();
         match &self {
+            Self::Unauthorised => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
             Self::Method { allow } => {
                 headers.insert(ALLOW, HeaderValue::from_static(allow));
             }

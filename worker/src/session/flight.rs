@@ -7,7 +7,7 @@ use std::time::Instant;
 use pillion_protocol::BatchId;
 use pillion_protocol::frame::Member;
 
-use crate::batch::BatchSignals;
+use crate::batch::{BatchSignals, Ended};
 use crate::tokens::{Answer, TokenizerFailed, Tokens, whole};
 
 /// All of them. Dropping it cancels every member: the connection is gone, and nobody waits here.
@@ -22,10 +22,30 @@ pub(super) struct Flight {
     signals: Arc<BatchSignals>,
     /// By member; `None` once it has ended.
     members: Vec<Option<Text>>,
+    /// What their requests are called, by member.
+    names: Vec<Name>,
     left: usize,
     since: Instant,
     /// Whether its end was announced to the account of credit.
     pub(super) announced: bool,
+}
+
+/// What a member's request is called in logs.
+#[derive(Debug)]
+struct Name {
+    request_id: String,
+    traceparent: String,
+}
+
+impl Name {
+    fn of(member: &Member) -> Self {
+        Self { request_id: member.request_id.clone(), traceparent: member.traceparent.clone() }
+    }
+
+    /// The trace's own name: the second of four parts (W3C Trace Context).
+    fn trace_id(&self) -> Option<&str> {
+        self.traceparent.split('-').nth(1)
+    }
 }
 
 /// How a member's text is made.
@@ -104,6 +124,7 @@ impl Flights {
         let flight = Flight {
             signals: Arc::clone(signals),
             members: members.iter().map(|member| Some(Text::of(member))).collect(),
+            names: members.iter().map(Name::of).collect(),
             left: members.len(),
             since: Instant::now(),
             announced: false,
@@ -162,6 +183,30 @@ impl Flight {
     /// A member that has not ended.
     pub(super) fn member(&mut self, member: u32) -> Option<&mut Text> {
         self.members.get_mut(member as usize)?.as_mut()
+    }
+
+    /// Logs how a member ended: for whoever follows a trace, and else for whoever looks closely.
+    pub(super) fn log(&self, batch: BatchId, ended: &Ended) {
+        let Ended { member, how, prompt_tokens, completion_tokens } = ended;
+        let Some(name) = self.names.get(*member as usize) else { return };
+        let request_id = &name.request_id;
+        match name.trace_id() {
+            Some(trace_id) => {
+                tracing::info!(
+                    request_id,
+                    trace_id,
+                    batch = batch.0,
+                    member,
+                    ?how,
+                    prompt_tokens,
+                    completion_tokens,
+                    "member"
+                );
+            }
+            None => {
+                tracing::debug!(request_id, batch = batch.0, member, ?how, prompt_tokens, completion_tokens, "member");
+            }
+        }
     }
 
     /// A member has ended.

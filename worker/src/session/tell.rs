@@ -68,6 +68,7 @@ impl<W: AsyncWrite + Unpin> Session<'_, W> {
                 }
             }
             flight.end(ended.member);
+            flight.log(id, &ended);
             if broken.iter().all(|(member, _)| *member != ended.member) {
                 ends.add(ended);
             }

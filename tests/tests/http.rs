@@ -1,0 +1,163 @@
+//! HTTP itself: what clients may do with a connection, and who may ask.
+
+mod expect;
+
+use std::fs;
+
+use expect::{carries_on, error};
+use hyper::Method;
+use pillion_tests::client::{Client, Raw};
+use pillion_tests::eventually;
+use pillion_tests::simulated::echo::expected;
+use pillion_tests::stack::Stack;
+use serde_json::json;
+use tokio::task::JoinSet;
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+fn post(path: &str, more: &str, body: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nhost: x\r\n{more}content-length: {}\r\n\r\n{body}", body.len())
+}
+
+#[tokio::test]
+async fn requests_may_be_sent_before_earlier_ones_are_answered() {
+    let stack = Stack::simulated(&[], &["--step-cost", "1ms"]).await;
+    let mut raw = Raw::connect(stack.address()).await;
+    let requests = [
+        post("/generate", "", r#"{"text": "first one of all"}"#),
+        "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(),
+        post("/generate", "connection: close\r\n", r#"{"text": "last one"}"#),
+    ];
+    raw.send(requests.concat().as_bytes()).await;
+    let (_, text) = raw.to_end().await;
+    let places = ["all of one first", "\r\n\r\nok\n", "one last"]
+        .map(|said| text.find(said).unwrap_or_else(|| panic!("{text}")));
+    assert!(places.is_sorted(), "{text}");
+}
+
+#[tokio::test]
+async fn a_body_may_come_in_chunks() {
+    let stack = Stack::simulated(&[], &[]).await;
+    let mut raw = Raw::connect(stack.address()).await;
+    let head = "POST /generate HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    raw.send(head.as_bytes()).await;
+    for piece in ["9\r\n{\"text\": \r\n", "f;x=y\r\n\"chunk by chunk\r\n", "2\r\n\"}\r\n0\r\n\r\n"] {
+        raw.send(piece.as_bytes()).await;
+        tokio::task::yield_now().await;
+    }
+    let (status, text) = raw.to_end().await;
+    assert_eq!(status, Some(200), "{text}");
+    assert!(text.contains("chunk by chunk"), "{text}");
+}
+
+#[tokio::test]
+async fn who_asks_before_sending_a_body_is_told() {
+    let stack = Stack::simulated(&[], &[]).await;
+    let body = r#"{"text": "may I"}"#;
+    let head = |bytes: usize| {
+        format!(
+            "POST /generate HTTP/1.1\r\nhost: x\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: {bytes}\r\n\r\n"
+        )
+    };
+    let mut raw = Raw::connect(stack.address()).await;
+    raw.send(head(body.len()).as_bytes()).await;
+    assert!(raw.line().await.starts_with("HTTP/1.1 100"));
+    raw.send(body.as_bytes()).await;
+    assert!(raw.to_end().await.1.contains("I may"));
+    let mut raw = Raw::connect(stack.address()).await;
+    raw.send(head(1 << 30).as_bytes()).await;
+    assert_eq!(raw.to_end().await.0, Some(413), "and no 100 before");
+}
+
+#[tokio::test]
+async fn http2_works_with_prior_knowledge() {
+    let stack = Stack::simulated(&[], &["--step-cost", "1ms"]).await;
+    let client = Client::http2(stack.address());
+    let mut asked = JoinSet::new();
+    for k in 0..200 {
+        let client = client.clone();
+        asked.spawn(async move {
+            let text = format!("{k} over one connection");
+            if k % 2 == 0 {
+                let answer = client.generate(&json!({"text": text})).await;
+                assert_eq!(answer.json()["text"], expected(&text, 128, 0));
+            } else {
+                let events = client.events("/generate_stream", &json!({"text": text})).await.rest().await;
+                let all: String =
+                    events.iter().map(|event| event.json()["text"].as_str().unwrap().to_owned()).collect();
+                assert_eq!(all, expected(&text, 128, 0));
+            }
+        });
+    }
+    while let Some(done) = asked.join_next().await {
+        done.unwrap();
+    }
+    error(&client.generate(&json!({"text": ""})).await, 422);
+    assert_eq!(client.get("/readyz").await.status, 200);
+    let mut dropped = client.events("/generate_stream", &json!({"text": "a b", "min_new_tokens": 100})).await;
+    dropped.next().await.unwrap();
+    drop(dropped);
+    stack.metric("pillion_running", |running| running == 0).await;
+    carries_on(&stack.client()).await;
+}
+
+#[tokio::test]
+async fn with_a_file_of_keys_only_those_who_have_one_are_served() {
+    let folder = pillion_tests::folder::Folder::new();
+    let file = folder.path().join("keys");
+    fs::write(&file, "# for tests\nsecret-one\nsecret-two\n").unwrap();
+    let stack = Stack::simulated(&["--api-key-file", file.to_str().unwrap()], &[]).await;
+    let client = stack.client();
+    let ask = async |path: &str, key: Option<&str>, body: &str| {
+        let bearer = key.map(|key| format!("Bearer {key}")).unwrap_or_default();
+        let headers = [JSON, ("authorization", &*bearer)];
+        client.send(Method::POST, path, &headers[..=usize::from(key.is_some())], body.to_owned()).await
+    };
+    let body = r#"{"text": "a b"}"#;
+    for (key, status) in [(None, 401), (Some("secret"), 401), (Some("secret-one"), 200), (Some("secret-two"), 200)] {
+        assert_eq!(ask("/generate", key, body).await.status, status, "{key:?}");
+    }
+    let refused = ask("/v1/completions", None, "{}").await;
+    assert_eq!(error(&refused, 401)["code"], "invalid_api_key");
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    error(&client.get("/v1/models").await, 401);
+    for open in ["/livez", "/healthz", "/readyz", "/metrics"] {
+        assert_eq!(client.get(open).await.status, 200, "{open}");
+    }
+    // Changed as Kubernetes changes a secret: another file in its place.
+    fs::write(folder.path().join("new"), "secret-three\n").unwrap();
+    fs::rename(folder.path().join("new"), &file).unwrap();
+    eventually("the new key holds", async || {
+        (ask("/generate", Some("secret-three"), body).await.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(ask("/generate", Some("secret-one"), body).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_request_has_one_line_in_the_log_with_its_trace_and_no_text() {
+    let mut stack = Stack::simulated(&[], &[]).await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let parent = format!("00-{trace}-b7ad6b7169203331-01");
+    let headers = [JSON, ("traceparent", &*parent), ("x-request-id", "mine")];
+    let answer = stack.client().send(Method::POST, "/generate", &headers, r#"{"text": "a private word"}"#).await;
+    assert_eq!(answer.status, 200);
+    let line =
+        stack.proxy.logged("its line", |line| line.contains("\"request_id\":\"mine\"").then(|| line.to_owned())).await;
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    for (field, value) in [
+        ("message", json!("request")),
+        ("trace_id", json!(trace)),
+        ("endpoint", json!("/generate")),
+        ("status", json!(200)),
+        ("texts", json!(1)),
+        ("batch_size", json!(1)),
+        ("prompt_tokens", json!(3)),
+        ("completion_tokens", json!(3)),
+        ("reason", json!("stop")),
+    ] {
+        assert_eq!(line[field], value, "{line}");
+    }
+    assert!(line["queue_ms"].is_string() || line["queue_ms"].is_number(), "{line}");
+    assert!(!line.to_string().contains("private"), "{line}");
+}
