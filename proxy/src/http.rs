@@ -304,6 +304,7 @@ fn endpoint(path: &str) -> Endpoint {
         "/healthz" => Endpoint::Healthz,
         "/readyz" => Endpoint::Readyz,
         "/metrics" => Endpoint::Metrics,
+        "/openapi.json" => Endpoint::OpenApi,
         _ => Endpoint::Other,
     }
 }

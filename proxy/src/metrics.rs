@@ -32,11 +32,12 @@ pub enum Endpoint {
     Healthz,
     Readyz,
     Metrics,
+    OpenApi,
     Other,
 }
 
 impl Endpoint {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Generate,
         Self::GenerateStream,
         Self::Completions,
@@ -46,6 +47,7 @@ impl Endpoint {
         Self::Healthz,
         Self::Readyz,
         Self::Metrics,
+        Self::OpenApi,
         Self::Other,
     ];
     /// Those of them that generate: the first ones.
@@ -68,6 +70,7 @@ impl Endpoint {
             Self::Healthz => "/healthz",
             Self::Readyz => "/readyz",
             Self::Metrics => "/metrics",
+            Self::OpenApi => "/openapi.json",
             Self::Other => "other",
         }
     }

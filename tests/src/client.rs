@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::contract;
 use crate::events::Events;
 
 /// The longest wait for an answer: longer than any request of a test may take.
@@ -91,10 +92,12 @@ impl Client {
         let answer = timeout(BOUND, self.pool.request(request)).await.expect("an answer in time").expect("an answer");
         let (head, body) = answer.into_parts();
         if head.headers.get("content-type").is_some_and(|value| value == "text/event-stream") {
-            return Ok(Events::new(head.headers, body));
+            return Ok(Events::new(path, head.headers, body));
         }
         let body = body.collect().await.expect("a whole body").to_bytes();
-        Err(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        let answer = Answer { status: head.status.as_u16(), headers: head.headers, body };
+        contract::hold_answer(&Method::POST, path, &answer);
+        Err(answer)
     }
 
     /// Gets a path.
@@ -115,8 +118,11 @@ impl Client {
     /// # Panics
     /// There is no answer.
     pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
-        match self.try_send(method, path, headers, body.into()).await {
-            Ok(answer) => answer,
+        match self.try_send(method.clone(), path, headers, body.into()).await {
+            Ok(answer) => {
+                contract::hold_answer(&method, path, &answer);
+                answer
+            }
             Err(error) => panic!("no answer from {path}: {error}"),
         }
     }

@@ -9,12 +9,15 @@ use hyper::header::HeaderMap;
 use serde_json::Value;
 use tokio::time::timeout;
 
+use crate::contract;
+
 /// The longest wait for an event.
 const BOUND: Duration = Duration::from_secs(120);
 
 /// An answer of events. Dropping it gives the request up.
 #[derive(Debug)]
 pub struct Events {
+    path: String,
     /// The head's fields.
     pub headers: HeaderMap,
     body: Incoming,
@@ -45,8 +48,8 @@ impl Event {
 }
 
 impl Events {
-    pub(crate) fn new(headers: HeaderMap, body: Incoming) -> Self {
-        Self { headers, body, parser: Parser::default(), ready: VecDeque::new() }
+    pub(crate) fn new(path: &str, headers: HeaderMap, body: Incoming) -> Self {
+        Self { path: path.to_owned(), headers, body, parser: Parser::default(), ready: VecDeque::new() }
     }
 
     /// The next event or comment; `None` at the answer's end.
@@ -59,7 +62,9 @@ impl Events {
             let data = frame.expect("the body does not break off").into_data().unwrap_or_default();
             self.parser.push(&data, &mut self.ready);
         }
-        self.ready.pop_front()
+        let event = self.ready.pop_front()?;
+        contract::hold_event(&self.path, &event);
+        Some(event)
     }
 
     /// All events that are left, comments excepted.

@@ -2,6 +2,7 @@
 //!
 //! - [`stack`]: a proxy and its workers as child processes, in a folder of their own, gone when dropped.
 //! - [`client`]: requests, well-formed and not.
+//! - [`contract`]: the API's description, against which every answer is held.
 //! - [`events`]: server-sent events, read as they come.
 //! - [`gate`]: holds a simulated worker's engine until a test lets it go on.
 //! - [`load`]: what `load-driver` is made of, an HTTP load generator.
@@ -14,6 +15,7 @@
 //! - [`simulator`]: the batching policy under a discrete-event clock.
 
 pub mod client;
+pub mod contract;
 pub mod events;
 pub mod folder;
 pub mod gate;

@@ -7,6 +7,7 @@ use std::fs;
 use expect::{carries_on, error};
 use hyper::Method;
 use pillion_tests::client::{Client, Raw};
+use pillion_tests::contract::DESCRIPTION;
 use pillion_tests::eventually;
 use pillion_tests::simulated::echo::expected;
 use pillion_tests::stack::Stack;
@@ -67,6 +68,21 @@ async fn who_asks_before_sending_a_body_is_told() {
     let mut raw = Raw::connect(stack.address()).await;
     raw.send(head(1 << 30).as_bytes()).await;
     assert_eq!(raw.to_end().await.0, Some(413), "and no 100 before");
+}
+
+#[tokio::test]
+async fn the_api_describes_itself() {
+    let stack = Stack::proxy(&[]).await;
+    let served = stack.client().get("/openapi.json").await.json();
+    assert!(
+        served["info"]["version"].as_str().is_some_and(|version| version.starts_with(char::is_numeric)),
+        "{served}"
+    );
+    let mut described = DESCRIPTION.clone();
+    described["info"]["version"] = served["info"]["version"].clone();
+    assert_eq!(served, described);
+    let answer = stack.client().send(Method::HEAD, "/openapi.json", &[], "").await;
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
 }
 
 #[tokio::test]

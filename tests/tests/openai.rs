@@ -152,6 +152,7 @@ async fn what_is_asked_becomes_what_the_engine_can_do() {
     for (asked, (topk, topp, temperature)) in [
         (json!({}), (0, 1.0, 1.0)),
         (json!({"temperature": 0, "top_p": 0.5}), (1, 1.0, 1.0)),
+        (json!({"temperature": 1.5, "top_p": 0}), (1, 1.0, 1.0)),
         (json!({"temperature": 0.5}), (0, 1.0, 0.5)),
         (json!({"top_p": 0.5}), (1024, 0.5, 1.0)),
         (json!({"top_p": 0.5, "top_k": 40}), (40, 0.5, 1.0)),
@@ -212,7 +213,7 @@ async fn a_wrong_field_is_named() {
         (COMPLETIONS, json!({"prompt": ["a", "a", "a", "a", "a"], "n": 2}), "n"),
         (COMPLETIONS, json!({"max_tokens": 0}), "max_tokens"),
         (COMPLETIONS, json!({"temperature": 2.1}), "temperature"),
-        (COMPLETIONS, json!({"top_p": 0}), "top_p"),
+        (COMPLETIONS, json!({"top_p": -0.1}), "top_p"),
         (COMPLETIONS, json!({"n": 0}), "n"),
         (COMPLETIONS, json!({"min_tokens": 17}), "min_tokens"),
         (COMPLETIONS, json!({"stream": 1}), "stream"),

@@ -1,14 +1,25 @@
-//! Probes and metrics: what an operator asks.
+//! Probes, metrics and the API's description: what an operator asks.
 
-use super::response::{metrics, probe};
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+
+use super::response::{description, metrics, probe};
 use super::{Answer, Service};
 use crate::metrics::Endpoint;
+
+/// The API's own description (`OpenAPI` 3.1), as it is sent.
+static DESCRIPTION: LazyLock<Bytes> = LazyLock::new(|| {
+    let text = include_str!("openapi.json").replacen("\"VERSION\"", concat!("\"", env!("CARGO_PKG_VERSION"), "\""), 1);
+    text.into()
+});
 
 impl Service {
     pub(super) fn tell(&self, endpoint: Endpoint) -> Answer {
         match endpoint {
             Endpoint::Readyz => probe(self.unready()),
             Endpoint::Metrics => metrics(self.metrics.render()),
+            Endpoint::OpenApi => description(&DESCRIPTION),
             _ => probe(None),
         }
     }

@@ -1,6 +1,7 @@
 //! The fields of a request's body, read one by one: every fault told by the field's name, with what is allowed, and what
 //! nobody has read is refused by name.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -9,6 +10,8 @@ use super::response::ApiError;
 
 /// More than any model has positions; the model's own limit is the worker's to check.
 pub(super) const MOST_NEW_TOKENS: u32 = 1 << 24;
+/// The least of what must be over 0: what is less is 0 to an engine that divides by it in single precision.
+pub(super) const LEAST: f32 = 0.000_001;
 const MOST_STOPS: usize = 16;
 const LONGEST_STOP: usize = 1024;
 
@@ -40,28 +43,19 @@ impl Fields {
 
     pub(super) fn integer(&mut self, name: &str, least: u32, most: u32) -> Result<Option<u32>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        let number = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (least..=most).contains(n));
+        let number = whole(&value).filter(|n| (least..=most).contains(n));
         let wrong =
             || fault(name, format!("{name} must be a whole number from {least} to {most}, not {}", shown(&value)));
         number.map(Some).ok_or_else(wrong)
     }
 
-    /// A number over 0 and at most `most`.
-    pub(super) fn number(&mut self, name: &str, most: f32) -> Result<Option<f32>, ApiError> {
-        self.number_where(name, &format!("over 0 and at most {most}"), |n| n > 0.0 && n <= most)
-    }
-
-    /// A number that is `allowed`, which says `fine`.
+    /// A number in this range.
     #[allow(clippy::cast_possible_truncation, reason = "the engine computes in single precision")]
-    pub(super) fn number_where(
-        &mut self,
-        name: &str,
-        allowed: &str,
-        fine: impl Fn(f32) -> bool,
-    ) -> Result<Option<f32>, ApiError> {
+    pub(super) fn number(&mut self, name: &str, range: RangeInclusive<f32>) -> Result<Option<f32>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        let number = value.as_f64().map(|n| n as f32).filter(|&n| fine(n));
-        let wrong = || fault(name, format!("{name} must be a number {allowed}, not {}", shown(&value)));
+        let number = value.as_f64().map(|n| n as f32).filter(|n| range.contains(n));
+        let (least, most) = (range.start(), range.end());
+        let wrong = || fault(name, format!("{name} must be a number from {least} to {most}, not {}", shown(&value)));
         number.map(Some).ok_or_else(wrong)
     }
 
@@ -105,6 +99,15 @@ impl Fields {
             None => Ok(()),
         }
     }
+}
+
+/// A whole number of 32 bits; 1.0 is one too, in JSON's eyes.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "its range is looked at first")]
+pub(super) fn whole(value: &Value) -> Option<u32> {
+    if let Some(n) = value.as_u64() {
+        return u32::try_from(n).ok();
+    }
+    value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(n)).map(|n| n as u32)
 }
 
 pub(super) fn kind(value: &Value) -> &'static str {

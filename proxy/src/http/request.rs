@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Limits;
 use super::call::Call;
-use super::fields::{Fields, MOST_NEW_TOKENS, fault, kind};
+use super::fields::{Fields, LEAST, MOST_NEW_TOKENS, fault, kind};
 use super::generate::Generate;
 use super::response::ApiError;
 use crate::job::{Ask, Class};
@@ -27,9 +27,11 @@ pub(super) fn parse(body: &[u8], limits: &Limits, stream: bool) -> Result<Call, 
     let default = Options::default();
     let options = Options {
         sampling_topk: fields.integer("sampling_topk", 0, MOST_NEW_TOKENS)?.unwrap_or(default.sampling_topk),
-        sampling_topp: fields.number("sampling_topp", 1.0)?.unwrap_or(default.sampling_topp),
-        sampling_temperature: fields.number("sampling_temperature", 100.0)?.unwrap_or(default.sampling_temperature),
-        repetition_penalty: fields.number("repetition_penalty", 100.0)?.unwrap_or(default.repetition_penalty),
+        sampling_topp: fields.number("sampling_topp", LEAST..=1.0)?.unwrap_or(default.sampling_topp),
+        sampling_temperature: fields
+            .number("sampling_temperature", LEAST..=100.0)?
+            .unwrap_or(default.sampling_temperature),
+        repetition_penalty: fields.number("repetition_penalty", LEAST..=100.0)?.unwrap_or(default.repetition_penalty),
         no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
     };
     let stop: Arc<[String]> = fields.stop()?.into();
@@ -121,6 +123,12 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_number_may_be_written_with_a_point() {
+        let request = parse(br#"{"text": "a", "max_new_tokens": 9.0, "timeout_ms": 1e3}"#, &LIMITS).unwrap();
+        assert_eq!((request.asks[0].max_new_tokens, request.timeout), (9, Duration::from_secs(1)));
+    }
+
+    #[test]
     fn a_wrong_field_is_named() {
         for (body, name) in [
             (r"{}", "text"),
@@ -133,12 +141,14 @@ mod tests {
             (r#"{"text": "a", "max_new_tokens": -1}"#, "max_new_tokens"),
             (r#"{"text": "a", "max_new_tokens": 0}"#, "max_new_tokens"),
             (r#"{"text": "a", "max_new_tokens": 1.5}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": 4294967296.0}"#, "max_new_tokens"),
             (r#"{"text": "a", "max_new_tokens": 1e300}"#, "max_new_tokens"),
             (r#"{"text": "a", "max_new_tokens": "5"}"#, "max_new_tokens"),
             (r#"{"text": "a", "max_new_tokens": 5, "min_new_tokens": 6}"#, "min_new_tokens"),
             (r#"{"text": "a", "sampling_topk": -1}"#, "sampling_topk"),
             (r#"{"text": "a", "sampling_topp": 0}"#, "sampling_topp"),
             (r#"{"text": "a", "sampling_topp": 1.01}"#, "sampling_topp"),
+            (r#"{"text": "a", "sampling_temperature": 1e-7}"#, "sampling_temperature"),
             (r#"{"text": "a", "sampling_temperature": -0.5}"#, "sampling_temperature"),
             (r#"{"text": "a", "repetition_penalty": 1e39}"#, "repetition_penalty"),
             (r#"{"text": "a", "no_repeat_ngram_size": true}"#, "no_repeat_ngram_size"),

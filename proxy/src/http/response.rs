@@ -296,6 +296,11 @@ pub(super) fn metrics(text: String) -> Answer {
     with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into())
 }
 
+/// The API's own description.
+pub(super) fn description(text: &Bytes) -> Answer {
+    with_type(StatusCode::OK, "application/json", text.clone())
+}
+
 fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
     let mut answer = Response::new(AnswerBody::Whole(Full::new(body)));
     *answer.status_mut() = status;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::super::call::{Call, Shape};
-use super::super::fields::{Fields, MOST_NEW_TOKENS, fault, kind};
+use super::super::fields::{Fields, MOST_NEW_TOKENS, fault, kind, whole};
 use super::super::response::{Api, ApiError, ok};
 use super::super::{Answer, Limits, events};
 use super::options::{Sampling, neutral, refuse_what_cannot_be_done};
@@ -77,7 +77,7 @@ fn prompts(fields: &mut Fields, most: usize) -> Result<Vec<Prompt>, ApiError> {
     };
     match items.first() {
         None => return Err(fault("prompt", "prompt must not be empty")),
-        Some(Value::Number(_)) => return Ok(vec![one_of_ids(items)?]),
+        Some(Value::Number(_)) => return Ok(vec![one_of_ids(&items)?]),
         _ if items.len() > most => {
             return Err(fault("prompt", format!("prompt must hold at most {most} prompts, not {}", items.len())));
         }
@@ -85,7 +85,7 @@ fn prompts(fields: &mut Fields, most: usize) -> Result<Vec<Prompt>, ApiError> {
     }
     let prompts = items.into_iter().map(|item| match item {
         Value::String(text) => one_text(text),
-        Value::Array(ids) => one_of_ids(ids),
+        Value::Array(ids) => one_of_ids(&ids),
         other => Err(fault("prompt", format!("prompt must be {WHAT}, and holds {}", kind(&other)))),
     });
     prompts.collect()
@@ -95,9 +95,8 @@ fn one_text(text: String) -> Result<Prompt, ApiError> {
     if text.is_empty() { Err(fault("prompt", "a prompt must not be empty")) } else { Ok(Prompt::Text(text)) }
 }
 
-fn one_of_ids(items: Vec<Value>) -> Result<Prompt, ApiError> {
-    let id = |value: Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match items.into_iter().map(id).collect::<Option<Vec<u32>>>() {
+fn one_of_ids(items: &[Value]) -> Result<Prompt, ApiError> {
+    match items.iter().map(whole).collect::<Option<Vec<u32>>>() {
         Some(ids) if ids.is_empty() => Err(fault("prompt", "a prompt must not be empty")),
         Some(ids) => Ok(Prompt::Ids(ids)),
         None => Err(fault("prompt", "token ids must be whole numbers from 0 to 4294967295")),

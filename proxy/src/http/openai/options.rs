@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pillion_protocol::frame::Options;
 use serde_json::Value;
 
-use super::super::fields::{Fields, MOST_NEW_TOKENS, fault};
+use super::super::fields::{Fields, LEAST, MOST_NEW_TOKENS, fault};
 use super::super::response::ApiError;
 use crate::batcher::models::Model;
 use crate::job::Class;
@@ -28,12 +28,11 @@ const MOST_ANSWERS: u32 = 128;
 
 impl Sampling {
     pub(super) fn read(fields: &mut Fields, model: Option<&Model>, max_tokens: u32) -> Result<Self, ApiError> {
-        let temperature =
-            fields.number_where("temperature", "from 0 to 2", |n| (0.0..=2.0).contains(&n))?.unwrap_or(1.0);
-        let top_p = fields.number("top_p", 1.0)?.unwrap_or(1.0);
+        let temperature = fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0);
+        let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0);
         let vocabulary = model.map_or(u32::MAX, |model| model.vocabulary);
         let top_k = fields.integer("top_k", 0, MOST_NEW_TOKENS)?.map(|k| k.min(vocabulary));
-        let (sampling_topk, sampling_temperature) = if temperature == 0.0 {
+        let (sampling_topk, sampling_temperature) = if temperature < LEAST || top_p < LEAST {
             (1, 1.0)
         } else if top_p < 1.0 {
             let most = TOP_P_CANDIDATES.min(vocabulary);
@@ -50,7 +49,7 @@ impl Sampling {
             sampling_topk,
             sampling_topp: if sampling_topk == 1 { 1.0 } else { top_p },
             sampling_temperature,
-            repetition_penalty: fields.number("repetition_penalty", 100.0)?.unwrap_or(1.0),
+            repetition_penalty: fields.number("repetition_penalty", LEAST..=100.0)?.unwrap_or(1.0),
             no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
         };
         let n = fields.integer("n", 1, MOST_ANSWERS)?.unwrap_or(1);
