@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::admission::{Admission, Bounds};
 use crate::batcher::{self, Batcher, Handle, LinkPort, Settings};
 use crate::config::Config;
-use crate::http::{Limits, Scope, Service};
+use crate::http::{Limits, RequestLog, Scope, Service};
 use crate::lifecycle::Signals;
 use crate::link;
 use crate::metrics::Metrics;
@@ -76,6 +76,7 @@ pub struct Proxy {
     handle: Handle,
     port: LinkPort,
     metrics: Arc<Metrics>,
+    log: Arc<RequestLog>,
     max_batch_size: usize,
 }
 
@@ -101,15 +102,17 @@ impl Proxy {
             texts: config.max_queue,
             request_timeout: config.request_timeout,
         };
+        let log = Arc::new(RequestLog::new(config.log_format));
         let service = Arc::new(Service::new(
             handle.clone(),
             metrics.clone(),
             limits,
             config.api_keys.clone(),
+            log.clone(),
             config.log_prompts,
         ));
         let max_batch_size = config.max_batch_size;
-        Ok((Self { service, handle, port, metrics, max_batch_size }, batcher))
+        Ok((Self { service, handle, port, metrics, log, max_batch_size }, batcher))
     }
 
     /// Serves a client's connection until it ends, or `shutdown` says so and its request has been answered.
@@ -174,6 +177,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let worker_places = Arc::new(Semaphore::new(MAX_WORKERS));
     let batcher = tokio::spawn(batcher.run());
     tokio::spawn(upkeep(proxy.clone()));
+    let log = proxy.log.clone();
+    tokio::spawn(async move { log.run().await });
     if let Some(keys) = config.api_keys.clone() {
         tokio::spawn(keys.watch());
     }
@@ -200,6 +205,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     };
     let unfinished = config.max_connections - client_places.available_permits();
 
+    proxy.log.flush();
     proxy.close().await;
     workers.abort();
     let _ = timeout(GOODBYE, worker_places.acquire_many(u32::try_from(MAX_WORKERS).unwrap_or(u32::MAX))).await;

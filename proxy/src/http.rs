@@ -7,6 +7,7 @@ mod events;
 mod fields;
 mod generate;
 mod keys;
+mod log;
 mod openai;
 mod preface;
 mod record;
@@ -32,6 +33,7 @@ use tracing::debug;
 
 pub use self::events::AnswerBody;
 pub use self::keys::{ApiKeys, KeysError};
+pub use self::log::RequestLog;
 use self::openai::models;
 use self::preface::Version;
 use self::record::Record;
@@ -58,6 +60,7 @@ pub struct Service {
     metrics: Arc<Metrics>,
     limits: Limits,
     draining: AtomicBool,
+    log: Arc<RequestLog>,
     log_prompts: bool,
     keys: Option<ApiKeys>,
     request_ids: RequestIds,
@@ -96,10 +99,11 @@ impl Service {
         metrics: Arc<Metrics>,
         limits: Limits,
         keys: Option<ApiKeys>,
+        log: Arc<RequestLog>,
         log_prompts: bool,
     ) -> Self {
         let request_ids = RequestIds::new();
-        Self { handle, metrics, limits, draining: AtomicBool::new(false), log_prompts, keys, request_ids }
+        Self { handle, metrics, limits, draining: AtomicBool::new(false), log, log_prompts, keys, request_ids }
     }
 
     fn allows(&self, request: &Request<Incoming>) -> bool {
@@ -210,7 +214,7 @@ impl Service {
             _ => return self.administer(endpoint, &request, request_id),
         };
         let now = Instant::now();
-        let record = Record::new(self.metrics.clone(), endpoint, request_id, request.headers(), now);
+        let record = Record::new(self.metrics.clone(), self.log.clone(), endpoint, request_id, request.headers(), now);
         if !self.allows(&request) {
             record.refuse(ApiError::Unauthorised, api)
         } else if request.method() != Method::POST {

@@ -104,7 +104,7 @@ const MESSAGE: usize = 32;
 pub struct Origin {
     /// Its `x-request-id`.
     pub request_id: String,
-    /// Its `traceparent`; empty where it brought none.
+    /// Its `traceparent`.
     pub traceparent: String,
 }
 
@@ -177,8 +177,8 @@ pub struct Job {
     pub id: JobId,
     /// What was asked.
     pub ask: Ask,
-    /// Whose it is, for logs.
-    pub origin: Arc<Origin>,
+    /// Whose it is, for the worker's log, if it belongs to a trace.
+    pub origin: Option<Arc<Origin>>,
     /// When it was admitted.
     pub admitted: Instant,
     /// Since when it waits for its turn: its admission, or when it last gave way to others.

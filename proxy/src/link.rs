@@ -370,6 +370,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
 /// A job as the worker sees it. The prompt is lent, so that no text is copied: it must go back.
 fn member(job: &mut Job, now: Instant) -> Member {
     let left = job.deadline.saturating_duration_since(now).as_millis();
+    let origin = job.origin.as_deref().cloned().unwrap_or_default();
     Member {
         prompt: std::mem::replace(&mut job.ask.prompt, Prompt::Ids(Vec::new())),
         max_new_tokens: job.ask.max_new_tokens,
@@ -380,7 +381,7 @@ fn member(job: &mut Job, now: Instant) -> Member {
         stream: job.reply.is_stream(),
         produced: job.progress.produced.clone(),
         sent: job.progress.sent as u64,
-        request_id: job.origin.request_id.clone(),
-        traceparent: job.origin.traceparent.clone(),
+        request_id: origin.request_id,
+        traceparent: origin.traceparent,
     }
 }

@@ -188,7 +188,7 @@ mod tests {
                 fit: false,
                 stop: Arc::new([]),
             },
-            origin: Arc::default(),
+            origin: None,
             admitted: deadline - Duration::from_secs(60),
             waits_since: deadline - Duration::from_secs(60),
             deadline,

@@ -94,6 +94,9 @@ impl Promises {
         let room = count(backlog.room.max(texts));
         let served = backlog.served();
         let phase = usize::try_from(now % PARTS).unwrap_or(0);
+        if self.open[phase] > now + LONGEST * PARTS {
+            return LONGEST;
+        }
         // Those who are late may still come.
         let late: usize = (now.saturating_sub(KEPT)..now).map(|past| self.at(past).left()).sum();
         let mut waiting = count(backlog.waiting) + count(late) * self.obeyed;
@@ -110,7 +113,8 @@ impl Promises {
                 return seconds;
             }
         }
-        self.open[phase] = now + LONGEST * PARTS;
+        // Nor is there for whoever else is sent away in this part.
+        self.open[phase] = now + LONGEST * PARTS + 1;
         LONGEST
     }
 

@@ -136,8 +136,8 @@ impl Handle {
 /// What is known of a request beside its texts.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// What it is called in logs.
-    pub origin: Arc<Origin>,
+    /// What it is called in the worker's log, if it belongs to a trace.
+    pub origin: Option<Arc<Origin>>,
     /// What went before it.
     pub past: Past,
     /// When it is admitted.

@@ -77,7 +77,7 @@ impl Service {
             }
             ApiError::from(refused)
         };
-        let about = About { origin: Arc::new(record.origin()), past: caller.past(), now, deadline: now + timeout };
+        let about = About { origin: record.origin(), past: caller.past(), now, deadline: now + timeout };
         if stream {
             match self.handle.stream(asks, about).map_err(comes_back) {
                 Ok(stream) => {

@@ -1,12 +1,12 @@
 //! What is remembered of a request while it is answered: for the metrics, and for its one line in the log.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::header::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
-use tracing::info;
 
+use super::log::{Line, RequestLog};
 use super::response::{Api, ApiError, failure_code, reason_name};
 use super::trace::TraceParent;
 use super::{Answer, X_REQUEST_ID};
@@ -18,6 +18,7 @@ use crate::metrics::{Endpoint, Metrics};
 #[derive(Debug)]
 pub(super) struct Record {
     metrics: Arc<Metrics>,
+    log: Arc<RequestLog>,
     endpoint: Endpoint,
     request_id: HeaderValue,
     trace: Option<TraceParent>,
@@ -41,6 +42,7 @@ pub(super) struct Record {
 impl Record {
     pub(super) fn new(
         metrics: Arc<Metrics>,
+        log: Arc<RequestLog>,
         endpoint: Endpoint,
         request_id: HeaderValue,
         headers: &HeaderMap,
@@ -48,6 +50,7 @@ impl Record {
     ) -> Self {
         Self {
             metrics,
+            log,
             endpoint,
             request_id,
             trace: TraceParent::of(headers),
@@ -76,9 +79,9 @@ impl Record {
     }
 
     /// What it is called in logs.
-    pub(super) fn origin(&self) -> Origin {
-        let traceparent = self.trace.as_ref().map(TraceParent::to_string).unwrap_or_default();
-        Origin { request_id: self.request_id().to_owned(), traceparent }
+    pub(super) fn origin(&self) -> Option<Arc<Origin>> {
+        let traceparent = self.trace.as_ref()?.to_string();
+        Some(Arc::new(Origin { request_id: self.request_id().to_owned(), traceparent }))
     }
 
     /// How many texts it has.
@@ -140,31 +143,35 @@ impl Record {
     }
 }
 
+/// To the microsecond.
+fn millis(time: Duration) -> f64 {
+    f64::from(u32::try_from(time.as_micros()).unwrap_or(u32::MAX)) / 1000.0
+}
+
 impl Drop for Record {
     fn drop(&mut self) {
         let took = self.started.elapsed();
         if self.status.is_some() {
             self.metrics.request_duration(self.endpoint, self.stream).record(took.as_secs_f64());
         }
-        if !tracing::enabled!(tracing::Level::INFO) {
+        if !RequestLog::is_on() {
             return;
         }
         let gone = self.status.is_none() || (self.status == Some(200) && self.ended < self.texts);
-        let millis = |time: Duration| time.as_secs_f64() * 1000.0;
-        info!(
-            request_id = self.request_id(),
-            trace_id = self.trace.as_ref().map(TraceParent::trace_id),
-            endpoint = self.endpoint.label(),
-            status = self.status,
-            stream = self.stream,
-            texts = self.texts,
-            duration_ms = format_args!("{:.3}", millis(took)),
-            queue_ms = format_args!("{:.3}", millis(self.queued)),
-            batch_size = self.batch_size,
-            prompt_tokens = self.prompt_tokens,
-            completion_tokens = self.completion_tokens,
-            reason = if gone { "cancelled" } else { self.reason.unwrap_or("none") },
-            "request"
-        );
+        let line = Line {
+            request_id: self.request_id(),
+            trace_id: self.trace.as_ref().map(TraceParent::trace_id),
+            endpoint: self.endpoint.label(),
+            status: self.status,
+            stream: self.stream,
+            texts: self.texts,
+            duration_ms: millis(took),
+            queue_ms: millis(self.queued),
+            batch_size: self.batch_size,
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.completion_tokens,
+            reason: if gone { "cancelled" } else { self.reason.unwrap_or("none") },
+        };
+        self.log.take(&line, SystemTime::now());
     }
 }

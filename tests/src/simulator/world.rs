@@ -241,7 +241,7 @@ impl<'a> World<'a> {
                 fit: false,
                 stop: Arc::new([]),
             },
-            origin: Arc::default(),
+            origin: None,
             admitted: self.now,
             waits_since: self.now,
             deadline: self.now + Duration::from_secs(1 << 30),

@@ -22,7 +22,7 @@ pub(super) struct Flight {
     signals: Arc<BatchSignals>,
     /// By member; `None` once it has ended.
     members: Vec<Option<Text>>,
-    /// What their requests are called, by member.
+    /// What their requests are called, by member; none where none belongs to a trace.
     names: Vec<Name>,
     left: usize,
     since: Instant,
@@ -121,10 +121,11 @@ impl Flights {
         if self.batches.contains_key(&id) {
             return false;
         }
+        let is_traced = members.iter().any(|member| !member.traceparent.is_empty());
         let flight = Flight {
             signals: Arc::clone(signals),
             members: members.iter().map(|member| Some(Text::of(member))).collect(),
-            names: members.iter().map(Name::of).collect(),
+            names: if is_traced { members.iter().map(Name::of).collect() } else { Vec::new() },
             left: members.len(),
             since: Instant::now(),
             announced: false,
@@ -185,27 +186,21 @@ impl Flight {
         self.members.get_mut(member as usize)?.as_mut()
     }
 
-    /// Logs how a member ended: for whoever follows a trace, and else for whoever looks closely.
+    /// Logs how a member ended, for whoever follows its trace.
     pub(super) fn log(&self, batch: BatchId, ended: &Ended) {
         let Ended { member, how, prompt_tokens, completion_tokens } = ended;
-        let Some(name) = self.names.get(*member as usize) else { return };
-        let request_id = &name.request_id;
-        match name.trace_id() {
-            Some(trace_id) => {
-                tracing::info!(
-                    request_id,
-                    trace_id,
-                    batch = batch.0,
-                    member,
-                    ?how,
-                    prompt_tokens,
-                    completion_tokens,
-                    "member"
-                );
-            }
-            None => {
-                tracing::debug!(request_id, batch = batch.0, member, ?how, prompt_tokens, completion_tokens, "member");
-            }
+        let name = self.names.get(*member as usize);
+        if let Some((Name { request_id, .. }, trace_id)) = name.and_then(|name| Some((name, name.trace_id()?))) {
+            tracing::info!(
+                request_id,
+                trace_id,
+                batch = batch.0,
+                member,
+                ?how,
+                prompt_tokens,
+                completion_tokens,
+                "member"
+            );
         }
     }
 

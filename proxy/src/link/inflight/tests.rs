@@ -17,7 +17,7 @@ fn job(id: u64, deadline: Instant) -> Box<Job> {
             fit: false,
             stop: Arc::new([]),
         },
-        origin: Arc::default(),
+        origin: None,
         admitted: deadline,
         waits_since: deadline,
         deadline,
