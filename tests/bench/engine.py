@@ -4,6 +4,9 @@ Loads the model, says `{"ready": true}`, then runs once for every line of standa
 `{"batch": 40, "seconds": 8, "text": false}`, and prints the run's figures as one line of JSON. With `text` false a
 run is tokens in, tokens out; with `text` true it tokenises and detokenises too.
 
+With `"steps": true` it serves one prompt after another, and says when half of the first tokens came after the call, and
+half of the others after the one before, in milliseconds.
+
 With `"mix"`, a file as `load-driver --mix` takes it, requests are drawn from it, `batch` at a time as they would come,
 and each batch is served in `"calls"` calls: sorted by length and cut into equal parts.
 """
@@ -90,6 +93,20 @@ def run(call: Call, seconds: float) -> dict[str, float]:
     }
 
 
+def run_steps(model: Model, text: str, tokens: int, seconds: float) -> dict[str, float]:
+    """One prompt after another until the time is over, each token timed."""
+    [prompt] = model.tokenised([text])
+    firsts: list[float] = []
+    gaps: list[float] = []
+    started = perf_counter()
+    while perf_counter() < started + seconds:
+        times = model.steps(prompt, tokens)
+        firsts.append(times[0] * 1000)
+        gaps += [(b - a) * 1000 for a, b in zip(times, times[1:], strict=False)]
+    rate = len(firsts) / (perf_counter() - started)
+    return {"rate": rate, "first": sorted(firsts)[len(firsts) // 2], "gap": sorted(gaps)[len(gaps) // 2]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
@@ -102,6 +119,9 @@ def main() -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
+        if order.get("steps"):
+            print(json.dumps(run_steps(model, arguments.prompt, order["tokens"], order["seconds"])), flush=True)
+            continue
         if "mix" in order:
             call = drawn(model, Path(order["mix"]), order["batch"], order["calls"])
         else:

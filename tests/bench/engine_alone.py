@@ -34,14 +34,14 @@ class EngineAlone:
         # Each answer's tokens are counted against what it asked for.
         return self._run(order, 0)
 
+    def run_steps(self, tokens: int, seconds: float) -> Run:
+        """One prompt after another, each token timed."""
+        said = self._asked({"steps": True, "tokens": tokens, "seconds": seconds})
+        return Run(rate=said["rate"], p50=None, p99=None, worst=None, first=said["first"], gap=said["gap"])
+
     def _run(self, order: dict[str, Any], tokens: int) -> Run:
         cpu = cpu_seconds(self._process.pid)
-        try:
-            self._orders.write((json.dumps(order) + "\n").encode())
-            self._orders.flush()
-        except OSError as error:
-            raise Unfit(f"the engine alone has ended:\n{tail(self._log)}") from error
-        said = self.said(order["seconds"] + SPARE)
+        said = self._asked(order)
         cpu = cpu_seconds(self._process.pid) - cpu
         if not said["least_tokens"] == said["most_tokens"] == tokens:
             raise Unfit(f"the engine alone gave other than the tokens that were asked for: {said}")
@@ -52,6 +52,14 @@ class EngineAlone:
             worst=said["max"],
             server_cpu=cpu / said["answered"] * 1e6,
         )
+
+    def _asked(self, order: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._orders.write((json.dumps(order) + "\n").encode())
+            self._orders.flush()
+        except OSError as error:
+            raise Unfit(f"the engine alone has ended:\n{tail(self._log)}") from error
+        return self.said(order["seconds"] + SPARE)
 
     def said(self, limit: float) -> dict[str, Any]:
         """The next line that the process prints."""

@@ -37,6 +37,10 @@ class Outcome:
     """Answers of each kind of requests, and half of them took no longer than so many milliseconds."""
     asked_again: int = 0
     served_then: int = 0
+    first: float | None = None
+    """Of answers that were streamed, half had their first piece after so many milliseconds."""
+    gap: float | None = None
+    """And half of the pieces came so many milliseconds after the one before."""
 
 
 def wrk(stack: Stack, body: str, users: int, seconds: int) -> Outcome:
@@ -63,6 +67,7 @@ def driver(
     seconds: int,
     tokens: int | None,
     tolerant: bool = False,
+    path: str = "/generate",
 ) -> Outcome:
     """`load-driver`, whose latencies count from when a request was due and not from when it could be sent.
 
@@ -71,7 +76,7 @@ def driver(
     """
     warm_up = 1
     what = ["--mix", str(requests)] if isinstance(requests, Path) else ["--body", requests]
-    flags = ["--url", f"{stack.url}/generate", *what, *pattern]
+    flags = ["--url", f"{stack.url}{path}", *what, *pattern]
     flags += ["--duration", f"{seconds}s", "--warm-up", f"{warm_up}s", "--seed", "1"]
     if tokens is not None and not isinstance(requests, Path):
         flags += ["--expect-field", f"usage.completion_tokens={tokens}"]
@@ -93,6 +98,8 @@ def driver(
         kinds={name: (kind["answered"], kind["latency_ms"]["p50"]) for name, kind in said["kinds"].items()},
         asked_again=said["asked_again"],
         served_then=said["served_then"],
+        first=said["first_ms"]["p50"],
+        gap=said["gap_ms"]["p50"],
     )
 
 

@@ -63,6 +63,15 @@ class Bench:
 
         return lambda seconds: measured(stack, lambda: load(seconds), 0, count)
 
+    def streams(self, stack: Stack, users: int, body: str) -> Turn:
+        """Users whose answers come as they are made."""
+
+        def load(seconds: int) -> Outcome:
+            pattern = ("--users", str(users))
+            return loads.driver(self.start.bin_dir, stack, body, pattern, seconds, None, path="/generate_stream")
+
+        return lambda seconds: measured(stack, lambda: load(seconds), 0, None)
+
     def mix(self, model: Path, kinds: Sequence[Kind]) -> Path:
         """A file with these kinds of requests, for `driver` and for the engine alone."""
         path = self.start.logs / f"{model.name}-{abs(hash(tuple(kinds)))}.jsonl"
@@ -97,6 +106,8 @@ def measured(stack: Stack, load: Callable[[], Outcome], cut: int, tokens: int | 
         unfinished=outcome.unfinished,
         kinds=outcome.kinds,
         served_then=outcome.served_then / outcome.asked_again if outcome.asked_again else None,
+        first=outcome.first,
+        gap=outcome.gap,
         batch_sizes=metrics.batch_sizes(counts),
     )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import ctranslate2
 from tokenizers import Tokenizer
@@ -36,6 +37,20 @@ class Model:
 
     def tokenised(self, texts: list[str]) -> list[list[str]]:
         return [prompt.tokens for prompt in self._tokenizer.encode_batch(texts)]
+
+    def steps(self, prompt: list[str], limit: int) -> list[float]:
+        """When each token of one answer came, in seconds since the call."""
+        times: list[float] = []
+        called = perf_counter()
+
+        def heard(_result: object) -> bool:
+            times.append(perf_counter() - called)
+            return False
+
+        self._generator.generate_batch(
+            [prompt], beam_size=1, sampling_topk=1, max_length=limit, include_prompt_in_result=False, callback=heard
+        )
+        return times
 
     def generated(self, prompts: list[list[str]], limit: int) -> list[list[int]]:
         """The engine's work alone: the new tokens' ids, the best token at every step."""

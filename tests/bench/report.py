@@ -76,8 +76,14 @@ def table(section: Section) -> str:
 
 
 def all_columns(leading: str) -> list[Column]:
-    heads = {"rate": "requests/s", "p50": "p50, ms", "p99": "p99, ms"}
-    digits = {"rate": 0, "p50": 2, "p99": 2}
+    heads = {
+        "rate": "requests/s",
+        "p50": "p50, ms",
+        "p99": "p99, ms",
+        "first": "first token, p50, ms",
+        "gap": "token to token, p50, ms",
+    }
+    digits = {"rate": 0, "p50": 2, "p99": 2, "first": 3, "gap": 3}
     # The leading figure comes first, so that its median stands beside its runs.
     ordered = sorted(heads, key=lambda name: name != leading)
     return [

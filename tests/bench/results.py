@@ -29,6 +29,10 @@ class Run:
     """Answers of each kind of requests, and half of them took no longer than so many milliseconds."""
     served_then: float | None = None
     """Of those who were refused and came back when told to, those who were served then."""
+    first: float | None = None
+    """Milliseconds to the first piece of a streamed answer, of half of them."""
+    gap: float | None = None
+    """From a piece to the next, of half of them."""
     batch_sizes: dict[str, float] = field(default_factory=dict)
     """Batches by the upper bound of their size."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from measure import Bench
 from results import Section
-from scenarios import curves, models, proxy, small, uneven
+from scenarios import curves, models, proxy, small, streams, uneven
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ SCENARIOS = {
     "long-answers-opt": Scenario(uneven.long_answers_opt, quick=False),
     "cancellations": Scenario(uneven.cancellations, quick=True),
     "overload": Scenario(uneven.overload, quick=True),
+    "lone-stream": Scenario(streams.lone_stream, quick=True),
+    "lazy-readers": Scenario(streams.lazy_readers, quick=True),
     "proxy-limit": Scenario(proxy.limit, quick=True),
     "memory": Scenario(proxy.memory, quick=True),
     "locust": Scenario(small.locust, quick=False),

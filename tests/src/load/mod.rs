@@ -158,14 +158,19 @@ impl Driver {
     async fn ask(&self, intended: Instant, place: OwnedSemaphorePermit) -> Outcome {
         let drawn = self.draw.lock().unwrap_or_else(PoisonError::into_inner).kind();
         let kind = &self.target.kinds()[drawn];
-        let (outcome, connection) = self.pool.ask(kind, None).await;
-        self.tally().end(intended, Instant::now(), outcome, &kind.name);
+        let mut pieces = Vec::new();
+        let (outcome, connection) = self.pool.ask(kind, None, &mut pieces).await;
+        {
+            let mut tally = self.tally();
+            tally.end(intended, Instant::now(), outcome, &kind.name);
+            tally.streamed(intended, &pieces);
+        }
         drop(place);
         match (outcome, connection) {
             (Outcome::Refused { again_in: Some(again_in) }, over) if self.obey => {
                 sleep(again_in).await;
                 let place = self.pool.place().await;
-                let (outcome, connection) = self.pool.ask(kind, over).await;
+                let (outcome, connection) = self.pool.ask(kind, over, &mut Vec::new()).await;
                 self.tally().again(intended, outcome);
                 connection.into_iter().for_each(|connection| self.pool.put(connection));
                 drop(place);

@@ -3,13 +3,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{HeaderMap, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -43,9 +43,15 @@ impl Pool {
     }
 
     /// Asks once, over this connection if one is given. The caller has a place, and keeps it until this returns. Where the
-    /// server says when to ask again, its connection is given back, for that.
-    pub async fn ask(&self, kind: &Kind, over: Option<Connection>) -> (Outcome, Option<Connection>) {
-        let answer = self.answer(kind, over);
+    /// server says when to ask again, its connection is given back, for that. Of an answer that is streamed, `pieces` gets
+    /// when each piece came.
+    pub async fn ask(
+        &self,
+        kind: &Kind,
+        over: Option<Connection>,
+        pieces: &mut Vec<Instant>,
+    ) -> (Outcome, Option<Connection>) {
+        let answer = self.answer(kind, over, pieces);
         let answer = match kind.patience {
             None => answer.await,
             // Dropping the question closes its connection.
@@ -69,14 +75,19 @@ impl Pool {
         self.lock().push(connection);
     }
 
-    async fn answer(&self, kind: &Kind, over: Option<Connection>) -> io::Result<(Outcome, Connection)> {
+    async fn answer(
+        &self,
+        kind: &Kind,
+        over: Option<Connection>,
+        pieces: &mut Vec<Instant>,
+    ) -> io::Result<(Outcome, Connection)> {
         let mut over = over;
         while let Some(mut connection) = over.take().or_else(|| self.take()) {
             if connection.ready().await.is_err() {
                 continue;
             }
             match connection.try_send_request(kind.request()).await {
-                Ok(response) => return self.read(connection, response, kind).await,
+                Ok(response) => return self.read(connection, response, kind, pieces).await,
                 // It was closed before the request went out: nobody has seen it, so it may go elsewhere.
                 Err(error) if error.message().is_some() => {}
                 Err(error) => return Err(io::Error::other(error.into_error())),
@@ -88,7 +99,7 @@ impl Pool {
         // Ends when the server closes the connection or the sender is dropped; an error shows in the request it hits.
         tokio::spawn(life);
         let response = connection.send_request(kind.request()).await.map_err(io::Error::other)?;
-        self.read(connection, response, kind).await
+        self.read(connection, response, kind, pieces).await
     }
 
     /// Reads the answer to its end; then the connection can be used again.
@@ -97,10 +108,18 @@ impl Pool {
         connection: Connection,
         response: Response<Incoming>,
         kind: &Kind,
+        pieces: &mut Vec<Instant>,
     ) -> io::Result<(Outcome, Connection)> {
         let (head, mut body) = response.into_parts();
         let good = head.status == StatusCode::OK;
-        let outcome = if !good || !kind.expects() {
+        let streams = head.headers.get(CONTENT_TYPE).is_some_and(|value| value == "text/event-stream");
+        let outcome = if good && streams {
+            while let Some(frame) = body.frame().await {
+                frame.map_err(io::Error::other)?;
+                pieces.push(Instant::now());
+            }
+            Outcome::Right
+        } else if !good || !kind.expects() {
             // To the end, so that the connection can be used again and the latency is the whole answer's.
             while let Some(frame) = body.frame().await {
                 frame.map_err(io::Error::other)?;

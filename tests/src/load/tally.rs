@@ -50,6 +50,8 @@ pub struct Tally {
     // Nanoseconds.
     latencies: Histogram<u32>,
     kinds: Vec<(String, Histogram<u32>)>,
+    first: Histogram<u32>,
+    gaps: Histogram<u32>,
 }
 
 /// What is told at the end.
@@ -82,6 +84,10 @@ pub struct Report {
     pub served_then: u32,
     /// Each kind of requests: its name, how many of `answered` were of it, and their latency.
     pub kinds: Vec<(String, u32, Option<Latency>)>,
+    /// Of answers that were streamed, from the intended start to the first piece; `None` where none was.
+    pub first: Option<Latency>,
+    /// Of answers that were streamed, from each piece to the next.
+    pub gap: Option<Latency>,
 }
 
 /// How latencies are spread, in milliseconds.
@@ -128,6 +134,8 @@ impl Tally {
             served_then: 0,
             latencies,
             kinds,
+            first: self::latencies(),
+            gaps: self::latencies(),
         }
     }
 
@@ -155,6 +163,20 @@ impl Tally {
             self.abandoned += 1;
         } else {
             self.failed += 1;
+        }
+    }
+
+    /// The pieces of an answer came at these times.
+    pub fn streamed(&mut self, intended: Instant, pieces: &[Instant]) {
+        if !self.window.has(intended) {
+            return;
+        }
+        let nanos = |from: Instant, to: Instant| u64::try_from((to - from).as_nanos()).unwrap_or(u64::MAX);
+        if let Some(&first) = pieces.first() {
+            self.first.saturating_record(nanos(intended, first));
+        }
+        for pair in pieces.windows(2) {
+            self.gaps.saturating_record(nanos(pair[0], pair[1]));
         }
     }
 
@@ -186,6 +208,8 @@ impl Tally {
             asked_again: self.asked_again,
             served_then: self.served_then,
             kinds: self.kinds.iter().map(kind).collect(),
+            first: Latency::of(&self.first),
+            gap: Latency::of(&self.gaps),
         }
     }
 }
@@ -234,6 +258,8 @@ impl Report {
             "duration_s": self.duration.as_secs_f64(),
             "rate": rounded(self.rate),
             "latency_ms": Latency::to_json(self.latency.as_ref()),
+            "first_ms": Latency::to_json(self.first.as_ref()),
+            "gap_ms": Latency::to_json(self.gap.as_ref()),
             "kinds": self.kinds.iter().map(kind).collect::<serde_json::Map<_, _>>(),
         })
     }
@@ -328,6 +354,19 @@ mod tests {
             .collect();
         assert_eq!(kinds, [("a".to_owned(), 2, 1.0), ("b".to_owned(), 1, 2.0)]);
         assert_eq!(tally.report().to_json()["kinds"]["b"]["answered"], 1);
+    }
+
+    #[test]
+    fn the_pieces_of_a_streamed_answer_are_timed() {
+        let (mut tally, start) = tally();
+        let at = |millis: u32| start + SECOND + SECOND / 1000 * millis;
+        tally.streamed(start, &[at(0), at(500)]);
+        assert_eq!(tally.report().first, None, "the warm-up");
+        tally.streamed(at(0), &[at(10), at(12), at(16)]);
+        let report = tally.report();
+        assert!((report.first.unwrap().p50 - 10.0).abs() < 0.1);
+        let gap = report.gap.unwrap();
+        assert!((gap.mean - 3.0).abs() < 0.1 && (gap.max - 4.0).abs() < 0.1, "{gap:?}");
     }
 
     #[test]
