@@ -7,7 +7,8 @@ use bytes::{Buf, BufMut, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::error::{DecodeError, EncodeError};
-use crate::frame::{Frame, MemberTokens};
+use crate::frame::{Batch, ButPrompt, Frame, MemberTokens, Prompt};
+use crate::json::put_string;
 use crate::{BatchId, HANDSHAKE_VERSION, MemberIndex, VERSIONS};
 
 /// The first two bytes of every frame: "PL".
@@ -166,7 +167,7 @@ pub fn encode(frame: &Frame, wire: &mut BytesMut) -> Result<(), EncodeError> {
         Frame::Welcome(welcome) => put_json(WELCOME, BatchId(0), welcome, wire),
         Frame::Goodbye(goodbye) => put_json(GOODBYE, BatchId(0), goodbye, wire),
         Frame::Credit { grant } => put_json(CREDIT, BatchId(0), &Grant { grant: *grant }, wire),
-        Frame::Batch(id, batch) => put_json(BATCH, *id, batch, wire),
+        Frame::Batch(id, batch) => put(BATCH, *id, wire, |wire| put_batch(batch, wire)),
         Frame::Tokens(id, members) => put(TOKENS, *id, wire, |wire| {
             put_tokens(members, wire);
             Ok(())
@@ -191,6 +192,32 @@ fn put_json(kind: Kind, id: BatchId, value: &impl Serialize, wire: &mut BytesMut
     put(kind, id, wire, |wire| {
         serde_json::to_writer(wire.writer(), value).map_err(|source| EncodeError::Json { kind: kind.name, source })
     })
+}
+
+/// A batch as JSON: as serde would write it, but for the prompts' texts, which are long and mostly plain.
+fn put_batch(Batch { options, members }: &Batch, wire: &mut BytesMut) -> Result<(), EncodeError> {
+    let fault = |source| EncodeError::Json { kind: BATCH.name, source };
+    wire.put_slice(b"{\"options\":");
+    serde_json::to_writer(wire.writer(), options).map_err(fault)?;
+    wire.put_slice(b",\"members\":[");
+    for (place, member) in members.iter().enumerate() {
+        if place > 0 {
+            wire.put_u8(b',');
+        }
+        let Prompt::Text(text) = &member.prompt else {
+            serde_json::to_writer(wire.writer(), member).map_err(fault)?;
+            continue;
+        };
+        wire.put_slice(b"{\"prompt\":{\"text\":");
+        put_string(text, wire);
+        wire.put_u8(b'}');
+        // The others follow as an object of their own, of which the brace becomes the comma between them.
+        let others = wire.len();
+        serde_json::to_writer(wire.writer(), &ButPrompt::of(member)).map_err(fault)?;
+        wire[others] = b',';
+    }
+    wire.put_slice(b"]}");
+    Ok(())
 }
 
 /// Writes the header, the payload, and then the payload's length into the header.

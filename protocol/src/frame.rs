@@ -206,6 +206,48 @@ pub struct Member {
     pub traceparent: String,
 }
 
+/// A member without its prompt, for writing. Its fields are those of [`Member`], in the same order.
+#[derive(Serialize)]
+pub(crate) struct ButPrompt<'a> {
+    max_new_tokens: u32,
+    #[serde(skip_serializing_if = "is_default")]
+    fit: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    min_new_tokens: u32,
+    #[serde(skip_serializing_if = "is_empty")]
+    stop: &'a [String],
+    deadline_ms: u64,
+    #[serde(skip_serializing_if = "is_default")]
+    stream: bool,
+    #[serde(skip_serializing_if = "is_empty")]
+    produced: &'a [u32],
+    #[serde(skip_serializing_if = "is_default")]
+    sent: u64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    traceparent: &'a str,
+}
+
+impl<'a> ButPrompt<'a> {
+    pub(crate) fn of(member: &'a Member) -> Self {
+        let Member { prompt: _, max_new_tokens, fit, min_new_tokens, stop, deadline_ms, .. } = member;
+        let Member { stream, produced, sent, request_id, traceparent, .. } = member;
+        Self {
+            max_new_tokens: *max_new_tokens,
+            fit: *fit,
+            min_new_tokens: *min_new_tokens,
+            stop,
+            deadline_ms: *deadline_ms,
+            stream: *stream,
+            produced,
+            sent: *sent,
+            request_id,
+            traceparent,
+        }
+    }
+}
+
 /// What a member continues.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -318,6 +360,10 @@ pub struct Heartbeat {
     pub steps: u64,
     /// Milliseconds for which the engine may now go without a step before it counts as stuck.
     pub silence_ms: u64,
+}
+
+fn is_empty<T>(values: &[T]) -> bool {
+    values.is_empty()
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -22,6 +22,7 @@ pub mod connection;
 mod error;
 pub mod frame;
 mod id;
+pub mod json;
 pub mod service_time;
 mod socket_path;
 

@@ -61,6 +61,13 @@ fn member() -> impl Strategy<Value = Member> {
     )
 }
 
+/// A batch is not written by serde alone: it must be what serde would write.
+fn as_serde_writes(batch: &Batch) -> bool {
+    let mut wire = BytesMut::new();
+    codec::encode(&Frame::Batch(BatchId(1), batch.clone()), &mut wire).unwrap();
+    wire[codec::HEADER..] == serde_json::to_vec(batch).unwrap()
+}
+
 fn hello() -> impl Strategy<Value = Hello> {
     let says = (text(), text(), text(), any::<bool>());
     (vec(any::<u8>(), 0..8), says, any::<[u32; 5]>(), any::<[u64; 3]>()).prop_map(
@@ -175,6 +182,12 @@ proptest! {
             prop_assert_eq!(read.as_ref(), Some(frame));
         }
         prop_assert!(wire.is_empty());
+    }
+
+    #[test]
+    fn a_batch_is_written_as_serde_writes_it(options in options(), members in vec(member(), 0..4)) {
+        let batch = Batch { options, members };
+        prop_assert!(as_serde_writes(&batch));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! How `/generate` and `/generate_stream` write their answers.
 
+use pillion_protocol::json::put_string;
 use serde::Serialize;
 
 use super::Answer;
 use super::call::Shape;
 use super::events;
-use super::response::{Api, ApiError, ErrorBody, ok, reason_name};
+use super::response::{Api, ApiError, ErrorBody, ok, ok_raw, reason_name};
 use crate::job::{Completion, End};
 
 /// The shape of both.
@@ -15,21 +16,21 @@ pub(super) struct Generate {
     pub is_list: bool,
 }
 
-/// The answer, for one text or for a list.
+/// The answer for a list.
 #[derive(Debug, Serialize)]
 struct Generated<'a> {
-    text: OneOrMany<Option<&'a str>>,
-    finish_reason: OneOrMany<&'static str>,
+    text: Vec<Option<&'a str>>,
+    finish_reason: Vec<&'static str>,
     usage: Usage,
     #[serde(skip_serializing_if = "Option::is_none")]
     errors: Option<Vec<Option<ErrorBody>>>,
 }
 
+/// The answer for one text, but for the text.
 #[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum OneOrMany<T> {
-    One(T),
-    Many(Vec<T>),
+struct ButText {
+    finish_reason: &'static str,
+    usage: Usage,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -81,19 +82,14 @@ impl Shape for Generate {
         let reason = |end: &End| end.as_ref().map_or("error", |completion| reason_name(completion.reason));
         let error =
             |end: &End| end.as_ref().err().map(|failure| ApiError::Failed(failure.clone()).body(None, Api::Generate));
-        Ok(ok(&match ends {
-            [end] if !self.is_list => Generated {
-                text: OneOrMany::One(text(end)),
-                finish_reason: OneOrMany::One(reason(end)),
-                usage,
-                errors: None,
-            },
-            _ => Generated {
-                text: OneOrMany::Many(ends.iter().map(text).collect()),
-                finish_reason: OneOrMany::Many(ends.iter().map(reason).collect()),
-                usage,
-                errors: ends.iter().any(Result::is_err).then(|| ends.iter().map(error).collect()),
-            },
+        if let ([Ok(completion)], false) = (ends, self.is_list) {
+            return Ok(ok_raw(one(completion, usage)));
+        }
+        Ok(ok(&Generated {
+            text: ends.iter().map(text).collect(),
+            finish_reason: ends.iter().map(reason).collect(),
+            usage,
+            errors: ends.iter().any(Result::is_err).then(|| ends.iter().map(error).collect()),
         }))
     }
 
@@ -106,6 +102,20 @@ impl Shape for Generate {
     fn failed(&mut self, text: usize, error: ApiError, api: Api, request_id: &str, out: &mut Vec<u8>) {
         events::write(out, Some("error"), &Failed { error: error.body(Some(request_id), api), batch_id: text });
     }
+}
+
+/// The answer for one text. The text is written by itself, since it is long and mostly plain; the others follow as an object
+/// of their own, of which the brace becomes the comma between them.
+fn one(completion: &Completion, usage: Usage) -> Vec<u8> {
+    let mut body = Vec::with_capacity(completion.text.len() + 128);
+    body.extend(b"{\"text\":");
+    put_string(&completion.text, &mut body);
+    let others = body.len();
+    let rest = ButText { finish_reason: reason_name(completion.reason), usage };
+    // It has no maps with other keys than strings, so writing it cannot fail.
+    let _ = serde_json::to_writer(&mut body, &rest);
+    body[others] = b',';
+    body
 }
 
 fn text(end: &End) -> Option<&str> {

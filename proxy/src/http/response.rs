@@ -277,6 +277,11 @@ pub(super) fn ok(value: &impl Serialize) -> Answer {
     json(StatusCode::OK, value)
 }
 
+/// JSON that is written already, for a request that went well.
+pub(super) fn ok_raw(body: Vec<u8>) -> Answer {
+    with_type(StatusCode::OK, "application/json", body.into())
+}
+
 /// A probe's answer: ready or alive, or not and why.
 pub(super) fn probe(fault: Option<&'static str>) -> Answer {
     let status = if fault.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
