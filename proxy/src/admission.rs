@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::promises::{Backlog, Promises};
+use crate::job::Held;
 use crate::metrics::{Metrics, count};
 
 /// A refusal.
@@ -231,6 +232,8 @@ impl Bytes {
         Ok(())
     }
 }
+
+impl Held for Bytes {}
 
 impl Drop for Bytes {
     fn drop(&mut self) {

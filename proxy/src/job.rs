@@ -9,7 +9,7 @@ use std::sync::Arc;
 use pillion_protocol::frame::{Options, Prompt};
 use tokio::time::Instant;
 
-pub use self::feed::{Feed, News};
+pub use self::feed::{Feed, Held, News};
 pub use self::reply::{Completion, End, Failure, Reply};
 
 use crate::admission::QueueSlot;
@@ -137,12 +137,16 @@ impl Ask {
 
     /// Bytes that the prompt takes on the wire, before JSON's escapes.
     pub fn bytes(&self) -> usize {
-        let prompt = match &self.prompt {
-            Prompt::Text(text) => text.len(),
-            Prompt::Ids(ids) => ids.len() * 8,
-            Prompt::Chat(messages) => messages.iter().map(|said| said.content.len() + said.role.len() + MESSAGE).sum(),
-        };
-        prompt + self.stop.iter().map(String::len).sum::<usize>()
+        prompt_bytes(&self.prompt) + self.stop.iter().map(String::len).sum::<usize>()
+    }
+}
+
+/// Bytes that a prompt takes on the wire, before JSON's escapes.
+pub fn prompt_bytes(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Ids(ids) => ids.len() * 8,
+        Prompt::Chat(messages) => messages.iter().map(|said| said.content.len() + said.role.len() + MESSAGE).sum(),
     }
 }
 

@@ -47,14 +47,15 @@ impl Tokens {
         fitness::check(&model.vocabulary, &tokenizer).map_err(|problem| ModelError::new(&path, problem))?;
         let vocabulary = u32::try_from(model.vocabulary.len())
             .map_err(|_| ModelError::new(&path, "the vocabulary has more than 2^32 entries"))?;
-        Ok(Self::new(tokenizer, Template::load(&model.directory)?, model.eos, vocabulary))
+        let template = Template::load(&model.directory)?;
+        Self::new(tokenizer, template, model.eos, vocabulary).map_err(|error| ModelError::new(&path, error.to_string()))
     }
 
     /// A tokenizer whose model ends sequences with the token `eos` and has so many tokens.
-    fn new(mut tokenizer: Tokenizer, template: Template, eos: u32, vocabulary: u32) -> Self {
+    fn new(mut tokenizer: Tokenizer, template: Template, eos: u32, vocabulary: u32) -> Result<Self, TokenizerFailed> {
         tokenizer.set_encode_special_tokens(true);
-        let chats = Chats::new(template, &tokenizer);
-        Self { tokenizer, chats, eos, vocabulary }
+        let chats = Chats::new(template, &tokenizer)?;
+        Ok(Self { tokenizer, chats, eos, vocabulary })
     }
 
     /// The token at which a sequence ends.
@@ -138,7 +139,7 @@ pub(crate) mod tests {
 
     /// Its tokens, with "</s>" as the end of a sequence.
     pub(crate) fn byte_tokens() -> Tokens {
-        Tokens::new(bytes(&["</s>"]), Template::plain(), 256, 257)
+        Tokens::new(bytes(&["</s>"]), Template::plain(), 256, 257).unwrap()
     }
 
     #[test]

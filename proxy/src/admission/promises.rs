@@ -37,7 +37,7 @@ const _: () = assert!(PLACES as u64 > LONGEST * PARTS + KEPT + 1);
 pub(super) struct Promises {
     /// Texts that are due in a part, by the part's remainder; those of past rounds are cleared as time goes on.
     due: [Due; PLACES],
-    /// By the part's remainder within a second: from when on there may be room yet.
+    /// By the part's remainder within a second: from when on there may be room for one text yet.
     open: [u64; PHASES],
     /// Of those who were sent away, those who come back when they were told to, lately.
     obeyed: f64,
@@ -94,7 +94,8 @@ impl Promises {
         let room = count(backlog.room.max(texts));
         let served = backlog.served();
         let phase = usize::try_from(now % PARTS).unwrap_or(0);
-        if self.open[phase] > now + LONGEST * PARTS {
+        let open = self.open[phase];
+        if open > now + LONGEST * PARTS {
             return LONGEST;
         }
         // Those who are late may still come.
@@ -107,14 +108,18 @@ impl Promises {
                 waiting = self.later(waiting, next, served);
                 next += 1;
             }
-            if then >= self.open[phase] && self.has_room(texts, then, waiting, room, served) {
+            if then >= open && self.has_room(texts, then, waiting, room, served) {
                 self.at(then).promised += texts;
-                self.open[phase] = then;
+                if texts == 1 {
+                    self.open[phase] = then;
+                }
                 return seconds;
             }
         }
-        // Nor is there for whoever else is sent away in this part.
-        self.open[phase] = now + LONGEST * PARTS + 1;
+        // Where there is none for one, there is none for whoever else is sent away in this part.
+        if texts == 1 {
+            self.open[phase] = now + LONGEST * PARTS + 1;
+        }
         LONGEST
     }
 
@@ -252,6 +257,15 @@ mod tests {
         let (twice, tenfold) = (overloaded(2), overloaded(10));
         assert!(twice.0 && twice.1 > 7000, "{twice:?}");
         assert!(tenfold.0 && tenfold.1 > 7000, "{tenfold:?}");
+    }
+
+    #[test]
+    fn a_list_for_which_there_is_no_room_says_nothing_of_who_comes_alone() {
+        let mut promises = Promises::new();
+        let slow = full(100 * MILLI);
+        assert_eq!(promises.make(1_000_000, seconds(100), &slow), LONGEST);
+        let alone = promises.make(1, seconds(100), &Backlog { waiting: 1000, ..slow });
+        assert!(alone < 10, "{alone}");
     }
 
     #[test]

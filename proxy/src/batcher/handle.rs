@@ -12,7 +12,7 @@ use super::models::Model;
 use super::workers::WorkerId;
 use super::{FromLink, Message, Serving};
 use crate::admission::{Admission, Promise, Rejected};
-use crate::job::{Ask, End, Failure, Feed, Job, JobId, JobRange, News, Origin, Progress, Reply};
+use crate::job::{Ask, End, Failure, Feed, Held, Job, JobId, JobRange, News, Origin, Progress, Reply};
 
 /// For requests. Cheap to clone; the batcher ends when all handles and ports are gone.
 #[derive(Clone, Debug)]
@@ -92,7 +92,8 @@ impl Handle {
         let open = asks.len();
         let feed = Arc::new(Feed::new(open));
         let claim = self.admit(asks, about, |text| Reply::streamed(feed.clone(), text))?;
-        Ok(Stream { feed, open, claim })
+        feed.hold(claim);
+        Ok(Stream { feed, open })
     }
 
     fn admit(
@@ -169,6 +170,12 @@ impl Claim {
     }
 }
 
+impl Held for Claim {
+    fn all_have_ended(mut self: Box<Self>) {
+        self.settle();
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(cancel) = self.cancel.take() {
@@ -205,12 +212,16 @@ impl Ticket {
 #[derive(Debug)]
 pub struct Stream {
     feed: Arc<Feed>,
-    /// Texts that have not ended.
+    /// Texts of whose end nothing was taken.
     open: usize,
-    claim: Claim,
 }
 
 impl Stream {
+    /// Holds something until the last text has ended, whether or not anybody takes it.
+    pub fn hold(&self, held: impl Held + 'static) {
+        self.feed.hold(held);
+    }
+
     /// What is new; `None` once every text has ended. Safe to drop: nothing is lost by it.
     pub async fn news(&mut self) -> Option<Vec<News>> {
         if self.open == 0 {
@@ -218,16 +229,13 @@ impl Stream {
         }
         let news = self.feed.news().await;
         self.open -= news.iter().filter(|news| news.end.is_some()).count();
-        if self.open == 0 {
-            self.claim.settle();
-        }
         Some(news)
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Before the claim is, so that whoever is cancelled knows that nobody waits.
+        // And with that cancels what has not ended.
         self.feed.close();
     }
 }

@@ -15,7 +15,7 @@ use super::response::{Api, ApiError};
 use super::{Answer, Caller, Service, body, events, request};
 use crate::admission::{self, Arriving, Promise, Rejected};
 use crate::batcher::{About, Stream, Ticket};
-use crate::job::{Ask, Completion, End, Failure, News};
+use crate::job::{Ask, Completion, End, Failure, News, prompt_bytes};
 
 /// The longest that a body may take to arrive, whatever the request's own timeout is.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -82,7 +82,9 @@ impl Service {
             match self.handle.stream(asks, about).map_err(comes_back) {
                 Ok(stream) => {
                     drop(arriving);
-                    let stream = Streaming { stream, reserved, caller: caller.clone(), is_refused: false };
+                    // The prompts are kept until the last text has ended, in case that a worker dies.
+                    stream.hold(reserved);
+                    let stream = Streaming { stream, caller: caller.clone(), is_refused: false };
                     events::answer(stream, shape, record, api, self.log_prompts).await
                 }
                 Err(error) => record.refuse(error, api),
@@ -124,7 +126,7 @@ impl Service {
         let started = record.started();
         let until = started + BODY_TIMEOUT.min(self.limits.request_timeout);
         let admission = self.handle.admission();
-        let (bytes, reserved) =
+        let (bytes, mut reserved) =
             body::read(request.into_body(), self.limits.body_bytes, started, until, admission).await?;
         let call = match api {
             Api::Generate => request::parse(&bytes, &self.limits, false),
@@ -133,17 +135,17 @@ impl Service {
             Api::Chat => chat::parse(&bytes, &self.limits, &self.handle, record.request_id()),
             Api::Models => Err(ApiError::Method { allow: "GET, HEAD" }),
         }?;
+        // A prompt with several answers is there several times.
+        let prompts: usize = call.asks.iter().map(|ask| prompt_bytes(&ask.prompt)).sum();
+        reserved.grow(prompts.saturating_sub(bytes.len()))?;
         Ok((call, reserved, arriving))
     }
 }
 
-/// A request's answers as they are made, and what is held until it has ended.
+/// A request's answers as they are made.
 #[derive(Debug)]
 pub(super) struct Streaming {
     stream: Stream,
-    /// The prompts are kept until then, in case that a worker dies.
-    #[allow(dead_code, reason = "it is held, and dropped")]
-    reserved: admission::Bytes,
     caller: Arc<Caller>,
     /// It was not let in after all, so its client has had no answer.
     is_refused: bool,

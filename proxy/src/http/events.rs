@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::info;
 
 use super::Answer;
@@ -32,7 +32,15 @@ pub(super) async fn answer(
     api: Api,
     log_answers: bool,
 ) -> Answer {
-    let first = timeout(HEAD, stream.news()).await.ok().flatten().unwrap_or_default();
+    let until = Instant::now() + HEAD;
+    let mut first = Vec::new();
+    // Texts fail one after the other: as long as nothing went well, the status may still be that of all.
+    while first.len() < record.texts() && first.iter().all(is_failure) {
+        match timeout_at(until, stream.news()).await {
+            Ok(Some(news)) => first.extend(news),
+            _ => break,
+        }
+    }
     if let Some(error) = failed(&first, record.texts()) {
         first.iter().filter_map(|news| news.end.as_ref()).for_each(|end| record.heard(end));
         return record.refuse(error, api);
@@ -45,6 +53,11 @@ pub(super) async fn answer(
     pen.write(first, &mut out);
     *answer.body_mut() = AnswerBody::Events(Events { state: State::begin(pen, out) });
     answer
+}
+
+/// Whether the text failed, and had said nothing.
+fn is_failure(news: &News) -> bool {
+    news.piece.is_empty() && matches!(news.end, Some(Err(_)))
 }
 
 /// Why the request failed, if all its texts did and none has said anything.

@@ -74,12 +74,14 @@ impl ApiKeys {
         loop {
             tick.tick().await;
             let now = stamp(&self.path);
-            let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-            if now == keys.seen {
+            if now == self.keys.read().unwrap_or_else(PoisonError::into_inner).seen {
                 continue;
             }
+            // Read before anybody has to wait for it.
+            let loaded = load(&self.path);
+            let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
             keys.seen = now;
-            match load(&self.path) {
+            match loaded {
                 Ok(all) => {
                     info!(keys = all.len(), "the file of API keys has changed");
                     keys.all = all;

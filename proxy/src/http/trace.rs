@@ -3,6 +3,9 @@
 
 use hyper::header::HeaderMap;
 
+/// The present version's have 55 bytes; a later one's may have more, but are not passed on without bound.
+const LONGEST: usize = 256;
+
 /// A `traceparent` of the right form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TraceParent(String);
@@ -11,7 +14,7 @@ impl TraceParent {
     /// The one that a request brings; `None` where it brings none, or one that is wrong, which the standard says to ignore.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all("traceparent").iter();
-        let value = values.next()?.to_str().ok()?;
+        let value = values.next()?.to_str().ok().filter(|value| value.len() <= LONGEST)?;
         if values.next().is_some() {
             return None;
         }
@@ -63,6 +66,7 @@ mod tests {
             &format!("00-{trace}-{}-01", "0".repeat(16)),
             &format!("00-{}-b7ad6b7169203331-01", trace.to_uppercase()),
             &format!("00-{}-b7ad6b7169203331-01", &trace[1..]),
+            &format!("cc-{trace}-b7ad6b7169203331-01-{}", "x".repeat(256)),
         ] {
             assert_eq!(of(wrong), None, "{wrong}");
         }

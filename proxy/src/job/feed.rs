@@ -24,6 +24,16 @@ struct State {
     changed: Vec<usize>,
     /// Nobody takes it any more.
     closed: bool,
+    /// Texts that have not ended.
+    open: usize,
+    /// What the request needs until its last text has ended, whether or not its client reads.
+    held: Vec<Box<dyn Held>>,
+}
+
+/// Something that a request holds until its last text has ended. Dropped before that, it was given up.
+pub trait Held: std::fmt::Debug + Send {
+    /// The last text has ended.
+    fn all_have_ended(self: Box<Self>) {}
 }
 
 #[derive(Debug, Default)]
@@ -47,8 +57,9 @@ pub struct News {
 impl Feed {
     /// For a request of so many texts.
     pub fn new(texts: usize) -> Self {
-        let texts = (0..texts).map(|_| Fresh::default()).collect();
-        Self { state: Mutex::new(State { texts, changed: Vec::new(), closed: false }), news: Notify::new() }
+        let (open, texts) = (texts, (0..texts).map(|_| Fresh::default()).collect());
+        let state = State { texts, changed: Vec::new(), closed: false, open, held: Vec::new() };
+        Self { state: Mutex::new(state), news: Notify::new() }
     }
 
     /// More of a text's answer.
@@ -61,11 +72,29 @@ impl Feed {
     /// A text has ended.
     pub(super) fn end(&self, text: usize, end: End) {
         self.change(text, |fresh| fresh.end = Some(end));
+        let mut state = self.lock();
+        state.open = state.open.saturating_sub(1);
+        if state.open == 0 {
+            let held = std::mem::take(&mut state.held);
+            drop(state);
+            held.into_iter().for_each(Held::all_have_ended);
+        }
+    }
+
+    /// Holds something until the last text has ended.
+    pub fn hold(&self, held: impl Held + 'static) {
+        let mut state = self.lock();
+        if state.open == 0 {
+            drop(state);
+            Box::new(held).all_have_ended();
+        } else {
+            state.held.push(Box::new(held));
+        }
     }
 
     fn change(&self, text: usize, change: impl FnOnce(&mut Fresh)) {
         let mut state = self.lock();
-        let State { texts, changed, closed } = &mut *state;
+        let State { texts, changed, closed, .. } = &mut *state;
         if let Some(fresh) = texts.get_mut(text).filter(|_| !*closed) {
             change(fresh);
             if !std::mem::replace(&mut fresh.is_listed, true) {
@@ -106,6 +135,10 @@ impl Feed {
         state.closed = true;
         state.texts = Vec::new();
         state.changed = Vec::new();
+        let held = std::mem::take(&mut state.held);
+        // What is given up may have something to say.
+        drop(state);
+        drop(held);
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -151,6 +184,38 @@ mod tests {
         });
         assert!(tokio::time::timeout(Duration::from_secs(1), feed.news()).await.is_err());
         assert_eq!(told(feed.news().await), [(0, "at last".to_owned())]);
+    }
+
+    #[derive(Debug)]
+    struct Told(std::sync::mpsc::Sender<&'static str>, bool);
+
+    impl Held for Told {
+        fn all_have_ended(mut self: Box<Self>) {
+            self.1 = true;
+        }
+    }
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            self.0.send(if self.1 { "ended" } else { "given up" }).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_let_go_when_all_have_ended_though_nobody_reads() {
+        let (sender, told) = std::sync::mpsc::channel();
+        let feed = Feed::new(2);
+        feed.hold(Told(sender.clone(), false));
+        feed.end(1, Err(Failure::Deadline));
+        assert!(told.try_recv().is_err());
+        feed.end(0, Err(Failure::Deadline));
+        assert_eq!(told.try_recv(), Ok("ended"));
+        feed.hold(Told(sender.clone(), false));
+        assert_eq!(told.try_recv(), Ok("ended"), "it comes late");
+        let feed = Feed::new(1);
+        feed.hold(Told(sender, false));
+        feed.close();
+        assert_eq!(told.try_recv(), Ok("given up"));
     }
 
     #[test]

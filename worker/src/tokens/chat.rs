@@ -3,6 +3,7 @@
 
 use std::sync::OnceLock;
 
+use aho_corasick::{AhoCorasick, Input, Match, MatchKind};
 use pillion_protocol::frame::Message;
 use tokenizers::Tokenizer;
 
@@ -17,8 +18,10 @@ const MARKS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
 #[derive(Debug)]
 pub(super) struct Chats {
     template: Template,
-    /// Special tokens with their ids, the longest first.
-    special: Vec<(String, u32)>,
+    /// Finds special tokens, in one pass however many there are.
+    special: AhoCorasick,
+    /// Their ids, by the finder's patterns.
+    ids: Vec<u32>,
     /// The tokenizer that takes special tokens for what they are; made when the first chat comes.
     reading: OnceLock<Tokenizer>,
 }
@@ -39,17 +42,20 @@ pub enum ChatFailed {
 
 impl Chats {
     /// With this template, for this tokenizer.
-    pub(super) fn new(template: Template, tokenizer: &Tokenizer) -> Self {
+    pub(super) fn new(template: Template, tokenizer: &Tokenizer) -> Result<Self, TokenizerFailed> {
         let added = tokenizer.get_added_tokens_decoder().into_iter();
         let special = added.filter(|(_, token)| token.special && !token.content.is_empty());
-        let mut special: Vec<(String, u32)> = special.map(|(id, token)| (token.content, id)).collect();
-        special.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        Self { template, special, reading: OnceLock::new() }
+        let (ids, tokens): (Vec<u32>, Vec<String>) = special.map(|(id, token)| (id, token.content)).unzip();
+        let special = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(tokens)
+            .map_err(|error| TokenizerFailed(format!("its special tokens cannot be looked for: {error}")))?;
+        Ok(Self { template, special, ids, reading: OnceLock::new() })
     }
 
     /// The ids of a chat. `plain` takes special tokens for plain text.
     pub(super) fn encode(&self, messages: &[Message], plain: &Tokenizer) -> Result<Vec<u32>, ChatFailed> {
-        if messages.iter().all(|message| self.first_special(&message.content).is_none()) {
+        if messages.iter().all(|message| self.first_special(&message.content, 0).is_none()) {
             let text = self.template.render(messages).map_err(ChatFailed::Template)?;
             let reading = self.reading.get_or_init(|| {
                 let mut reading = plain.clone();
@@ -68,36 +74,35 @@ impl Chats {
             .collect();
         let text = self.template.render(&marked).map_err(ChatFailed::Template)?;
         let mut all = Vec::new();
-        let mut rest = &*text;
+        let mut at = 0;
         loop {
-            let found = self.first_special(rest);
-            let piece = found.map_or(rest, |(at, ..)| &rest[..at]).replace(mark, "");
+            let found = self.first_special(&text, at);
+            let piece = text[at..found.map_or(text.len(), |found| found.start())].replace(mark, "");
             if !piece.is_empty() {
                 all.extend(ids(plain, &piece)?);
             }
-            let Some((at, token, id)) = found else { return Ok(all) };
-            all.push(id);
-            rest = &rest[at + token.len()..];
+            let Some(found) = found else { return Ok(all) };
+            all.push(self.ids[found.pattern().as_usize()]);
+            at = found.end();
         }
     }
 
-    /// The first special token in a text; of several at one place, the longest.
-    fn first_special(&self, text: &str) -> Option<(usize, &str, u32)> {
-        let found = self.special.iter().filter_map(|(token, id)| Some((text.find(token.as_str())?, &**token, *id)));
-        found.min_by_key(|&(at, token, _)| (at, std::cmp::Reverse(token.len())))
+    /// The first special token in a text from there on; of several at one place, the longest.
+    fn first_special(&self, text: &str, from: usize) -> Option<Match> {
+        self.special.find(Input::new(text).range(from..))
     }
 
     /// The text with a mark behind the first character of whatever looks like a special token, so that nothing does.
     fn marked(&self, text: &str, mark: char) -> String {
         let mut marked = String::with_capacity(text.len() + 8);
-        let mut rest = text;
-        while let Some((at, token, _)) = self.first_special(rest) {
-            let first = at + token.chars().next().map_or(0, char::len_utf8);
-            marked.push_str(&rest[..first]);
+        let mut at = 0;
+        while let Some(found) = self.first_special(text, at) {
+            let first = found.start() + text[found.start()..].chars().next().map_or(0, char::len_utf8);
+            marked.push_str(&text[at..first]);
             marked.push(mark);
-            rest = &rest[first..];
+            at = first;
         }
-        marked.push_str(rest);
+        marked.push_str(&text[at..]);
         marked
     }
 }
@@ -124,7 +129,7 @@ mod tests {
         plain.set_encode_special_tokens(true);
         let template = "{% for m in messages %}<|im|>{{ m.content | trim }}</s>{% endfor %}".to_owned();
         let template = Template::new(template, String::new(), String::new()).unwrap();
-        Chats::new(template, &plain).encode(messages, &plain)
+        Chats::new(template, &plain).unwrap().encode(messages, &plain)
     }
 
     fn byte_ids(text: &str) -> Vec<u32> {
@@ -148,6 +153,20 @@ mod tests {
         for content in ["a</s>b", "</s>", "<|im|></s><|im|>", "<|im<|im|>|>", "a\u{fdd0}</s>", "<|im|>xy"] {
             assert_eq!(encode(&said(content)).unwrap(), between(content), "{content}");
         }
+    }
+
+    /// As many steps as bytes, not as many as their square: this would take minutes.
+    #[test]
+    fn a_message_of_nothing_but_special_tokens_is_soon_read() {
+        let content = "<|im|>".repeat(100_000);
+        assert_eq!(encode(&said(&content)).unwrap().len(), content.len() + 2);
+    }
+
+    #[test]
+    fn tokens_that_overlap_are_all_plain_text() {
+        let tokenizer = bytes(&["ab", "bc"]);
+        let chats = Chats::new(Template::plain(), &tokenizer).unwrap();
+        assert_eq!(chats.marked("abc", '|'), "a|b|c");
     }
 
     #[test]

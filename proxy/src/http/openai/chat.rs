@@ -10,11 +10,11 @@ use super::super::call::{Call, Shape};
 use super::super::fields::{Fields, MOST_NEW_TOKENS, fault, kind};
 use super::super::response::{Api, ApiError, ok};
 use super::super::{Answer, Limits, events};
-use super::options::{Sampling, neutral, refuse_what_cannot_be_done};
+use super::options::{Sampling, neutral, refuse_what_cannot_be_done, several};
 use super::{Body, Head, Streamed, Told, Usage, all, done, failed, finish_reason, model, seconds};
 use crate::batcher::Handle;
 use crate::batcher::models::Model;
-use crate::job::{Ask, Completion, End};
+use crate::job::{Ask, Completion, End, prompt_bytes};
 
 /// The most messages of a chat.
 const MOST_MESSAGES: usize = 4096;
@@ -39,7 +39,9 @@ pub(in super::super) fn parse(body: &[u8], limits: &Limits, handle: &Handle, id:
     if n > limits.texts {
         return Err(fault("n", format!("{n} answers are more than {} texts", limits.texts)));
     }
-    let ask = || Ask { prompt: Prompt::Chat(messages.clone()), class, max_new_tokens, fit, stop: stop.clone() };
+    let prompt = Prompt::Chat(messages);
+    several(n, prompt_bytes(&prompt), limits)?;
+    let ask = || Ask { prompt: prompt.clone(), class, max_new_tokens, fit, stop: stop.clone() };
     let asks = std::iter::repeat_with(ask).take(n).collect();
     let head = Head {
         id: format!("chatcmpl-{id}"),

@@ -10,10 +10,10 @@ use super::super::call::{Call, Shape};
 use super::super::fields::{Fields, MOST_NEW_TOKENS, fault, kind, whole};
 use super::super::response::{Api, ApiError, ok};
 use super::super::{Answer, Limits, events};
-use super::options::{Sampling, neutral, refuse_what_cannot_be_done};
+use super::options::{Sampling, neutral, refuse_what_cannot_be_done, several};
 use super::{Body, Head, Streamed, Told, Usage, all, done, failed, finish_reason, model, seconds};
 use crate::batcher::Handle;
-use crate::job::{Ask, Completion, End};
+use crate::job::{Ask, Completion, End, prompt_bytes};
 
 /// What OpenAI gives where nothing is said.
 const DEFAULT_TOKENS: u32 = 16;
@@ -42,6 +42,7 @@ pub(in super::super) fn parse(body: &[u8], limits: &Limits, handle: &Handle, id:
         let message = format!("{} prompts with {n} answers each are more than {} texts", prompts.len(), limits.texts);
         return Err(fault("n", message));
     }
+    several(n, prompts.iter().map(prompt_bytes).sum(), limits)?;
     let echo = match (echo, prompts.iter().map(text).collect::<Option<Vec<_>>>()) {
         (false, _) => None,
         (true, Some(texts)) => Some(texts),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pillion_protocol::frame::Options;
 use serde_json::Value;
 
+use super::super::Limits;
 use super::super::fields::{Fields, LEAST, MOST_NEW_TOKENS, fault};
 use super::super::response::ApiError;
 use crate::batcher::models::Model;
@@ -56,6 +57,18 @@ impl Sampling {
         let class = Class::new(&options, min_tokens).of_model(super::id_of(model));
         Ok(Self { class, stop: fields.stop()?.into(), n: n as usize })
     }
+}
+
+/// Each of several answers has its prompt for itself: together they may be no larger than a body.
+pub(super) fn several(n: usize, prompts: usize, limits: &Limits) -> Result<(), ApiError> {
+    let (all, most) = (prompts.saturating_mul(n), limits.body_bytes);
+    if n > 1 && all > most {
+        return Err(fault(
+            "n",
+            format!("{n} answers to prompts of {prompts} bytes make {all} bytes, more than {most}"),
+        ));
+    }
+    Ok(())
 }
 
 /// Takes options that change nothing where they are neutral, and refuses them where they are not. What is said for the
