@@ -16,6 +16,7 @@ mod response;
 mod trace;
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -137,7 +138,7 @@ impl Service {
         }
     }
 
-    async fn serve_http1<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
+    async fn serve_http1<I>(self: Arc<Self>, io: I, scope: Scope, shutdown: watch::Receiver<bool>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -153,23 +154,13 @@ impl Service {
             // Answers are small and written at once: one plain write costs the kernel less than a gathered one.
             .writev(false)
             .serve_connection(TokioIo::new(io), service);
-        let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = told(&mut shutdown) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            debug!(%error, "a connection ended early");
-        }
+        to_end(connection, http1::Connection::graceful_shutdown, shutdown).await;
         if let Some(answered) = caller.answered() {
             self.handle.left(answered);
         }
     }
 
-    async fn serve_http2<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
+    async fn serve_http2<I>(self: Arc<Self>, io: I, scope: Scope, shutdown: watch::Receiver<bool>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -187,17 +178,7 @@ impl Service {
             .keep_alive_interval(PING)
             .keep_alive_timeout(PONG)
             .serve_connection(TokioIo::new(io), service);
-        let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = told(&mut shutdown) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            debug!(%error, "a connection ended early");
-        }
+        to_end(connection, http2::Connection::graceful_shutdown, shutdown).await;
     }
 
     async fn answer(&self, request: Request<Incoming>, scope: Scope, caller: &Arc<Caller>) -> Answer {
@@ -289,6 +270,24 @@ impl Caller {
     fn put(&self, into: &AtomicU64, instant: Instant) {
         let micros = u64::try_from(instant.saturating_duration_since(self.since).as_micros()).unwrap_or(u64::MAX);
         into.store(micros.max(1), Relaxed);
+    }
+}
+
+/// Serves a connection until its client closes it, or until it is told to `finish` and has answered what is in progress.
+async fn to_end<C>(connection: C, finish: impl FnOnce(Pin<&mut C>), mut shutdown: watch::Receiver<bool>)
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = told(&mut shutdown) => {
+            finish(connection.as_mut());
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection ended early");
     }
 }
 

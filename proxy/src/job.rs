@@ -218,8 +218,9 @@ impl Job {
         self.gave_way < MOST_TIMES && !self.ask.class.options().look_back()
     }
 
-    /// The job leaves the queue, with so many members, for a worker with this fingerprint. What another model produced is forgotten, and so is
-    /// what was produced under options that look back: where nothing of it has reached the client, it starts again.
+    /// The job leaves the queue, with so many members, for a worker with this fingerprint. What another model produced is
+    /// forgotten, and so is what was produced under options that look back: where nothing of it has reached the client, it
+    /// starts again.
     ///
     /// # Errors
     /// Something has.

@@ -22,6 +22,15 @@ async fn serving(model: &Path) -> (Stack, Tap) {
     (stack, tap)
 }
 
+/// The same with the built-in model; `None` where something that the test needs is missing.
+async fn serving_builtin(test: &str) -> Option<(Stack, Tap)> {
+    let model = builtin();
+    if skipped(test, &[worker(), model.clone()]) {
+        return None;
+    }
+    Some(serving(&model.ok()?).await)
+}
+
 fn ask(client: &Client, request: Value) -> JoinHandle<Answer> {
     let client = client.clone();
     tokio::spawn(async move { client.generate(&request).await })
@@ -45,11 +54,7 @@ fn ride_of<'a>(rides: &'a [Ride], request: &Value) -> &'a Ride {
 
 #[tokio::test]
 async fn the_built_in_model_adds() {
-    let model = builtin();
-    if skipped("the_built_in_model_adds", &[worker(), model.clone()]) {
-        return;
-    }
-    let (stack, _tap) = serving(&model.unwrap()).await;
+    let Some((stack, _tap)) = serving_builtin("the_built_in_model_adds").await else { return };
     let client = stack.client();
     for (a, b) in [(2, 3), (17, 25), (40, 2), (60, 39)] {
         let answer = client.generate(&json!({"text": format!("What is {a} + {b}?")})).await;
@@ -117,11 +122,7 @@ async fn a_one_token_prompt_gets_its_own_answer_beside_long_ones() {
 
 #[tokio::test]
 async fn the_built_in_model_chats_and_streams() {
-    let model = builtin();
-    if skipped("the_built_in_model_chats_and_streams", &[worker(), model.clone()]) {
-        return;
-    }
-    let (stack, _tap) = serving(&model.unwrap()).await;
+    let Some((stack, _tap)) = serving_builtin("the_built_in_model_chats_and_streams").await else { return };
     let client = stack.client();
     let name = client.get("/v1/models").await.json()["data"][0]["id"].clone();
     let messages = json!([{"role": "user", "content": "What is 17 + 25?"}]);
@@ -163,11 +164,7 @@ async fn a_thousand_streams_at_once_are_each_the_whole_answer() {
 
 #[tokio::test]
 async fn a_trace_is_told_in_the_workers_log_too() {
-    let model = builtin();
-    if skipped("a_trace_is_told_in_the_workers_log_too", &[worker(), model.clone()]) {
-        return;
-    }
-    let (mut stack, _tap) = serving(&model.unwrap()).await;
+    let Some((mut stack, _tap)) = serving_builtin("a_trace_is_told_in_the_workers_log_too").await else { return };
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let parent = format!("00-{trace}-b7ad6b7169203331-01");
     let headers = [("traceparent", &*parent), ("x-request-id", "mine")];
