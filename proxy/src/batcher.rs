@@ -398,7 +398,20 @@ impl Batcher {
             let first = self.queue.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
             let slack = first.map(|left| left.saturating_sub(ends_in + company.time));
             let waiting = company.waiting;
-            let view = View { waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in, slack };
+            let (time, is_due, latest) = (company.time, company.is_due(now), worker.latest_costs());
+            let view = View {
+                waiting,
+                arriving,
+                fixed_cost,
+                member_cost,
+                engines,
+                ending,
+                ends_in,
+                time,
+                is_due,
+                latest,
+                slack,
+            };
             let was_held = match self.policy.decide(&view, now) {
                 Decision::HoldUntil(until) => return Some(until),
                 Decision::Go { held } => held,
@@ -434,7 +447,7 @@ impl Batcher {
             };
             self.metrics.batch(trigger, jobs.len());
             let mut asked = Asked::default();
-            let may_give_way = jobs.iter().all(|job| job.may_give_way());
+            let may_give_way = !is_due && jobs.iter().all(|job| job.may_give_way());
             let resumable_before = jobs.iter().map(|job| job.deadline).min().filter(|_| may_give_way);
             for job in &jobs {
                 asked = asked.and(&job.asked());

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::preemption::Preemption;
+use self::preemption::{Preemption, Waiting};
 use self::returns::Returns;
 
 /// The shortest hold: tokio's timers tick in milliseconds.
@@ -27,6 +27,8 @@ const LONGER: (u32, u32) = (3, 2);
 const CROWD: f64 = 1.2;
 /// What a batch weighs in the usual rate after one more has ended.
 const FADE: f64 = 0.9;
+/// A batch stands aside for others for at most such a part of the time that it takes: the engine may be idle meanwhile.
+const MOST_IDLE: u32 = 20;
 /// Requests that are being read are waited for up to this part of a batch's fixed cost.
 const PATIENCE: u32 = 10;
 
@@ -47,6 +49,13 @@ pub struct View {
     pub ending: usize,
     /// When that batch is expected to end, from now.
     pub ends_in: Duration,
+    /// How long the whole batch takes.
+    pub time: Duration,
+    /// Whether it has waited for so long that it stands aside for nobody.
+    pub is_due: bool,
+    /// What the latest batch cost however few its members were, and what each of them added: those who are expected are
+    /// taken to ask for the like again.
+    pub latest: (Duration, Duration),
     /// How long the batch may wait and still end before the first deadline of those who wait, where that is known.
     pub slack: Option<Duration>,
 }
@@ -76,6 +85,8 @@ pub struct Policy {
     pub preemption: Preemption,
     pace: Pace,
     hold: Option<Hold>,
+    /// Since when a batch stands aside for others.
+    aside_since: Option<Instant>,
     /// Requests that were being read when a hold for them had run out: nobody waits for those again.
     stalled: usize,
 }
@@ -97,6 +108,7 @@ impl Policy {
             preemption: Preemption::default(),
             pace: Pace::default(),
             hold: None,
+            aside_since: None,
             stalled: 0,
         }
     }
@@ -116,14 +128,16 @@ impl Policy {
             _ => (since + self.batch_timeout.min(view.fixed_cost)).saturating_duration_since(now),
         };
         let left = left.min(view.slack.unwrap_or(Duration::MAX));
-        match self.worthwhile(view, left, now) {
-            Some(ahead) => {
-                let until = now + ahead;
-                self.hold = Some(Hold { since, until });
-                Decision::HoldUntil(until)
-            }
-            None => Decision::Go { held: self.hold.take().is_some() },
+        if let Some(ahead) = self.worthwhile(view, left, now) {
+            let until = now + ahead;
+            self.hold = Some(Hold { since, until });
+            return Decision::HoldUntil(until);
         }
+        if let Some(until) = self.aside(view, now) {
+            return Decision::HoldUntil(until);
+        }
+        self.aside_since = None;
+        Decision::Go { held: self.hold.take().is_some() }
     }
 
     /// A batch of so many texts has ended.
@@ -139,6 +153,23 @@ impl Policy {
     /// Nobody waits any more: there is nothing to hold.
     pub fn nobody_waits(&mut self) {
         self.hold = None;
+        self.aside_since = None;
+    }
+
+    /// Until when the batch stands aside for others who are about to come back, if it does. Who comes at random is not waited
+    /// for.
+    fn aside(&mut self, view: &View, now: Instant) -> Option<Instant> {
+        if view.is_due || view.waiting == 0 {
+            return None;
+        }
+        let since = *self.aside_since.get_or_insert(now);
+        let longest = self.batch_timeout.min(view.time / MOST_IDLE);
+        let longest = (since + longest).saturating_duration_since(now).min(view.slack.unwrap_or(Duration::MAX));
+        let batch = Waiting { members: view.waiting.min(self.max_batch_size), time: view.time };
+        let time = |members: f64| view.latest.0 + view.latest.1.mul_f64(members);
+        let returning =
+            |ahead| self.returns.returning(ahead, now) + self.returns.expected_of(view.ending, view.ends_in, ahead);
+        preemption::stands_aside(&batch, returning, time, longest).map(|ahead| now + ahead)
     }
 
     /// The hold that gains most, if any gains: at most `longest`.
@@ -316,6 +347,19 @@ mod tests {
         assert_eq!(policy.decide(&view, until + MILLI), GO, "the same slow body");
         let view = View { arriving: 2, ..view };
         assert!(matches!(policy.decide(&view, until + 2 * MILLI), Decision::HoldUntil(_)), "a new one");
+    }
+
+    #[test]
+    fn a_long_batch_stands_aside_for_those_who_were_just_answered_until_it_is_due() {
+        let (mut policy, now) = forty_closed_loops(100 * MILLI);
+        policy.returns.answered(20, now);
+        let view = View { time: 200 * MILLI, latest: (MILLI, MILLI / 10), ..view(2, MILLI / 2) };
+        let Decision::HoldUntil(until) = policy.decide(&view, now) else { panic!("it does not stand aside") };
+        assert!(until > now + 2 * MILLI && until < now + 10 * MILLI, "they come after 2 to 3 ms");
+        assert_eq!(policy.decide(&View { is_due: true, ..view }, now), GO);
+        assert_eq!(policy.decide(&View { time: 5 * MILLI, ..view }, now), GO, "they would not wait for long");
+        policy.returns.returned(20, now, now + 2 * MILLI);
+        assert_eq!(policy.decide(&view, now + 2 * MILLI), GO, "they have come");
     }
 
     #[test]

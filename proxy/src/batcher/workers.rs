@@ -46,6 +46,8 @@ pub struct Worker {
     next_batch: u64,
     /// When it last began or ended one: since then the first of them runs.
     since: Instant,
+    /// What the members of its latest batch asked for.
+    latest: Asked,
     /// It wants to leave.
     pub draining: bool,
     /// It was told that it may; nothing more goes to it.
@@ -81,6 +83,7 @@ impl Worker {
             self.since = now;
         }
         let runs_since = self.has_free_engine().then_some(now);
+        self.latest = asked;
         self.batches.push_back(Held { departure, left: asked.members, runs_since, gives_way: false });
         departure
     }
@@ -130,6 +133,11 @@ impl Worker {
         }
     }
 
+    /// What its latest batch costs however few its members were, and what each of them adds.
+    pub fn latest_costs(&self) -> (Duration, Duration) {
+        self.forecast.costs(&self.latest)
+    }
+
     /// How long until an engine is predicted to be free.
     fn free_in(&self, now: Instant) -> Duration {
         if self.has_free_engine() {
@@ -173,6 +181,7 @@ impl Workers {
             batches: VecDeque::new(),
             next_batch: 1,
             since: now,
+            latest: Asked::default(),
             draining: false,
             released: false,
         });

@@ -5,10 +5,12 @@
 //! waits in *cells*: one class, and prompts and answers that are each alike within a factor of two. Neighbouring cells
 //! ride together where they do not differ much, or hardly anybody is expected to come; else each in its turn.
 //!
-//! Whose turn it is, is decided by response ratio: the time that somebody has waited, over the time that his batch takes
-//! (highest response ratio next: Brinch Hansen, Short-term scheduling in multiprogramming systems, 1971). So short ones
-//! go first, and long ones wait longer, but in proportion to what they ask for. And whoever has waited for
-//! [`LONGEST_PASSING`] times what his batch takes is passed over no more: of those the oldest goes first.
+//! Of companies that have not waited for long the one goes first of which the engine serves most a second, so that all
+//! together wait least (weighted shortest processing time first: W. E. Smith, Various optimizers for single-stage
+//! production, 1956): short ones pass long ones. That would starve the long ones, so whoever has waited for long enough is
+//! *due*: of those the oldest goes first, and it stands aside for nobody. The more of them wait the sooner they are due,
+//! since an engine serves many at once for little more than a few: what counts is how long all of them have waited
+//! together, beside the time that the engine needs for them.
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -23,7 +25,11 @@ use crate::job::{Class, ModelId};
 pub(super) const ALIKE: u32 = 6;
 /// But they do ride together while fewer than so many are expected to come before the longer one ends.
 const FOLLOWERS: f64 = 2.0;
-/// A job is passed over by shorter ones until it has waited for so many times what its batch is predicted to take.
+/// A company is due when its oldest has waited for so many times what the engine takes for one of its members, which is
+/// the batch's time over how many share it. With less, long ones go in small batches, which cost the engine more; with
+/// more, they wait longer than they need.
+const DUE: u32 = 12;
+/// But a job is passed over by shorter ones no longer than for so many times what its batch is predicted to take.
 pub const LONGEST_PASSING: u32 = 4;
 
 /// How much a job asks for, roughly: the powers of two next to its answer's tokens and its prompt's bytes.
@@ -118,21 +124,26 @@ fn companies(cells: &[Cell], most: usize, time: impl Fn(&Asked) -> Duration, tex
 }
 
 impl Company {
-    /// For how long, as a part of the time that its batch takes.
-    fn waited(&self, now: Instant) -> f64 {
-        now.saturating_duration_since(self.since).as_secs_f64() / self.time.as_secs_f64().max(1e-9)
+    /// Whether its oldest has waited for so long that it stands aside for nobody.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let members = u32::try_from(self.asked.members.max(1)).unwrap_or(u32::MAX);
+        let patience = (self.time / members * DUE).min(self.time * LONGEST_PASSING);
+        now.saturating_duration_since(self.since) >= patience
+    }
+
+    /// Members that the engine serves a second.
+    #[allow(clippy::cast_precision_loss, reason = "few members")]
+    fn rate(&self) -> f64 {
+        self.asked.members as f64 / self.time.as_secs_f64().max(1e-9)
     }
 
     /// Whether it goes after the other (`Less`) or before it.
     fn before(&self, other: &Self, now: Instant) -> Ordering {
-        let key = |company: &Self| {
-            let waited = company.waited(now);
-            let overdue = waited >= f64::from(LONGEST_PASSING);
-            (overdue, if overdue { 0.0 } else { waited })
-        };
-        let (mine, theirs) = (key(self), key(other));
         let by_age = other.since.cmp(&self.since);
-        mine.0.cmp(&theirs.0).then(mine.1.total_cmp(&theirs.1)).then(by_age).then(other.time.cmp(&self.time))
+        let by_rate = self.rate().total_cmp(&other.rate());
+        let (mine, theirs) = (self.is_due(now), other.is_due(now));
+        let first = if mine && theirs { by_age } else { by_rate };
+        mine.cmp(&theirs).then(first).then(by_age).then(other.time.cmp(&self.time))
     }
 }
 
@@ -213,9 +224,12 @@ mod tests {
         let start = Instant::now();
         let at = |millis: u32| start + MILLI * millis;
         // Short ones keep coming, and have always waited for 10 ms; a batch of theirs takes 10, one of the long ones 200.
-        let turn_at = |now: Instant| turn(&[cell(10, 10, now - 10 * MILLI), cell(2, 200, start)], now);
-        assert_eq!(turn_at(at(100)), [10]);
-        assert_eq!(turn_at(at(201)), [200]);
+        let turn_at = |now: Instant, long: usize| turn(&[cell(10, 10, now - 10 * MILLI), cell(long, 200, start)], now);
+        assert_eq!(turn_at(at(100), 2), [10]);
+        assert_eq!(turn_at(at(799), 2), [10]);
+        assert_eq!(turn_at(at(800), 2), [200], "four times what their batch takes");
+        assert_eq!(turn_at(at(239), 10), [10]);
+        assert_eq!(turn_at(at(240), 10), [200], "the more they are the sooner they are due");
     }
 
     #[test]

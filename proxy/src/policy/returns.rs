@@ -109,13 +109,16 @@ impl Returns {
 
     /// Texts expected to come within `ahead` from now.
     pub fn expected(&self, ahead: Duration, now: Instant) -> f64 {
-        let returning: f64 = self
-            .cohorts
+        self.returning(ahead, now) + self.strangers_per_second(now) * ahead.as_secs_f64()
+    }
+
+    /// Of them, those whose clients were answered before.
+    pub fn returning(&self, ahead: Duration, now: Instant) -> f64 {
+        self.cohorts
             .iter()
             .filter(|cohort| cohort.texts > 0)
             .map(|cohort| as_f64(cohort.texts) * self.share(now.saturating_duration_since(cohort.at), ahead))
-            .sum();
-        returning + self.strangers_per_second(now) * ahead.as_secs_f64()
+            .sum()
     }
 
     /// The rate of those who could not be foreseen.

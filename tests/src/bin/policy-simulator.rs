@@ -18,6 +18,9 @@ struct Flags {
     /// What a prompt token costs.
     #[arg(long, default_value = "0us", value_parser = humantime::parse_duration)]
     prompt: Duration,
+    /// What each token that a member has adds to each of its steps.
+    #[arg(long, default_value = "0us", value_parser = humantime::parse_duration)]
+    context: Duration,
     /// A kind of requests: tokens of its prompt, tokens of its answer, and how many of all are of it beside the others'
     /// weights. Repeat it for several kinds.
     #[arg(long, value_parser = request, value_name = "PROMPT:ANSWER:WEIGHT", default_value = "10:10:1")]
@@ -58,7 +61,7 @@ fn main() {
             Some(rate) => Clients::Open { rate },
             None => Clients::Closed { users: flags.users, think: Duration::ZERO },
         };
-        show(&flags, "as asked", clients, engine_of(fixed, member, flags.prompt));
+        show(&flags, "as asked", clients, engine_of(fixed, member, &flags));
     } else {
         table(&flags);
     }
@@ -75,7 +78,7 @@ fn table(flags: &Flags) {
         ("GPU, 30 + 0.05 ms", micros(30_000), micros(50)),
         ("500 + 30 ms", micros(500_000), micros(30_000)),
     ] {
-        let engine = engine_of(fixed, member, flags.prompt);
+        let engine = engine_of(fixed, member, flags);
         let capacity = 40.0 / engine.time(40).as_secs_f64();
         let closed = |users| Clients::Closed { users, think: Duration::ZERO };
         let think = engine.time(40);
@@ -120,8 +123,8 @@ fn show(flags: &Flags, name: &str, clients: Clients, engine: Engine) {
     }
 }
 
-fn engine_of(fixed: Duration, member: Duration, prompt: Duration) -> Engine {
-    Engine { prompt, ..Engine::of(fixed, member) }
+fn engine_of(fixed: Duration, member: Duration, flags: &Flags) -> Engine {
+    Engine { prompt: flags.prompt, context: flags.context, ..Engine::of(fixed, member) }
 }
 
 fn request(text: &str) -> Result<Request, String> {

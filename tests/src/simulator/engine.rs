@@ -27,6 +27,8 @@ pub struct Engine {
     pub member: Duration,
     /// A token of a prompt.
     pub prompt: Duration,
+    /// What each token that a member has, of its prompt and its answer, adds to each of its steps: attention reads them all.
+    pub context: Duration,
     /// Whether the worker has told the proxy so in its HELLO, from its warm-up.
     pub told: bool,
 }
@@ -38,7 +40,7 @@ impl Engine {
         let (step, member) = (fixed.as_micros() as u64 * 1000, member.as_micros() as u64 * 1000);
         let answer = Request::ORDINARY.answer as u64;
         let (step, member) = (Duration::from_nanos(step / answer), Duration::from_nanos(member / answer));
-        Self { step, member, prompt: Duration::ZERO, told: true }
+        Self { step, member, prompt: Duration::ZERO, context: Duration::ZERO, told: true }
     }
 
     /// A batch of so many ordinary requests.
@@ -56,11 +58,14 @@ impl Engine {
         let mut at: Duration = members.iter().map(|&(fed, _)| self.prompt * fed).sum();
         let mut steps = 0;
         let mut ends = vec![Duration::ZERO; members.len()];
+        let mut fed: u32 = members.iter().map(|&(fed, _)| fed).sum();
         for (ended, nth) in (0..).zip(order) {
             let alive = u32::try_from(members.len()).unwrap_or(u32::MAX) - ended;
-            at += (self.step + self.member * alive) * (members[nth].1 - steps);
-            steps = members[nth].1;
-            ends[nth] = at;
+            let (more, until) = (members[nth].1 - steps, members[nth].1);
+            at += (self.step + self.member * alive) * more;
+            at += self.context * (fed * more + alive * more * (steps + until) / 2);
+            (steps, ends[nth]) = (until, at);
+            fed -= members[nth].0;
         }
         ends
     }

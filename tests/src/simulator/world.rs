@@ -396,7 +396,20 @@ impl<'a> World<'a> {
             }
             let (fixed_cost, member_cost) = worker.forecast.costs(&company.asked);
             let (waiting, arriving, engines) = (company.waiting, 0, self.sites.len());
-            let view = View { waiting, arriving, fixed_cost, member_cost, engines, ending, ends_in, slack: None };
+            let (time, is_due, latest) = (company.time, company.is_due(self.now), worker.latest_costs());
+            let view = View {
+                waiting,
+                arriving,
+                fixed_cost,
+                member_cost,
+                engines,
+                ending,
+                ends_in,
+                time,
+                is_due,
+                latest,
+                slack: None,
+            };
             if let Decision::HoldUntil(until) = self.policy.decide(&view, self.now) {
                 self.held_since.get_or_insert(self.now);
                 return self.at(until + TICK, Event::Wake);
@@ -408,7 +421,7 @@ impl<'a> World<'a> {
             let limits = Limits { members: most.min(share), tokens: u64::MAX, bytes: usize::MAX };
             let (jobs, _) = self.queue.take_batch(&company.cells, &limits);
             self.watch_the_oldest(&jobs);
-            self.depart(id, jobs);
+            self.depart(id, jobs, is_due);
         }
         self.policy.nobody_waits();
     }
@@ -428,10 +441,10 @@ impl<'a> World<'a> {
         }
     }
 
-    fn depart(&mut self, id: WorkerId, mut jobs: Vec<Box<Job>>) {
+    fn depart(&mut self, id: WorkerId, mut jobs: Vec<Box<Job>>, is_due: bool) {
         let Some(worker) = self.workers.get_mut(id) else { return };
         let resumable_before =
-            jobs.iter().map(|job| job.deadline).min().filter(|_| jobs.iter().all(|job| job.may_give_way()));
+            jobs.iter().map(|job| job.deadline).min().filter(|_| !is_due && jobs.iter().all(|job| job.may_give_way()));
         let mut asked = Asked::default();
         for job in &mut jobs {
             job.leave_queue(&worker.fingerprint, 1, self.now).expect("nothing streams");
