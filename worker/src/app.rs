@@ -14,6 +14,7 @@ use crate::engine::ct2::{Ct2, Device, Setting};
 use crate::engine::{Engine, EngineFailed, EnginePool, FEEDERS};
 use crate::error::Error;
 use crate::liveness::{Liveness, Stuck};
+use crate::memory;
 use crate::model::Model;
 use crate::pace::Pace;
 use crate::session::Worker;
@@ -22,8 +23,8 @@ use crate::tokens::Tokens;
 use crate::warmup::{self, Sample};
 use crate::{lifecycle, signals};
 
-/// The least that a call may hold where nobody says.
-const LEAST_BATCH_TOKENS: u32 = 32_768;
+/// The most that a call may hold where nobody says, unless the model has more positions: more makes no call cheaper.
+const MOST_BATCH_TOKENS: u32 = 32_768;
 const WATCH: Duration = Duration::from_secs(1);
 
 /// How a worker ended.
@@ -120,6 +121,20 @@ async fn watch(liveness: &Liveness) -> Stuck {
     }
 }
 
+/// As many as any model needs, unless the memory holds less; one member always fits.
+fn batch_tokens(engine: &dyn Engine, sample: Sample, device: Device, slots: u32) -> Result<u32, Error> {
+    let most = sample.positions.max(MOST_BATCH_TOKENS);
+    if device != Device::Cpu {
+        return Ok(most);
+    }
+    let bytes = warmup::bytes_per_token(engine, sample).map_err(|error| engine_failed(&error))?;
+    let free = memory::free();
+    let Some((bytes, free)) = bytes.zip(free) else { return Ok(most) };
+    let fit = memory::tokens(free, bytes, slots.into());
+    tracing::info!(bytes_per_token = bytes, free_bytes = free, fit_tokens = fit, "measured the memory of a batch");
+    Ok(u32::try_from(fit).unwrap_or(u32::MAX).clamp(sample.positions.max(1), most))
+}
+
 fn load(config: &Config) -> Result<Worker, Error> {
     let device = Device::choose(config.device, config.device_index)?;
     let model = Model::open(&config.model)?;
@@ -131,7 +146,10 @@ fn load(config: &Config) -> Result<Worker, Error> {
     let (engine, threads) = engine(config, &model, device, sample)?;
     let pace = Pace::default();
     warmup::warm_up(&*engine, sample, &pace).map_err(|error| engine_failed(&error))?;
-    let batch_tokens = config.max_batch_tokens.unwrap_or(model.positions.max(LEAST_BATCH_TOKENS));
+    let batch_tokens = match config.max_batch_tokens {
+        Some(tokens) => tokens,
+        None => batch_tokens(&*engine, sample, device, config.slots)?,
+    };
     let slots = config.slots as usize;
     let limits = Limits { positions: model.positions, slots, top_p_candidates: device.top_p_candidates() };
     let hello = Hello {

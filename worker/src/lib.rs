@@ -17,6 +17,7 @@ pub mod leave;
 pub mod lifecycle;
 pub mod liveness;
 pub mod log;
+pub mod memory;
 pub mod model;
 pub mod pace;
 pub mod prepare;

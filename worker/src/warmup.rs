@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use pillion_protocol::frame::Options;
 
 use crate::engine::{Call, CallTime, Engine, EngineFailed};
+use crate::memory;
 use crate::pace::Pace;
 
 /// The batch that thread counts are judged by.
@@ -16,6 +17,8 @@ const NEW_TOKENS: u32 = 8;
 const REPEATS: usize = 4;
 /// Members and prompt tokens of the calls that tell apart what a call, a step, a member and a prompt token cost.
 const SHAPES: [(u32, u32); 4] = [(1, PROMPT), (MEMBERS, PROMPT), (8, 64), (2, 128)];
+/// Members and prompt tokens of the call that tells what a token takes of the memory.
+const LARGE: (u32, u32) = (16, 128);
 /// Calls are repeated no longer than this for one thread count.
 const LONGEST: Duration = Duration::from_secs(5);
 
@@ -85,6 +88,18 @@ pub fn warm_up(engine: &dyn Engine, sample: Sample, pace: &Pace) -> Result<(), E
         pace.learn(&time.load(), time.first + time.rest);
     }
     Ok(())
+}
+
+/// Bytes of memory that a token of a batch takes, by a call that is larger than any before it.
+///
+/// # Errors
+/// The engine failed.
+pub fn bytes_per_token(engine: &dyn Engine, sample: Sample) -> Result<Option<u64>, EngineFailed> {
+    let (time, grown) = memory::growth(|| call(engine, sample, LARGE.0, LARGE.1));
+    let tokens = |members: u64, time: &CallTime| time.fed + members + time.member_steps;
+    let more = tokens(LARGE.0.into(), &time?).saturating_sub(u64::from(MEMBERS * (PROMPT + NEW_TOKENS)));
+    // The engine keeps the memory of the calls before, so that only what this one has beyond them is seen.
+    Ok(grown.filter(|_| more > 0).map(|bytes| bytes / more))
 }
 
 /// The best time of a few for serving a batch.
