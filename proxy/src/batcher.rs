@@ -24,7 +24,7 @@ pub use self::handle::{About, Handle, LinkPort, Past, Stream, Ticket};
 use self::models::Models;
 use self::workers::{WorkerId, Workers};
 use crate::admission::Admission;
-use crate::job::{Class, Failure, Job, JobRange, ModelId};
+use crate::job::{Class, Failure, Job, JobRange, ModelId, Trial};
 use crate::link::inflight::{Arrival, Departure};
 use crate::metrics::{Metrics, Trigger};
 use crate::policy::forecast::Asked;
@@ -79,8 +79,8 @@ pub enum FromLink {
     Yielded(BatchId, usize, Vec<Box<Job>>),
     /// It wants to leave.
     Draining,
-    /// The connection has ended; these were in flight.
-    Down(Vec<Box<Job>>),
+    /// The connection has ended; these were in flight, each in this batch, or had not been sent yet.
+    Down(Vec<(Option<BatchId>, Box<Job>)>),
 }
 
 /// From the batcher to a link.
@@ -120,7 +120,8 @@ pub struct Batcher {
     serving: watch::Sender<Serving>,
     queue: Queue,
     workers: Workers,
-    no_worker_since: Instant,
+    /// Since when it has run.
+    start: Instant,
     lost_workers: usize,
     policy: Policy,
     /// When the admission was last told how fast texts are served.
@@ -141,7 +142,7 @@ pub fn batcher(settings: Settings, admission: Admission, metrics: Arc<Metrics>) 
         serving,
         queue: Queue::default(),
         workers: Workers::default(),
-        no_worker_since: Instant::now(),
+        start: Instant::now(),
         lost_workers: 0,
         policy: Policy::new(settings.max_batch_size, settings.batch_timeout),
         reckoned: Instant::now(),
@@ -262,30 +263,42 @@ impl Batcher {
                     worker.draining = true;
                 }
             }
-            FromLink::Down(jobs) => {
-                if let Some(worker) = self.workers.remove(id) {
-                    self.metrics.workers_connected(&worker.hello.model).decrement(1.0);
-                    self.serving.send_modify(|serving| serving.models.left(worker.model));
-                    self.lost_workers += 1;
+            FromLink::Down(jobs) => self.lose(id, jobs),
+        }
+        self.tell_ready();
+    }
+
+    /// A worker is gone. What it had goes on elsewhere, except what it may have died of too often.
+    fn lose(&mut self, id: WorkerId, jobs: Vec<(Option<BatchId>, Box<Job>)>) {
+        let worker = self.workers.remove(id, Instant::now());
+        if let Some(worker) = &worker {
+            self.metrics.workers_connected(&worker.hello.model).decrement(1.0);
+            self.serving.send_modify(|serving| serving.models.left(worker.kind.model));
+            self.lost_workers += 1;
+        }
+        // One that wanted to leave has been told to by somebody: whoever stops it then has not died of its work.
+        let died = worker.filter(|worker| !worker.draining);
+        for (batch, mut job) in jobs {
+            let was_served = batch.is_some_and(|batch| died.as_ref().is_some_and(|worker| worker.runs(batch)));
+            match if was_served { job.strike(self.settings.max_attempts) } else { Ok(()) } {
+                Ok(()) => {
+                    self.metrics.resumed_worker_lost.increment(1);
+                    self.come_back(job);
                 }
-                for job in jobs {
-                    if job.attempts >= self.settings.max_attempts {
-                        let attempts = job.attempts;
-                        job.reply.fail(Failure::WorkerLost { attempts });
-                    } else {
-                        self.metrics.resumed_worker_lost.increment(1);
-                        self.come_back(job);
-                    }
+                Err(failure) => {
+                    warn!(job = job.id.0, strikes = job.strikes, "workers have died with it: it is not tried again");
+                    job.reply.fail(failure);
                 }
             }
         }
-        self.tell_ready();
     }
 
     /// A job whose attempt ended early goes on waiting: in its old place, or from now on where it gave way.
     fn come_back(&mut self, mut job: Box<Job>) {
         if job.reply.is_abandoned() {
             self.metrics.cancelled_running.increment(1);
+        } else if let Err(failure) = job.come_back() {
+            job.reply.fail(failure);
         } else {
             job.slot = Some(self.admission.readmit());
             self.queue.push(job);
@@ -294,10 +307,7 @@ impl Batcher {
 
     fn tell_ready(&mut self) {
         let serving = self.workers.iter().filter(|worker| !worker.released).count();
-        let changed = self.serving.send_if_modified(|known| std::mem::replace(&mut known.workers, serving) != serving);
-        if changed && serving == 0 {
-            self.no_worker_since = Instant::now();
-        }
+        self.serving.send_if_modified(|known| std::mem::replace(&mut known.workers, serving) != serving);
     }
 
     /// What a text that waits will take of the engines' time, for those who must be told when to come back.
@@ -326,8 +336,7 @@ impl Batcher {
             return None;
         }
         // The fastest, and nothing of the batches that run: nobody is refused who might have been in time.
-        let workers = self.workers.iter().filter(|worker| !worker.released && class.is_for(worker.model));
-        let fastest = workers.min_by_key(|worker| worker.forecast.time(own))?;
+        let fastest = self.workers.serving(class).min_by_key(|worker| worker.forecast.time(own))?;
         let time = |asked: &Asked| fastest.forecast.time(asked);
         let mut cells = self.queue.cells();
         cells.retain(|cell| cell.class.may_share_a_worker(class));
@@ -358,18 +367,17 @@ impl Batcher {
         for job in self.queue.take_expired(now) {
             job.reply.fail(Failure::Deadline);
         }
-        if self.workers.none_serving() {
-            for job in self.queue.take_unserved(now, self.no_worker_since, self.settings.worker_wait) {
-                job.reply.fail(Failure::NoWorker);
-            }
+        let unserved = |class: &Class| self.workers.unserved_since(class, self.start);
+        for job in self.queue.take_unserved(unserved, self.settings.worker_wait, now) {
+            let is_tied = job.ask.class.is_tied();
+            job.reply.fail(if is_tied { Failure::ModelGone } else { Failure::NoWorker });
         }
     }
 
     /// The next instant at which something is due though nothing happens.
     fn next_due(&self) -> Option<Instant> {
-        let oldest = self.queue.oldest()?;
-        let unserved =
-            self.workers.none_serving().then(|| oldest.max(self.no_worker_since) + self.settings.worker_wait);
+        let unserved = |class: &Class| self.workers.unserved_since(class, self.start);
+        let unserved = self.queue.next_unserved(unserved, self.settings.worker_wait).map(|(due, _)| due);
         [self.queue.next_deadline(), unserved].into_iter().flatten().min()
     }
 
@@ -389,8 +397,8 @@ impl Batcher {
             let (id, company) = self.workers.next(&self.queue.cells(), most, rate, now)?;
             let asked = company.asked;
             let engines = self.workers.engines();
-            let model = self.workers.get_mut(id)?.model;
-            let share = self.workers.share(&asked, model);
+            let (kind, trial) = (self.workers.get_mut(id)?.kind, company.trial());
+            let share = self.workers.share(&asked, kind);
             let worker = self.workers.get_mut(id)?;
             let (ending, ends_in) = worker.ending(now);
             let (fixed_cost, member_cost) = worker.forecast.costs(&asked);
@@ -417,7 +425,7 @@ impl Batcher {
                 Decision::Go { held } => held,
             };
             let limits = Limits {
-                members: most.min(share),
+                members: most.min(share).min(trial.most()),
                 tokens: u64::from(worker.hello.max_batch_tokens),
                 bytes: MAX_BATCH_TEXT,
             };
@@ -454,13 +462,22 @@ impl Batcher {
                 self.metrics.queue_duration.record((now - job.admitted).as_secs_f64());
             }
             let departure = worker.take(asked, resumable_before, now);
+            if trial != Trial::None {
+                worker.isolate(departure.batch);
+                warn!(
+                    worker = id.0,
+                    batch = departure.batch.0,
+                    members = jobs.len(),
+                    "workers have died with these: apart"
+                );
+            }
             room.send(ToLink::Batch(jobs, departure));
         }
     }
 
     /// A batch of which little is left gives way to those who wait, where that pays.
     fn preempt(&mut self, now: Instant) {
-        if self.queue.is_empty() || self.workers.have_credit() {
+        if self.queue.is_empty() {
             return;
         }
         let told = self.workers.should_give_way(&self.queue.cells(), self.most(), &self.policy, now);
@@ -474,12 +491,14 @@ impl Batcher {
     }
 
     fn release(&mut self) {
-        for id in self.workers.releasable(self.queue.is_empty()) {
+        if !self.workers.iter().any(|worker| worker.draining && !worker.released) {
+            return;
+        }
+        for id in self.workers.releasable(&self.queue.classes()) {
             if let Some(worker) = self.workers.get_mut(id)
                 && worker.link.try_send(ToLink::Release).is_ok()
             {
-                worker.released = true;
-                worker.credit = 0;
+                self.workers.release(id, Instant::now());
                 info!(worker = id.0, "the worker may leave");
             }
         }

@@ -3,6 +3,8 @@
 mod feed;
 mod reply;
 
+use std::cmp::Ordering;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -37,6 +39,53 @@ impl ModelId {
     }
 }
 
+/// Workers that can go on with each other's answers: their models and tokenizers have one fingerprint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Build(u64);
+
+impl Build {
+    /// Any will do.
+    pub const ANY: Self = Self(0);
+
+    /// That of workers with this fingerprint.
+    pub fn of(fingerprint: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        fingerprint.hash(&mut hasher);
+        Self(hasher.finish().max(1))
+    }
+}
+
+/// What a worker is, as far as it decides whom it can serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind {
+    /// Its model's name.
+    pub model: ModelId,
+    /// Its model's fingerprint.
+    pub build: Build,
+}
+
+/// How much company a job may have that was there when workers died, and may have been why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Trial {
+    /// It is not suspected.
+    None,
+    /// It rides with a few others who are suspected too.
+    Few,
+    /// It rides alone.
+    Alone,
+}
+
+impl Trial {
+    /// The most members of its batch.
+    pub fn most(self) -> usize {
+        match self {
+            Self::None => usize::MAX,
+            Self::Few => 8,
+            Self::Alone => 1,
+        }
+    }
+}
+
 /// What must be equal for two jobs to share a batch: the engine takes these for a whole call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Class {
@@ -47,6 +96,8 @@ pub struct Class {
     ngram: u32,
     min_new_tokens: u32,
     model: ModelId,
+    build: Build,
+    trial: Trial,
 }
 
 impl Class {
@@ -60,6 +111,8 @@ impl Class {
             ngram: options.no_repeat_ngram_size,
             min_new_tokens,
             model: ModelId::ANY,
+            build: Build::ANY,
+            trial: Trial::None,
         }
     }
 
@@ -69,14 +122,45 @@ impl Class {
         Self { model, ..self }
     }
 
-    /// Whether a worker with this model can serve it.
-    pub fn is_for(&self, model: ModelId) -> bool {
-        self.model == ModelId::ANY || self.model == model
+    /// The same for workers of one build alone, since the answer has begun there.
+    #[must_use]
+    pub fn of_build(self, build: Build) -> Self {
+        Self { build, ..self }
     }
 
-    /// Whether one worker may serve both, as far as the model goes.
+    /// The same on trial.
+    #[must_use]
+    pub fn on_trial(self, trial: Trial) -> Self {
+        Self { trial, ..self }
+    }
+
+    /// The same for whichever worker: what is left says who can share a batch.
+    #[must_use]
+    pub fn for_any(self) -> Self {
+        Self { model: ModelId::ANY, build: Build::ANY, ..self }
+    }
+
+    /// Whether it is on trial.
+    pub fn trial(&self) -> Trial {
+        self.trial
+    }
+
+    /// Whether only workers of one build can serve it.
+    pub fn is_tied(&self) -> bool {
+        self.build != Build::ANY
+    }
+
+    /// Whether a worker of this kind can serve it.
+    pub fn is_for(&self, kind: Kind) -> bool {
+        (self.model == ModelId::ANY || self.model == kind.model) && (!self.is_tied() || self.build == kind.build)
+    }
+
+    /// Whether one worker may serve both, as far as that is known.
     pub fn may_share_a_worker(&self, other: &Self) -> bool {
-        self.is_for(other.model) || other.model == ModelId::ANY
+        let models = [self.model, other.model];
+        let builds = [self.build, other.build];
+        (models[0] == models[1] || models.contains(&ModelId::ANY))
+            && (builds[0] == builds[1] || builds.contains(&Build::ANY))
     }
 
     /// The options that every member of the class has.
@@ -195,6 +279,10 @@ pub struct Job {
     pub boarding: Option<Boarding>,
     /// How often it has been sent to a worker.
     pub attempts: u32,
+    /// How often a worker has died with it though it was not told to stop, and had produced nothing for it.
+    pub strikes: u32,
+    /// Tokens that it had when it last left the queue.
+    pub had: usize,
     /// How often it has been made to give way to others.
     pub gave_way: u32,
     /// Its place in the queue's bound; dropped when it leaves the queue.
@@ -227,15 +315,60 @@ impl Job {
     pub fn leave_queue(&mut self, fingerprint: &Arc<str>, members: usize, now: Instant) -> Result<(), Failure> {
         self.slot = None;
         self.attempts += 1;
+        self.had = self.progress.produced.len();
         self.boarding = Some(Boarding { first: self.boarding.map_or(now, |boarding| boarding.first), members });
         let foreign = self.progress.fingerprint.as_ref().is_some_and(|theirs| theirs != fingerprint);
         if foreign || self.ask.class.options().look_back() {
-            if self.reply.is_stream() && self.progress.sent > 0 {
+            if self.has_been_heard() {
                 return Err(if foreign { Failure::ModelGone } else { Failure::NotResumable });
             }
             self.progress = Progress::default();
+            self.had = 0;
         }
         Ok(())
+    }
+
+    /// Its worker has died, and was serving it. Where that had produced nothing for it, it may have been why: it is struck,
+    /// and once it was so often enough it goes on with less company, until it fails for having been alone.
+    ///
+    /// # Errors
+    /// It has been struck `most` times, the last time alone; or once, where that is all that it may be.
+    pub fn strike(&mut self, most: u32) -> Result<(), Failure> {
+        if self.progress.produced.len() > self.had {
+            return Ok(());
+        }
+        self.strikes += 1;
+        let was_alone = self.boarding.is_some_and(|boarding| boarding.members == 1);
+        if self.strikes >= most && (was_alone || most <= 1) {
+            return Err(Failure::WorkerLost { attempts: self.attempts });
+        }
+        let trial = match self.strikes.saturating_add(1).cmp(&most) {
+            Ordering::Less => Trial::None,
+            Ordering::Equal => Trial::Few,
+            Ordering::Greater => Trial::Alone,
+        };
+        self.ask.class = self.ask.class.on_trial(trial);
+        Ok(())
+    }
+
+    /// It waits again. Where a part of its answer has reached the client, only a worker of the same build can go on.
+    ///
+    /// # Errors
+    /// Not even that, since its options look back.
+    pub fn come_back(&mut self) -> Result<(), Failure> {
+        let Some(fingerprint) = self.progress.fingerprint.as_ref().filter(|_| self.has_been_heard()) else {
+            return Ok(());
+        };
+        if self.ask.class.options().look_back() {
+            return Err(Failure::NotResumable);
+        }
+        self.ask.class = self.ask.class.of_build(Build::of(fingerprint));
+        Ok(())
+    }
+
+    /// Whether a part of its answer has reached the client.
+    fn has_been_heard(&self) -> bool {
+        self.reply.is_stream() && self.progress.sent > 0
     }
 }
 
@@ -250,12 +383,73 @@ mod tests {
     }
 
     #[test]
-    fn a_class_of_one_model_is_for_that_model_alone() {
+    fn a_class_says_which_workers_can_serve_it() {
         let any = Class::new(&Options::default(), 0);
-        let (one, two) = (ModelId::new(1), ModelId::new(2));
-        assert!(any.is_for(one) && any.of_model(one).is_for(one) && !any.of_model(one).is_for(two));
-        assert!(any.may_share_a_worker(&any.of_model(one)) && any.of_model(one).may_share_a_worker(&any));
-        assert!(!any.of_model(two).may_share_a_worker(&any.of_model(one)));
+        let kind = |model, fingerprint| Kind { model: ModelId::new(model), build: Build::of(fingerprint) };
+        let named = any.of_model(ModelId::new(1));
+        assert!(any.is_for(kind(1, "a")) && named.is_for(kind(1, "a")) && !named.is_for(kind(2, "a")));
+        let tied = named.of_build(Build::of("a"));
+        assert!(tied.is_tied() && tied.is_for(kind(1, "a")) && !tied.is_for(kind(1, "b")));
+        assert!(any.may_share_a_worker(&named) && named.may_share_a_worker(&any) && any.may_share_a_worker(&tied));
+        assert!(!any.of_model(ModelId::new(2)).may_share_a_worker(&named));
+        assert!(!tied.may_share_a_worker(&any.of_build(Build::of("b"))));
+    }
+
+    fn job() -> Job {
+        let ask = Ask {
+            prompt: Prompt::Text("why".into()),
+            class: Class::new(&Options::default(), 0),
+            max_new_tokens: 10,
+            fit: false,
+            stop: Arc::new([]),
+        };
+        Job {
+            id: JobId(1),
+            ask,
+            origin: None,
+            admitted: Instant::now(),
+            waits_since: Instant::now(),
+            deadline: Instant::now(),
+            progress: Progress::default(),
+            boarding: None,
+            attempts: 0,
+            strikes: 0,
+            had: 0,
+            gave_way: 0,
+            slot: None,
+            reply: Reply::new().0,
+        }
+    }
+
+    /// What becomes of a job whose worker dies once for each number of members that it rides with.
+    fn strikes(most: u32, rides: &[usize]) -> Vec<Option<Trial>> {
+        let (mut job, fingerprint) = (job(), Arc::from("a"));
+        let mut ride = |&members| {
+            job.leave_queue(&fingerprint, members, Instant::now()).unwrap();
+            job.strike(most).ok().map(|()| job.ask.class.trial())
+        };
+        rides.iter().map(&mut ride).collect()
+    }
+
+    #[test]
+    fn whoever_is_struck_has_less_and_less_company_and_fails_alone() {
+        use Trial::{Alone, Few};
+        assert_eq!(strikes(3, &[50, 50, 8, 1]), [Some(Trial::None), Some(Few), Some(Alone), None]);
+        assert_eq!(strikes(3, &[1, 1, 1]), [Some(Trial::None), Some(Few), None]);
+        assert_eq!(strikes(2, &[50, 8, 1]), [Some(Few), Some(Alone), None]);
+        assert_eq!(strikes(1, &[50]), [None], "it was to be tried once");
+    }
+
+    #[test]
+    fn an_attempt_that_got_on_is_no_strike() {
+        let (mut job, fingerprint) = (job(), Arc::from("a"));
+        for produced in 1..9 {
+            job.leave_queue(&fingerprint, 1, Instant::now()).unwrap();
+            job.progress.produced.push(produced);
+            job.strike(1).unwrap();
+        }
+        job.leave_queue(&fingerprint, 1, Instant::now()).unwrap();
+        assert!(job.strike(1).is_err());
     }
 
     #[test]

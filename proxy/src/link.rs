@@ -4,6 +4,7 @@
 //! job. It never stops reading to write: both go on side by side, so that two full sockets cannot wedge each other.
 
 pub mod inflight;
+pub mod progress;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
 use self::inflight::{Departure, InFlight, Violation};
+use self::progress::Progress;
 use crate::batcher::workers::WorkerId;
 use crate::batcher::{FromLink, LinkPort, ToLink};
 use crate::job::{Completion, Failure, Job};
@@ -50,6 +52,8 @@ enum LinkError {
     Violation(#[from] Violation),
     #[error("the worker sent a frame that only a proxy sends")]
     Direction,
+    #[error("the worker's engine has made no step for {0:?}, which is longer than it said it might take")]
+    Stuck(Duration),
     #[error("the worker granted more credit than anyone could use")]
     Credit,
     #[error(transparent)]
@@ -63,16 +67,27 @@ enum LinkError {
 impl LinkError {
     /// Whether the worker is to blame, so that the counter of protocol errors rises and the worker is told.
     fn is_violation(&self) -> bool {
-        !matches!(self, Self::Read(ReadError::Io(_)) | Self::Write(_) | Self::Encode(_) | Self::NoHello)
+        !matches!(
+            self,
+            Self::Read(ReadError::Io(_)) | Self::Write(_) | Self::Encode(_) | Self::NoHello | Self::Stuck(_)
+        )
     }
 
     fn reason(&self) -> GoodbyeReason {
         match self {
             Self::Version { .. } => GoodbyeReason::Version,
-            Self::Encode(_) => GoodbyeReason::Internal,
+            Self::Encode(_) | Self::Stuck(_) => GoodbyeReason::Internal,
             _ => GoodbyeReason::Protocol,
         }
     }
+}
+
+/// How a link ended that did not fail.
+enum End {
+    /// One of the two said so.
+    Goodbye,
+    /// The worker closed it without a word.
+    Closed,
 }
 
 struct Link<I> {
@@ -83,6 +98,7 @@ struct Link<I> {
     port: LinkPort,
     metrics: Arc<Metrics>,
     inflight: InFlight,
+    progress: Progress,
     fingerprint: Arc<str>,
 }
 
@@ -112,11 +128,27 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, max_batch_size: usize, port
     let fingerprint = Arc::from(hello.fingerprint.as_str());
     port.tell(worker, FromLink::Up(hello, outbox)).await;
     let inflight = InFlight::default();
-    let mut link = Link { worker, reader, writer, inbox, port, metrics, inflight, fingerprint };
-    if let Err(error) = link.run().await {
-        part(worker, &error, &mut link.writer, &link.metrics).await;
+    let progress = Progress::new(Instant::now());
+    let mut link = Link { worker, reader, writer, inbox, port, metrics, inflight, progress, fingerprint };
+    match link.run().await {
+        Ok(End::Goodbye) => {}
+        Ok(End::Closed) => link.metrics.workers_lost_closed.increment(1),
+        Err(error) => {
+            match error {
+                LinkError::Stuck(_) => &link.metrics.workers_lost_stuck,
+                _ if error.is_violation() => &link.metrics.workers_lost_protocol,
+                _ => &link.metrics.workers_lost_closed,
+            }
+            .increment(1);
+            // Whoever waits for its members should not wait for a worker that does not listen.
+            let jobs = link.take_all();
+            link.port.tell(worker, FromLink::Down(jobs)).await;
+            part(worker, &error, &mut link.writer, &link.metrics).await;
+            return;
+        }
     }
-    link.close().await;
+    let jobs = link.take_all();
+    link.port.tell(worker, FromLink::Down(jobs)).await;
 }
 
 async fn shake_hands<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
@@ -160,8 +192,8 @@ async fn part<W: AsyncWrite + Unpin>(
 }
 
 impl<I: AsyncRead + AsyncWrite> Link<I> {
-    /// Until the worker leaves (`Ok`), fails, or the batcher ends (`Ok`).
-    async fn run(&mut self) -> Result<(), LinkError> {
+    /// Until the worker leaves or fails, or the batcher ends.
+    async fn run(&mut self) -> Result<End, LinkError> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -170,25 +202,31 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 frame = self.reader.next() => {
                     let mut next = frame?;
                     if next.is_none() {
-                        return Ok(());
+                        return Ok(End::Closed);
                     }
                     while let Some(frame) = next {
                         if let Frame::Goodbye(goodbye) = &frame {
                             info!(worker = self.worker.0, reason = ?goodbye.reason, "the worker leaves");
-                            return Ok(());
+                            return Ok(End::Goodbye);
                         }
                         self.hear(frame).await?;
                         next = self.reader.buffered()?;
                     }
                 }
                 message = self.inbox.recv(), if unwritten < HIGH_WATER => {
-                    let Some(message) = message else { return self.say_goodbye().await };
+                    let Some(message) = message else { return self.say_goodbye().await.map(|()| End::Goodbye) };
                     self.pass_on(message)?;
                 }
                 flushed = self.writer.flush(), if unwritten > 0 => flushed?,
-                _ = tick.tick(), if !self.inflight.is_empty() => self.expire()?,
+                _ = tick.tick(), if !self.inflight.is_empty() => self.check()?,
             }
         }
+    }
+
+    /// What time alone brings: members' deadlines, and a worker that makes no progress.
+    fn check(&mut self) -> Result<(), LinkError> {
+        self.expire()?;
+        self.progress.stuck(Instant::now()).map_or(Ok(()), |silent| Err(LinkError::Stuck(silent)))
     }
 
     async fn say_goodbye(&mut self) -> Result<(), LinkError> {
@@ -241,11 +279,17 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
             return Err(error.into());
         }
         self.metrics.running.increment(crate::metrics::count(jobs.len()));
+        if self.inflight.is_empty() {
+            self.progress.got_on(now);
+        }
         self.inflight.insert(jobs, departure, now);
         Ok(())
     }
 
     async fn hear(&mut self, frame: Frame) -> Result<(), LinkError> {
+        if matches!(frame, Frame::Tokens(..) | Frame::Finished(..) | Frame::Failed(..) | Frame::Yielded(..)) {
+            self.progress.got_on(Instant::now());
+        }
         match frame {
             Frame::Credit { grant: 0 } => return Err(LinkError::Credit),
             Frame::Credit { grant } if grant as usize > INBOX / 4 => return Err(LinkError::Credit),
@@ -292,7 +336,8 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 self.port.tell(self.worker, FromLink::Done(arrival)).await;
             }
             Frame::Draining => self.port.tell(self.worker, FromLink::Draining).await,
-            Frame::Heartbeat(_) | Frame::Goodbye(_) => {}
+            Frame::Heartbeat(heartbeat) => self.progress.heard(&heartbeat, Instant::now()),
+            Frame::Goodbye(_) => {}
             Frame::Hello(_)
             | Frame::Welcome(_)
             | Frame::Batch(..)
@@ -349,21 +394,23 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(())
     }
 
-    async fn close(mut self) {
-        // What the batcher sent and no worker ever saw goes back with the rest, and does not count as an attempt.
-        let mut jobs = self.inflight.drain();
-        self.metrics.running.decrement(crate::metrics::count(jobs.len()));
+    /// All that clients wait for, with its batches where those were sent.
+    fn take_all(&mut self) -> Vec<(Option<BatchId>, Box<Job>)> {
+        let sent = self.inflight.drain();
+        self.metrics.running.decrement(crate::metrics::count(sent.len()));
+        let mut jobs: Vec<_> = sent.into_iter().map(|(batch, job)| (Some(batch), job)).collect();
+        // What the batcher sent and no worker ever saw goes back with the rest.
         self.inbox.close();
         while let Ok(message) = self.inbox.try_recv() {
             if let ToLink::Batch(batch, _) = message {
                 jobs.extend(batch.into_iter().map(|mut job| {
                     job.attempts = job.attempts.saturating_sub(1);
-                    job
+                    (None, job)
                 }));
             }
         }
         info!(worker = self.worker.0, in_flight = jobs.len(), "the worker is gone");
-        self.port.tell(self.worker, FromLink::Down(jobs)).await;
+        jobs
     }
 }
 

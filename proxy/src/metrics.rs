@@ -122,6 +122,12 @@ pub struct Metrics {
     /// Texts that gave way to others and went on later.
     pub resumed_preempted: Counter,
     pub worker_reconnects: Counter,
+    /// Workers whose connection ended without a word.
+    pub workers_lost_closed: Counter,
+    /// Workers that were dropped for breaking the protocol.
+    pub workers_lost_protocol: Counter,
+    /// Workers that were dropped because their engine made no progress.
+    pub workers_lost_stuck: Counter,
     pub protocol_errors: Counter,
 }
 
@@ -242,6 +248,9 @@ fn register(recorder: Arc<PrometheusRecorder>) -> Metrics {
         resumed_yielded: counter!("pillion_resumed_total", "reason" => "yielded"),
         resumed_preempted: counter!("pillion_resumed_total", "reason" => "preempted"),
         worker_reconnects: counter!("pillion_worker_reconnects_total"),
+        workers_lost_closed: counter!("pillion_workers_lost_total", "reason" => "closed"),
+        workers_lost_protocol: counter!("pillion_workers_lost_total", "reason" => "protocol"),
+        workers_lost_stuck: counter!("pillion_workers_lost_total", "reason" => "stuck"),
         protocol_errors: counter!("pillion_protocol_errors_total"),
     }
 }
@@ -284,6 +293,7 @@ fn describe() {
     describe_counter!("pillion_cancelled_total", Unit::Count, "Texts whose client went away");
     describe_counter!("pillion_resumed_total", Unit::Count, "Texts that went on after their attempt ended early");
     describe_counter!("pillion_worker_reconnects_total", Unit::Count, "Workers that connected after one was lost");
+    describe_counter!("pillion_workers_lost_total", Unit::Count, "Workers that were lost without having said goodbye");
     describe_counter!(
         "pillion_protocol_errors_total",
         Unit::Count,
@@ -304,6 +314,7 @@ mod tests {
             r#"pillion_rejected_total{reason="queue_full"} 0"#,
             r#"pillion_cancelled_total{stage="queued"} 0"#,
             r#"pillion_resumed_total{reason="worker_lost"} 0"#,
+            r#"pillion_workers_lost_total{reason="stuck"} 0"#,
             "pillion_forced_steps_total 0",
             "pillion_protocol_errors_total 0",
         ] {

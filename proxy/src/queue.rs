@@ -95,6 +95,11 @@ impl Queue {
         Some(self.cells.get(&place)?.jobs.get(&(since, id))?.admitted)
     }
 
+    /// The classes of those who wait, some of them more than once.
+    pub fn classes(&self) -> impl Iterator<Item = &Class> + Clone {
+        self.cells.keys().map(|(class, _)| class)
+    }
+
     /// What waits, by class and size.
     pub fn cells(&self) -> Vec<Cell> {
         let cell = |(&(class, size), line): (&Place, &Line)| {
@@ -139,17 +144,33 @@ impl Queue {
         expired
     }
 
-    /// Takes out the jobs that have waited for a worker as long as they may: none has been connected since
-    /// `no_worker_since`, and they were admitted at least `wait` ago.
-    pub fn take_unserved(&mut self, now: Instant, no_worker_since: Instant, wait: Duration) -> Vec<Box<Job>> {
-        let mut unserved = Vec::new();
-        while let Some(since) = self.oldest()
-            && since.max(no_worker_since) + wait <= now
-        {
-            let oldest = self.order.first_key_value().map(|(&id, _)| id);
-            unserved.extend(oldest.and_then(|id| self.remove(id)));
+    /// Takes out the jobs that have waited for a worker as long as they may: for their class none has been connected since
+    /// the instant that `unserved` says, and they were admitted at least `wait` ago.
+    pub fn take_unserved(
+        &mut self,
+        unserved: impl Fn(&Class) -> Option<Instant>,
+        wait: Duration,
+        now: Instant,
+    ) -> Vec<Box<Job>> {
+        let mut taken = Vec::new();
+        while let Some((_, id)) = self.next_unserved(&unserved, wait).filter(|(due, _)| *due <= now) {
+            taken.extend(self.remove(id));
         }
-        unserved
+        taken
+    }
+
+    /// Who will be the first to have waited for so long, and when.
+    pub fn next_unserved(
+        &self,
+        unserved: impl Fn(&Class) -> Option<Instant>,
+        wait: Duration,
+    ) -> Option<(Instant, JobId)> {
+        let first = |((class, _), line): (&Place, &Line)| {
+            let since = unserved(class)?;
+            let (&(_, id), job) = line.jobs.first_key_value()?;
+            Some((job.admitted.max(since) + wait, id))
+        };
+        self.cells.iter().filter_map(first).min()
     }
 
     /// The earliest deadline of a job that waits.
@@ -195,6 +216,8 @@ mod tests {
             progress: Progress::default(),
             boarding: None,
             attempts: 0,
+            strikes: 0,
+            had: 0,
             gave_way: 0,
             slot: None,
             reply: Reply::new().0,
@@ -289,8 +312,19 @@ mod tests {
         let wait = Duration::from_secs(30);
         queue.push(job(1, 1.0, "text", deadline));
         let lost = admitted + Duration::from_secs(10);
-        assert!(queue.take_unserved(admitted + Duration::from_secs(39), lost, wait).is_empty());
-        assert_eq!(ids(&queue.take_unserved(admitted + Duration::from_secs(40), lost, wait)), [1]);
+        let mut at = |secs| ids(&queue.take_unserved(|_| Some(lost), wait, admitted + Duration::from_secs(secs)));
+        assert_eq!((at(39), at(40)), (vec![], vec![1]));
+    }
+
+    #[test]
+    fn who_is_served_does_not_wait_for_a_worker() {
+        let mut queue = Queue::default();
+        let now = soon();
+        queue.push(job(1, 1.0, "text", now));
+        queue.push(job(2, 1.1, "text", now));
+        let served = job(2, 1.1, "text", now).ask.class;
+        let unserved = |class: &Class| (*class != served).then_some(now);
+        assert_eq!(ids(&queue.take_unserved(unserved, Duration::ZERO, now)), [1]);
     }
 
     #[test]

@@ -86,12 +86,13 @@ async fn what_fails_before_anything_is_said_is_told_by_a_status() {
 #[tokio::test]
 async fn what_fails_later_is_told_by_an_event() {
     let flags = ["--fault", "close", "--fault-step", "1"];
-    let stack = Stack::simulated(&["--max-attempts", "1"], &flags).await;
+    let stack = Stack::simulated(&[], &flags).await;
     let client = stack.client();
-    let events = client.events(STREAM, &json!({"text": "one two"})).await.rest().await;
+    let body = json!({"text": "one two", "repetition_penalty": 1.5});
+    let events = client.events(STREAM, &body).await.rest().await;
     assert_eq!(events[0].json()["text"], "two");
     assert_eq!((events.len(), &*events[1].name), (2, "error"));
-    assert_eq!(events[1].json()["error"]["code"], "worker_lost");
+    assert_eq!(events[1].json()["error"]["code"], "not_resumable");
     let events = client.events(STREAM, &json!({"text": ["a b", "!fail:engine x"]})).await.rest().await;
     let (texts, last) = joined(&events, 2);
     assert_eq!((&*texts[0], &last[0]["finish_reason"]), ("b a", &json!("stop")));
@@ -131,7 +132,7 @@ async fn where_the_options_forbid_it_an_event_says_why_it_does_not_go_on() {
 
 #[tokio::test]
 async fn a_stream_that_another_model_would_go_on_with_ends() {
-    let mut stack = Stack::proxy(&[]).await;
+    let mut stack = Stack::proxy(&["--worker-wait", "300ms"]).await;
     stack.simulated_worker(&["--fault", "abort", "--fault-step", "1"]);
     stack.ready().await;
     let mut events = stack.client().events(STREAM, &json!({"text": "one two three"})).await;
@@ -139,6 +140,19 @@ async fn a_stream_that_another_model_would_go_on_with_ends() {
     stack.simulated_worker(&["--fingerprint", "11"]);
     let events = events.rest().await;
     assert_eq!(events[0].json()["error"]["code"], "model_gone");
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_with_an_equal_worker_though_another_model_is_idle() {
+    let mut stack = Stack::proxy(&[]).await;
+    stack.simulated_worker(&["--fault", "close", "--fault-step", "1", "--step-cost", "100ms"]);
+    stack.ready().await;
+    let text = "one two three";
+    let mut events = stack.client().events(STREAM, &json!({"text": text})).await;
+    let mut all = vec![events.next().await.unwrap()];
+    stack.simulated_worker(&["--fingerprint", "11"]);
+    all.extend(events.rest().await);
+    assert_eq!(joined(&all, 1).0, [expected(text, 128, 0)]);
 }
 
 /// Whoever reads nothing keeps nobody waiting: not the worker, not the link, not the batch.

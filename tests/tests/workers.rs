@@ -93,6 +93,74 @@ async fn a_stalled_worker_costs_a_request_no_more_than_its_deadline() {
 }
 
 #[tokio::test]
+async fn a_prompt_that_kills_workers_is_the_only_one_to_fail() {
+    let (stack, gate, mut asked) = busy(&["--max-attempts", "3"], 0).await;
+    let client = stack.client();
+    let guilty = ask(&client, "!die now");
+    asked.extend((0..30).map(|k| format!("innocent {k}")).map(|text| {
+        let answer = ask(&client, &text);
+        (text, answer)
+    }));
+    stack.metric("pillion_queue_depth", |depth| depth == 31).await;
+    gate.open();
+    let answer = guilty.await.unwrap();
+    assert_eq!(
+        (answer.status, answer.json()["error"]["code"].as_str()),
+        (502, Some("worker_lost")),
+        "{}",
+        answer.text()
+    );
+    all_answered(asked).await;
+    let lost = stack.metrics().await.sum("pillion_workers_lost_total");
+    assert_eq!(lost, 4, "twice together, once among a few, once alone");
+    assert_eq!(client.generate(&json!({"text": "one more"})).await.json()["text"], "more one");
+}
+
+#[tokio::test]
+async fn a_stuck_worker_is_dropped_and_its_members_go_on_elsewhere() {
+    let flags = ["--fault", "stall", "--fault-step", "2", "--silence", "100ms", "--eager"];
+    let mut stack = Stack::simulated(&[], &flags).await;
+    let asked = vec![("one two three four".to_owned(), ask(&stack.client(), "one two three four"))];
+    // It is alive: its heartbeats go on.
+    stack.metric("pillion_running", |running| running == 1).await;
+    stack.simulated_worker(&[]);
+    all_answered(asked).await;
+    assert_eq!(stack.metrics().await.with("pillion_workers_lost_total", &[("reason", "stuck")]), 1);
+}
+
+#[tokio::test]
+async fn a_stopped_worker_is_dropped_and_comes_back_when_it_goes_on() {
+    let mut stack = Stack::simulated(&[], &["--silence", "100ms", "--batch-cost", "1s"]).await;
+    let asked = vec![("held up".to_owned(), ask(&stack.client(), "held up"))];
+    stack.metric("pillion_running", |running| running == 1).await;
+    stack.workers[0].signal(Signal::SIGSTOP);
+    stack.simulated_worker(&[]);
+    stack.metric("pillion_workers_connected", |workers| workers == 2).await;
+    all_answered(asked).await;
+    assert_eq!(stack.metrics().await.with("pillion_workers_lost_total", &[("reason", "stuck")]), 1);
+    stack.workers[0].signal(Signal::SIGCONT);
+    stack.metric("pillion_workers_connected", |workers| workers == 2).await;
+}
+
+#[tokio::test]
+async fn a_newer_model_takes_the_new_requests_and_the_older_one_ends_its_own_and_leaves() {
+    let (mut stack, gate, asked) = busy(&[], 0).await;
+    stack.simulated_worker(&["--fingerprint", "01"]);
+    stack.metric("pillion_workers_connected", |workers| workers == 2).await;
+    for k in 0..5 {
+        all_answered(vec![(format!("new {k}"), ask(&stack.client(), &format!("new {k}")))]).await;
+    }
+    stack.workers[0].signal(Signal::SIGTERM);
+    // It holds a member, which the other cannot go on with.
+    all_answered(vec![("still served".to_owned(), ask(&stack.client(), "still served"))]).await;
+    assert!(stack.workers[0].runs());
+    gate.open();
+    all_answered(asked).await;
+    assert_eq!(stack.workers[0].ended().await, Some(0));
+    assert_eq!(stack.metrics().await.sum("pillion_resumed_total"), 0);
+}
+
+#[tokio::test]
 async fn a_lone_worker_told_to_stop_serves_until_nothing_waits() {
     let (mut stack, gate, asked) = busy(&["--max-batch-size", "2"], 5).await;
     stack.workers[0].signal(Signal::SIGTERM);

@@ -124,6 +124,8 @@ impl Handle {
                 progress: Progress::default(),
                 boarding: None,
                 attempts: 0,
+                strikes: 0,
+                had: 0,
                 gave_way: 0,
                 slot: Some(slot),
                 reply: reply(text),

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
 use super::ToLink;
-use crate::job::{Class, ModelId};
+use crate::job::{Build, Class, Kind, ModelId, Trial};
 use crate::link::inflight::Departure;
 use crate::policy::Policy;
 use crate::policy::company::{self, Cell, Company, LONGEST_PASSING};
@@ -28,8 +28,8 @@ pub struct Worker {
     pub id: WorkerId,
     /// What it said of itself.
     pub hello: Hello,
-    /// Its model.
-    pub model: ModelId,
+    /// Its model, and which one of that name.
+    pub kind: Kind,
     /// The same as in its HELLO, to be shared with what it produces.
     pub fingerprint: Arc<str>,
     /// Its link's inbox.
@@ -64,6 +64,8 @@ struct Held {
     runs_since: Option<Instant>,
     /// It was told to give way.
     gives_way: bool,
+    /// Its members may be why workers die: nothing else goes to the worker meanwhile.
+    on_trial: bool,
 }
 
 /// A batch is shared with an idle worker where that makes it shorter by this part.
@@ -84,8 +86,20 @@ impl Worker {
         }
         let runs_since = self.has_free_engine().then_some(now);
         self.latest = asked;
-        self.batches.push_back(Held { departure, left: asked.members, runs_since, gives_way: false });
+        self.batches.push_back(Held { departure, left: asked.members, runs_since, gives_way: false, on_trial: false });
         departure
+    }
+
+    /// The members of this batch are on trial.
+    pub fn isolate(&mut self, batch: BatchId) {
+        if let Some(held) = self.batches.iter_mut().find(|held| held.departure.batch == batch) {
+            held.on_trial = true;
+        }
+    }
+
+    /// Whether a batch has an engine, as far as that can be known.
+    pub fn runs(&self, batch: BatchId) -> bool {
+        self.batches.iter().any(|held| held.departure.batch == batch && held.runs_since.is_some())
     }
 
     /// Members of a batch have ended, or were given back.
@@ -164,14 +178,19 @@ impl Worker {
 #[derive(Debug, Default)]
 pub struct Workers {
     all: Vec<Worker>,
+    /// When the last worker of a kind left. Bounded.
+    left: Vec<(Kind, Instant)>,
 }
+
+/// Kinds of workers that are remembered after they left.
+const REMEMBERED: usize = 64;
 
 impl Workers {
     /// A worker has connected.
     pub fn add(&mut self, id: WorkerId, hello: Hello, model: ModelId, link: Sender<ToLink>, now: Instant) {
         self.all.push(Worker {
             id,
-            model,
+            kind: Kind { model, build: Build::of(&hello.fingerprint) },
             fingerprint: Arc::from(hello.fingerprint.as_str()),
             forecast: Forecast::new(&hello.cost, hello.positions),
             hello,
@@ -188,9 +207,58 @@ impl Workers {
     }
 
     /// A worker's connection has ended.
-    pub fn remove(&mut self, id: WorkerId) -> Option<Worker> {
+    pub fn remove(&mut self, id: WorkerId, now: Instant) -> Option<Worker> {
         let at = self.all.iter().position(|worker| worker.id == id)?;
-        Some(self.all.swap_remove(at))
+        let worker = self.all.swap_remove(at);
+        self.leaves(worker.kind, now);
+        Some(worker)
+    }
+
+    /// A worker was told that it may leave.
+    pub fn release(&mut self, id: WorkerId, now: Instant) {
+        if let Some(worker) = self.get_mut(id) {
+            (worker.released, worker.credit) = (true, 0);
+            let kind = worker.kind;
+            self.leaves(kind, now);
+        }
+    }
+
+    fn leaves(&mut self, kind: Kind, now: Instant) {
+        self.left.retain(|(other, _)| *other != kind);
+        if self.left.len() >= REMEMBERED {
+            self.left.remove(0);
+        }
+        self.left.push((kind, now));
+    }
+
+    /// Since when no worker has been there that serves this class, if none is; `start` where none ever was.
+    pub fn unserved_since(&self, class: &Class, start: Instant) -> Option<Instant> {
+        if self.serving(class).next().is_some() {
+            return None;
+        }
+        self.left.iter().filter(|(kind, _)| class.is_for(*kind)).map(|(_, at)| *at).max().or(Some(start))
+    }
+
+    /// The workers that serve this class.
+    pub fn serving<'a>(&'a self, class: &'a Class) -> impl Iterator<Item = &'a Worker> {
+        self.all.iter().filter(|worker| !worker.released && self.serves(worker.kind, class))
+    }
+
+    /// Whether workers of this kind serve this class: they have what it needs, and no newer model of that name has come,
+    /// unless an answer has begun with theirs.
+    fn serves(&self, kind: Kind, class: &Class) -> bool {
+        class.is_for(kind) && (class.is_tied() || !self.is_superseded(kind))
+    }
+
+    /// Whether workers have come, later than all of this kind, whose model has the same name and is another, and which are
+    /// not about to leave.
+    fn is_superseded(&self, kind: Kind) -> bool {
+        let there = || self.all.iter().filter(|worker| !worker.released && worker.kind.model == kind.model);
+        let since = |build| there().filter(|worker| worker.kind.build == build).map(|worker| worker.id).min();
+        there().any(|other| {
+            let build = other.kind.build;
+            !other.draining && build != kind.build && since(build) > since(kind.build)
+        })
     }
 
     /// The worker on that connection.
@@ -200,16 +268,17 @@ impl Workers {
 
     /// The worker that the next batch goes to: of those with credit the one that is predicted to end it soonest; one that
     /// wants to leave only if no other has credit.
-    fn soonest(&self, asked: &Asked, model: ModelId, now: Instant) -> Option<WorkerId> {
+    fn soonest(&self, asked: &Asked, kind: Kind, now: Instant) -> Option<WorkerId> {
         let ends = |worker: &Worker| worker.free_in(now) + worker.forecast.time(asked);
         self.with_credit()
-            .filter(|worker| worker.model == model)
+            .filter(|worker| worker.kind == kind)
             .min_by_key(|worker| (worker.draining, ends(worker), worker.members, worker.id))
             .map(|w| w.id)
     }
 
     /// The worker that the next batch of those who wait goes to, and who rides in it, where so many texts come in a second.
-    /// Of several models the one whose company has waited the longest.
+    /// Of several kinds of workers the one whose company has waited the longest. Whoever is on trial waits for a worker
+    /// that holds nothing else.
     pub fn next(
         &self,
         cells: &[Cell],
@@ -217,17 +286,22 @@ impl Workers {
         texts_per_second: f64,
         now: Instant,
     ) -> Option<(WorkerId, Company)> {
-        let mut models: Vec<ModelId> = self.with_credit().map(|worker| worker.model).collect();
-        models.sort_unstable();
-        models.dedup();
-        let of_model = |model: ModelId| {
-            let cells = served_by(model, cells);
+        let mut kinds: Vec<Kind> = self.with_credit().map(|worker| worker.kind).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        let of_kind = |kind: Kind| {
+            let cells = self.served_by(kind, cells);
             let oldest = cells.iter().min_by_key(|cell| cell.since)?.asked;
-            let id = self.soonest(&oldest.part(oldest.members.min(most), oldest.members), model, now)?;
+            let id = self.soonest(&oldest.part(oldest.members.min(most), oldest.members), kind, now)?;
             let forecast = &self.all.iter().find(|worker| worker.id == id)?.forecast;
-            Some((id, company::next(cells, most, |asked| forecast.time(asked), texts_per_second, now)?))
+            let company = company::next(cells, most, |asked| forecast.time(asked), texts_per_second, now)?;
+            if company.trial() == Trial::None {
+                return Some((id, company));
+            }
+            let empty = self.with_credit().find(|worker| worker.kind == kind && worker.batches.is_empty())?;
+            Some((empty.id, company))
         };
-        models.into_iter().filter_map(of_model).min_by_key(|(_, company)| company.since)
+        kinds.into_iter().filter_map(of_kind).min_by_key(|(_, company)| company.since)
     }
 
     /// The batch that should give way to those who wait, if there is one, and what is left of it.
@@ -238,12 +312,12 @@ impl Workers {
         policy: &Policy,
         now: Instant,
     ) -> Option<(WorkerId, BatchId, Remains)> {
-        if self.have_credit() || !self.may_preempt() {
+        if cells.iter().any(|cell| self.have_credit_for(&cell.class)) || !self.may_preempt() {
             return None;
         }
         let rate = policy.texts_per_second(now);
         self.all.iter().filter(|worker| !worker.released).find_map(|worker| {
-            let cells = served_by(worker.model, cells);
+            let cells = self.served_by(worker.kind, cells);
             let company = company::next(cells, most, |asked| worker.forecast.time(asked), rate, now)?;
             let waiting = Waiting { members: company.asked.members, time: company.time };
             let mut running = worker.running(now, waiting.time);
@@ -255,8 +329,8 @@ impl Workers {
 
     /// How many of the members that wait the next batch should take. All, unless other engines stand idle too and the
     /// batch would be noticeably shorter for being shared with them.
-    pub fn share(&self, asked: &Asked, model: ModelId) -> usize {
-        let with_credit = || self.with_credit().filter(|worker| worker.model == model);
+    pub fn share(&self, asked: &Asked, kind: Kind) -> usize {
+        let with_credit = || self.with_credit().filter(|worker| worker.kind == kind);
         let idle = with_credit().filter(|worker| worker.batches.is_empty());
         let Some(longest) = idle.clone().map(|worker| worker.forecast.time(asked)).max() else { return usize::MAX };
         let idle = idle.count();
@@ -280,7 +354,7 @@ impl Workers {
 
     /// Whether anybody takes a batch of this class.
     pub fn have_credit_for(&self, class: &Class) -> bool {
-        self.with_credit().any(|worker| class.is_for(worker.model))
+        self.with_credit().any(|worker| self.serves(worker.kind, class))
     }
 
     /// Whether anybody takes a batch.
@@ -289,7 +363,8 @@ impl Workers {
     }
 
     fn with_credit(&self) -> impl Iterator<Item = &Worker> + Clone {
-        self.all.iter().filter(|worker| worker.credit > 0 && !worker.released)
+        let isolated = |worker: &Worker| worker.batches.iter().any(|held| held.on_trial);
+        self.all.iter().filter(move |worker| worker.credit > 0 && !worker.released && !isolated(worker))
     }
 
     /// Every worker.
@@ -302,23 +377,25 @@ impl Workers {
         self.all.iter().all(|worker| worker.released)
     }
 
-    /// The workers that want to leave and are not needed: an equal one stays, or nothing waits and they hold nothing.
-    pub fn releasable(&self, queue_is_empty: bool) -> Vec<WorkerId> {
-        let staying = |leaver: &Worker| {
-            self.all.iter().any(|worker| !worker.draining && worker.fingerprint == leaver.fingerprint)
-        };
+    /// The workers that want to leave and are not needed: an equal one stays, or they hold nothing and nothing waits for
+    /// them. `waiting`: the classes of what waits.
+    pub fn releasable<'a>(&self, waiting: &(impl Iterator<Item = &'a Class> + Clone)) -> Vec<WorkerId> {
+        let equal_stays =
+            |leaver: &Worker| self.all.iter().any(|worker| !worker.draining && worker.kind == leaver.kind);
+        let is_idle =
+            |leaver: &Worker| leaver.members == 0 && !waiting.clone().any(|class| self.serves(leaver.kind, class));
         self.all
             .iter()
             .filter(|worker| worker.draining && !worker.released)
-            .filter(|worker| staying(worker) || (queue_is_empty && worker.members == 0))
+            .filter(|worker| equal_stays(worker) || is_idle(worker))
             .map(|worker| worker.id)
             .collect()
     }
-}
 
-/// Of those who wait, those for whom a worker with this model will do.
-fn served_by(model: ModelId, cells: &[Cell]) -> Vec<Cell> {
-    cells.iter().filter(|cell| cell.class.is_for(model)).copied().collect()
+    /// Of those who wait, those whom a worker of this kind serves.
+    fn served_by(&self, kind: Kind, cells: &[Cell]) -> Vec<Cell> {
+        cells.iter().filter(|cell| self.serves(kind, &cell.class)).copied().collect()
+    }
 }
 
 #[cfg(test)]

@@ -218,18 +218,18 @@ impl InFlight {
         self.abandon(|job| job.deadline <= instant)
     }
 
-    /// Takes out all that clients wait for: the worker is gone.
-    pub fn drain(&mut self) -> Vec<Box<Job>> {
+    /// Takes out all that clients wait for, each with its batch: the worker is gone.
+    pub fn drain(&mut self) -> Vec<(BatchId, Box<Job>)> {
         let batches = std::mem::take(&mut self.batches);
-        let mut jobs: Vec<Box<Job>> = batches
-            .into_values()
-            .flat_map(|batch| batch.members)
-            .filter_map(|slot| match slot {
-                Slot::Wanted(job) => Some(job),
+        let mut jobs: Vec<_> = batches
+            .into_iter()
+            .flat_map(|(id, batch)| batch.members.into_iter().map(move |slot| (id, slot)))
+            .filter_map(|(id, slot)| match slot {
+                Slot::Wanted(job) => Some((id, job)),
                 _ => None,
             })
             .collect();
-        jobs.sort_by_key(|job| job.id);
+        jobs.sort_by_key(|(_, job)| job.id);
         jobs
     }
 }

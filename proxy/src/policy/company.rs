@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::forecast::Asked;
-use crate::job::{Class, ModelId};
+use crate::job::{Class, Trial};
 
 /// Cells ride together where a job of the one, alone, takes an engine no longer than so many times a job of the other: beyond
 /// that, riding together saves little of the engine's time, and whoever comes after the shorter one waits for the longer.
@@ -93,7 +93,7 @@ pub fn next(
 
 /// What its members must have in common. Whether they ask for a model does not matter, since all are for one worker.
 fn options(cell: &Cell) -> Class {
-    cell.class.of_model(ModelId::ANY)
+    cell.class.for_any()
 }
 
 /// How long a job of the cell would take by itself, on average.
@@ -115,6 +115,7 @@ fn companies(cells: &[Cell], most: usize, time: impl Fn(&Asked) -> Duration, tex
             }
             (all, since, end) = (all.and(&cell.asked), since.min(cell.since), end + 1);
         }
+        let most = most.min(first.class.trial().most());
         let asked = all.part(all.members.min(most.max(1)), all.members);
         let (cells, later) = rest.split_at(end);
         companies.push(Company { cells: cells.to_vec(), since, waiting: all.members, time: time(&asked), asked });
@@ -129,6 +130,11 @@ impl Company {
         let members = u32::try_from(self.asked.members.max(1)).unwrap_or(u32::MAX);
         let patience = (self.time / members * DUE).min(self.time * LONGEST_PASSING);
         now.saturating_duration_since(self.since) >= patience
+    }
+
+    /// Whether its members are on trial.
+    pub fn trial(&self) -> Trial {
+        self.cells.first().map_or(Trial::None, |cell| cell.class.trial())
     }
 
     /// Members that the engine serves a second.
@@ -152,6 +158,7 @@ mod tests {
     use pillion_protocol::frame::Options;
 
     use super::*;
+    use crate::job::ModelId;
 
     const MILLI: Duration = Duration::from_millis(1);
     /// Texts a second.
@@ -217,6 +224,15 @@ mod tests {
         let any = cell(1, 10, now);
         let named = Cell { class: any.class.of_model(ModelId::new(1)), ..any };
         assert_eq!(next(vec![any, named], 50, time, MANY, now).unwrap().waiting, 2);
+    }
+
+    #[test]
+    fn whoever_is_on_trial_rides_with_few_of_his_like() {
+        let now = Instant::now();
+        let any = cell(20, 10, now);
+        let few = Cell { class: any.class.on_trial(Trial::Few), since: now - MILLI, ..any };
+        let company = next(vec![any, few], 50, |_| Duration::ZERO, MANY, now).unwrap();
+        assert_eq!((company.trial(), company.waiting, company.asked.members), (Trial::Few, 20, 8));
     }
 
     #[test]

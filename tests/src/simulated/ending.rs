@@ -18,6 +18,8 @@ pub enum Ending {
     Goodbye(Goodbye),
     /// The proxy closed the connection.
     Closed,
+    /// A member killed the worker.
+    Poison,
     /// The worker closed it: its fault.
     Fault(FaultKind),
 }

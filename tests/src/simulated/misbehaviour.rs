@@ -17,6 +17,9 @@ impl<S: AsyncRead + AsyncWrite> Session<'_, S> {
 
     /// Does what is to be done wrong before a step of this batch; the ending where that is the connection's end.
     pub(super) async fn misbehave(&mut self, id: BatchId) -> Result<Option<Ending>, SessionError> {
+        if self.running.iter().any(|batch| batch.id == id && batch.is_poisoned()) {
+            return Ok(Some(Ending::Poison));
+        }
         let Some(fault) = self.life.profile.fault else { return Ok(None) };
         if !self.faulty(id, fault.kind) {
             return Ok(None);

@@ -13,6 +13,9 @@ use super::{Profile, echo};
 /// A prompt with this word fails with the code that follows it.
 const FAIL: &str = "!fail:";
 
+/// A prompt with this word kills whoever serves it, before its first step: its connection ends without a word.
+pub(super) const POISON: &str = "!die";
+
 /// A batch that has not ended.
 #[derive(Debug)]
 pub(super) struct Running {
@@ -67,6 +70,11 @@ impl Running {
         }
         let running = Self { id, number, steps: 0, due: Some(now + profile.batch_cost), begun: now, idle_us, live };
         (running, (!failed.is_empty()).then_some(Frame::Failed(id, failed)))
+    }
+
+    /// Whether a member is of the kind that kills.
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.live.iter().any(|live| live.words.iter().any(|word| word == POISON))
     }
 
     /// One step: a token for every member, and what ended by it. The members of one step end in one frame.

@@ -248,6 +248,8 @@ impl<'a> World<'a> {
             progress: Progress::default(),
             boarding: None,
             attempts: 0,
+            strikes: 0,
+            had: 0,
             gave_way: 0,
             slot: None,
             reply: Reply::new().0,
@@ -384,6 +386,7 @@ impl<'a> World<'a> {
             let rate = if self.setting.rule == Rule::Pillion { self.policy.texts_per_second(self.now) } else { 0.0 };
             let Some((id, company)) = self.workers.next(&cells, most, rate, self.now) else { return };
             let Some(worker) = self.workers.get_mut(id) else { return };
+            let kind = worker.kind;
             let (ending, ends_in) = worker.ending(self.now);
             if let Rule::Timer(timer) = self.setting.rule {
                 let due = oldest + timer;
@@ -417,7 +420,7 @@ impl<'a> World<'a> {
             if let Some(since) = self.held_since.take() {
                 self.longest_hold = self.longest_hold.max(self.now - since);
             }
-            let share = self.workers.share(&company.asked, ModelId::new(1));
+            let share = self.workers.share(&company.asked, kind);
             let limits = Limits { members: most.min(share), tokens: u64::MAX, bytes: usize::MAX };
             let (jobs, _) = self.queue.take_batch(&company.cells, &limits);
             self.watch_the_oldest(&jobs);

@@ -36,6 +36,15 @@ fn workers(fingerprints: &[&str]) -> (Workers, Instant) {
     workers_of(&fingerprints.iter().map(|fingerprint| (*fingerprint, UnitCost::default())).collect::<Vec<_>>())
 }
 
+/// Of a worker with this fingerprint.
+fn kind(fingerprint: &str) -> Kind {
+    Kind { model: ModelId::new(1), build: Build::of(fingerprint) }
+}
+
+fn any() -> Class {
+    Class::new(&Options::default(), 0)
+}
+
 fn asked(members: usize) -> Asked {
     let mut asked = Asked::default();
     (0..members).for_each(|_| asked.add(10, 10, 0));
@@ -48,26 +57,26 @@ fn with_nothing_measured_the_least_loaded_with_credit_is_next() {
     workers.get_mut(WorkerId(1)).unwrap().members = 5;
     workers.get_mut(WorkerId(2)).unwrap().members = 2;
     workers.get_mut(WorkerId(3)).unwrap().credit = 0;
-    assert_eq!(workers.soonest(&asked(1), ModelId::new(1), now), Some(WorkerId(2)));
+    assert_eq!(workers.soonest(&asked(1), kind("a"), now), Some(WorkerId(2)));
     workers.get_mut(WorkerId(2)).unwrap().credit = 0;
-    assert_eq!(workers.soonest(&asked(1), ModelId::new(1), now), Some(WorkerId(1)));
+    assert_eq!(workers.soonest(&asked(1), kind("a"), now), Some(WorkerId(1)));
     workers.get_mut(WorkerId(1)).unwrap().credit = 0;
-    assert_eq!(workers.soonest(&asked(1), ModelId::new(1), now), None);
+    assert_eq!(workers.soonest(&asked(1), kind("a"), now), None);
 }
 
 #[test]
 fn the_one_that_is_predicted_to_end_it_soonest_is_next() {
     let slow = UnitCost { step_ns: 3 * COST.step_ns, member_ns: 3 * COST.member_ns, ..COST };
     let (mut workers, now) = workers_of(&[("a", slow), ("a", COST)]);
-    assert_eq!(workers.soonest(&asked(4), ModelId::new(1), now), Some(WorkerId(2)));
+    assert_eq!(workers.soonest(&asked(4), kind("a"), now), Some(WorkerId(2)));
     // 10 steps of 1.4 ms on the fast one, with a batch of 10 steps of 5 ms before it; 10 of 4.2 ms on the slow one.
     let fast = workers.get_mut(WorkerId(2)).unwrap();
     let departure = fast.take(asked(40), None, now);
     fast.credit = 1;
     assert_eq!(departure.predicted, Duration::from_millis(50));
-    assert_eq!(workers.soonest(&asked(4), ModelId::new(1), now), Some(WorkerId(1)));
+    assert_eq!(workers.soonest(&asked(4), kind("a"), now), Some(WorkerId(1)));
     assert_eq!(
-        workers.soonest(&asked(4), ModelId::new(1), now + Duration::from_millis(40)),
+        workers.soonest(&asked(4), kind("a"), now + Duration::from_millis(40)),
         Some(WorkerId(2)),
         "nearly free"
     );
@@ -76,11 +85,11 @@ fn the_one_that_is_predicted_to_end_it_soonest_is_next() {
 #[test]
 fn what_waits_is_shared_with_idle_workers_where_that_is_shorter() {
     let (mut workers, now) = workers_of(&[("a", COST), ("a", COST)]);
-    assert_eq!(workers.share(&asked(40), ModelId::new(1)), 20);
-    assert_eq!(workers.share(&asked(2), ModelId::new(1)), usize::MAX, "nearly all of it is fixed cost");
+    assert_eq!(workers.share(&asked(40), kind("a")), 20);
+    assert_eq!(workers.share(&asked(2), kind("a")), usize::MAX, "nearly all of it is fixed cost");
     workers.get_mut(WorkerId(2)).unwrap().take(asked(1), None, now);
     workers.get_mut(WorkerId(2)).unwrap().credit = 1;
-    assert_eq!(workers.share(&asked(40), ModelId::new(1)), usize::MAX, "the other one is busy");
+    assert_eq!(workers.share(&asked(40), kind("a")), usize::MAX, "the other one is busy");
 }
 
 #[test]
@@ -99,28 +108,103 @@ fn a_credit_before_the_end_says_who_is_about_to_be_answered() {
 }
 
 #[test]
-fn a_lone_worker_that_wants_to_leave_is_kept_while_somebody_waits() {
-    let (mut workers, _) = workers(&["a", "b"]);
+fn a_lone_worker_that_wants_to_leave_is_kept_while_somebody_waits_for_it() {
+    let (mut workers, _) = workers(&["a"]);
     workers.get_mut(WorkerId(1)).unwrap().draining = true;
-    assert!(workers.releasable(false).is_empty(), "the other one has another model");
-    assert_eq!(workers.releasable(true), [WorkerId(1)]);
+    assert!(workers.releasable(&[any()].iter()).is_empty());
+    let for_another = any().of_model(ModelId::new(2));
+    assert_eq!(workers.releasable(&[for_another].iter()), [WorkerId(1)]);
+    assert_eq!(workers.releasable(&[].iter()), [WorkerId(1)]);
     workers.get_mut(WorkerId(1)).unwrap().members = 1;
-    assert!(workers.releasable(true).is_empty(), "it holds a member");
+    assert!(workers.releasable(&[].iter()).is_empty(), "it holds a member");
 }
 
 #[test]
 fn a_worker_with_an_equal_beside_it_may_leave_at_once() {
     let (mut workers, now) = workers(&["a", "a"]);
-    workers.get_mut(WorkerId(2)).unwrap().draining = true;
-    assert_eq!(workers.releasable(false), [WorkerId(2)]);
-    assert_eq!(workers.soonest(&asked(1), ModelId::new(1), now), Some(WorkerId(1)));
+    let leaver = workers.get_mut(WorkerId(2)).unwrap();
+    (leaver.draining, leaver.members) = (true, 1);
+    assert_eq!(workers.releasable(&[any()].iter()), [WorkerId(2)]);
+    assert_eq!(workers.soonest(&asked(1), kind("a"), now), Some(WorkerId(1)));
+}
+
+#[test]
+fn a_newer_model_takes_what_comes_and_the_older_one_ends_what_it_has_begun() {
+    let (mut workers, now) = workers(&["old", "old", "new"]);
+    let tied = any().of_build(Build::of("old"));
+    let serving =
+        |workers: &Workers, class: Class| workers.serving(&class).map(|worker| worker.id.0).collect::<Vec<_>>();
+    assert_eq!((serving(&workers, any()), serving(&workers, tied)), (vec![3], vec![1, 2]));
+    let next = |workers: &Workers, class| {
+        let cell = Cell { class, size: Size::of(&asked(1)), since: now, asked: asked(1) };
+        workers.next(&[cell], 50, 0.0, now).map(|(id, _)| id.0)
+    };
+    assert_eq!((next(&workers, any()), next(&workers, tied)), (Some(3), Some(1)));
+    for id in [1, 2] {
+        let leaver = workers.get_mut(WorkerId(id)).unwrap();
+        (leaver.draining, leaver.members) = (true, 1);
+    }
+    assert!(workers.releasable(&[any()].iter()).is_empty(), "they hold members that no other can go on with");
+    workers.get_mut(WorkerId(1)).unwrap().members = 0;
+    assert_eq!(workers.releasable(&[any()].iter()), [WorkerId(1)]);
+    assert!(workers.releasable(&[any(), tied].iter()).is_empty());
+    // It was no good: back to the old one.
+    workers.get_mut(WorkerId(1)).unwrap().draining = false;
+    workers.get_mut(WorkerId(3)).unwrap().draining = true;
+    assert_eq!(serving(&workers, any()), [1, 2, 3]);
+    workers.remove(WorkerId(3), now);
+    assert_eq!(serving(&workers, any()), [1, 2]);
+}
+
+#[test]
+fn whoever_is_on_trial_has_a_worker_for_himself() {
+    let (mut workers, now) = workers(&["a", "a"]);
+    let cell = |trial| {
+        let class = any().on_trial(trial);
+        Cell { class, size: Size::of(&asked(1)), since: now, asked: asked(1) }
+    };
+    let next = |workers: &Workers, trial| workers.next(&[cell(trial)], 50, 0.0, now).map(|(id, _)| id.0);
+    let take = |workers: &mut Workers, id| {
+        let worker = workers.get_mut(WorkerId(id)).unwrap();
+        let batch = worker.take(asked(1), None, now).batch;
+        worker.credit = 1;
+        batch
+    };
+    take(&mut workers, 1);
+    assert_eq!(next(&workers, Trial::Alone), Some(2), "the first holds another batch");
+    let batch = take(&mut workers, 2);
+    assert_eq!(next(&workers, Trial::Alone), None);
+    workers.get_mut(WorkerId(2)).unwrap().isolate(batch);
+    assert_eq!(next(&workers, Trial::None), Some(1), "the second is on trial");
+}
+
+#[test]
+fn only_batches_that_an_engine_has_begun_can_be_why_a_worker_died() {
+    let (mut workers, now) = workers(&["a"]);
+    let worker = workers.get_mut(WorkerId(1)).unwrap();
+    let (first, second) = (worker.take(asked(1), None, now), worker.take(asked(1), None, now));
+    assert!(worker.runs(first.batch) && !worker.runs(second.batch));
+    worker.done(&first, &Outcome::default(), now);
+    assert!(worker.runs(second.batch));
+}
+
+#[test]
+fn without_a_worker_one_waits_since_the_last_one_left_who_would_have_done() {
+    let (mut workers, start) = workers(&["a"]);
+    let (later, other) = (start + MINUTE, any().of_model(ModelId::new(2)));
+    assert_eq!(workers.unserved_since(&any(), start), None);
+    assert_eq!(workers.unserved_since(&other, start), Some(start), "there has never been one");
+    workers.remove(WorkerId(1), later);
+    assert_eq!(workers.unserved_since(&any(), start), Some(later));
+    assert_eq!(workers.unserved_since(&any().of_build(Build::of("a")), start), Some(later));
+    assert_eq!(workers.unserved_since(&any().of_build(Build::of("b")), start), Some(start));
 }
 
 #[test]
 fn a_released_worker_serves_no_more() {
     let (mut workers, now) = workers(&["a"]);
     workers.get_mut(WorkerId(1)).unwrap().released = true;
-    assert!(workers.soonest(&asked(1), ModelId::new(1), now).is_none() && workers.none_serving());
+    assert!(workers.soonest(&asked(1), kind("a"), now).is_none() && workers.none_serving());
 }
 
 /// Workers that each have one member of ten left after 10 of 1000 steps, and no credit; and forty short ones that wait.

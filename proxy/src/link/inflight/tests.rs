@@ -24,6 +24,8 @@ fn job(id: u64, deadline: Instant) -> Box<Job> {
         progress: Progress::default(),
         boarding: None,
         attempts: 1,
+        strikes: 0,
+        had: 0,
         gave_way: 0,
         slot: None,
         reply: Reply::new().0,
@@ -124,6 +126,6 @@ fn a_lost_worker_leaves_what_clients_wait_for_the_oldest_first() {
     let (mut table, now) = table();
     table.insert(vec![job(3, now)], Departure { batch: BatchId(8), ..departure() }, now);
     table.end(BATCH, 0).unwrap();
-    assert_eq!(table.drain().iter().map(|job| job.id).collect::<Vec<_>>(), [JobId(3), JobId(11)]);
+    assert_eq!(table.drain().iter().map(|(_, job)| job.id).collect::<Vec<_>>(), [JobId(3), JobId(11)]);
     assert!(table.is_empty());
 }
