@@ -9,14 +9,15 @@ use std::time::Duration;
 use metrics_exporter_prometheus::BuildError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::admission::{Admission, Bounds};
 use crate::batcher::{self, Batcher, Handle, LinkPort, Settings};
 use crate::config::Config;
-use crate::http::{Limits, RequestLog, Scope, Service};
+use crate::http::{LINGER, Limits, RequestLog, Scope, Service};
+use crate::inherited::Inherited;
 use crate::lifecycle::Signals;
 use crate::link;
 use crate::metrics::Metrics;
@@ -43,6 +44,9 @@ pub enum AppError {
         #[source]
         source: io::Error,
     },
+    /// The process was started with more listening sockets than it listens on.
+    #[error("{0} inherited listening sockets are not wanted: the first is for --listen, a second for --admin-listen")]
+    Inherited(usize),
     /// The workers' socket cannot be bound.
     #[error("cannot bind the workers' socket {}", path.display())]
     Socket {
@@ -128,7 +132,12 @@ impl Proxy {
         link::serve(io, self.max_batch_size, self.port, self.metrics).await;
     }
 
-    /// From now on nothing is admitted, and the proxy is not ready.
+    /// From now on the proxy is not ready, and every answer is its connection's last.
+    pub fn leave(&self) {
+        self.service.leave();
+    }
+
+    /// From now on nothing is admitted.
     pub fn drain(&self) {
         self.service.drain();
     }
@@ -155,15 +164,19 @@ impl Proxy {
 /// It could not start, or ended with requests unanswered.
 pub async fn run(config: Config) -> Result<(), AppError> {
     let mut signals = Signals::new().map_err(AppError::Signals)?;
-    let clients = listen(config.listen).await?;
+    let mut inherited = Inherited::from_env();
+    let clients = listen(&mut inherited, config.listen).await?;
     let admin = match config.admin_listen {
-        Some(address) => Some(listen(address).await?),
+        Some(address) => Some(listen(&mut inherited, address).await?),
         None => None,
     };
+    if inherited.left() > 0 {
+        return Err(AppError::Inherited(inherited.left()));
+    }
     let socket = WorkerSocket::bind(&config.socket, &config.allow_peer)
         .map_err(|source| AppError::Socket { path: config.socket.clone(), source })?;
     let (proxy, batcher) = Proxy::new(&config)?;
-    let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    let address = |door: &Door| door.listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
     info!(
         listen = %address(&clients),
         admin_listen = %admin.as_ref().map(address).unwrap_or_default(),
@@ -183,11 +196,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         tokio::spawn(keys.watch());
     }
     let workers = tokio::spawn(accept_workers(socket, proxy.clone(), worker_places.clone()));
-    let front = accept_clients(clients, proxy.clone(), Scope::All, client_places.clone(), shutting_down);
-    let front = tokio::spawn(front);
+    let closed = shutting_down.clone();
+    let front = accept_clients(clients, proxy.clone(), Scope::All, client_places.clone(), shutting_down, closed);
+    tokio::spawn(front);
     let back = admin.map(|listener| {
         let places = Arc::new(Semaphore::new(MAX_ADMIN_CONNECTIONS));
-        tokio::spawn(accept_clients(listener, proxy.clone(), Scope::Admin, places, staying))
+        tokio::spawn(accept_clients(listener, proxy.clone(), Scope::Admin, places, staying.clone(), staying))
     });
 
     tokio::select! {
@@ -195,12 +209,17 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         _ = batcher => return Err(AppError::Batcher),
     }
     info!(drain_timeout = %humantime::format_duration(config.drain_timeout), "stopping: answering what was admitted");
-    front.abort();
-    proxy.drain();
+    proxy.leave();
     shutdown.send_replace(true);
     let everyone = u32::try_from(config.max_connections).unwrap_or(u32::MAX);
+    let all_gone = async {
+        if timeout(LINGER, client_places.acquire_many(everyone)).await.is_err() {
+            proxy.drain();
+            let _ = client_places.acquire_many(everyone).await;
+        }
+    };
     let drained = tokio::select! {
-        gone = timeout(config.drain_timeout, client_places.acquire_many(everyone)) => gone.is_ok(),
+        gone = timeout(config.drain_timeout, all_gone) => gone.is_ok(),
         () = signals.stop(|| proxy.dump()) => false,
     };
     let unfinished = config.max_connections - client_places.available_permits();
@@ -221,8 +240,21 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source })
+/// On the next socket that the process was started with, or on one of its own at this address.
+async fn listen(inherited: &mut Inherited, address: SocketAddr) -> Result<Door, AppError> {
+    let failed = |source| AppError::Listen { address, source };
+    match inherited.next_tcp().map_err(failed)? {
+        Some(listener) => Ok(Door { listener: TcpListener::from_std(listener).map_err(failed)?, outlives: true }),
+        None => Ok(Door { listener: TcpListener::bind(address).await.map_err(failed)?, outlives: false }),
+    }
+}
+
+/// Where clients come in.
+#[derive(Debug)]
+struct Door {
+    listener: TcpListener,
+    /// Somebody else has the socket too: whoever has not been accepted when this process ends is not refused.
+    outlives: bool,
 }
 
 async fn upkeep(proxy: Proxy) {
@@ -233,43 +265,68 @@ async fn upkeep(proxy: Proxy) {
     }
 }
 
-/// Accepts clients; each holds a place until its connection ends, and with no place free nobody is accepted.
+/// Accepts clients until `closed`; each holds a place until its connection ends, and with no place free nobody is accepted.
 async fn accept_clients(
-    listener: TcpListener,
+    door: Door,
     proxy: Proxy,
     scope: Scope,
     places: Arc<Semaphore>,
     shutdown: watch::Receiver<bool>,
+    mut closed: watch::Receiver<bool>,
 ) {
-    while let Ok(place) = places.clone().acquire_owned().await {
-        let stream = accept(&listener).await;
+    let serve = |stream: TcpStream, place: OwnedSemaphorePermit| {
+        // Answers are whole when they are written: waiting for more to send gains nothing.
+        let _ = stream.set_nodelay(true);
         let connection = proxy.clone().serve_client(stream, scope, shutdown.clone());
         tokio::spawn(async move {
             connection.await;
             drop(place);
         });
-    }
-}
-
-async fn accept(listener: &TcpListener) -> TcpStream {
+    };
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // Answers are whole when they are written: waiting for more to send gains nothing.
-                let _ = stream.set_nodelay(true);
-                return stream;
-            }
-            Err(error) => {
+        let accepted = tokio::select! {
+            biased;
+            _ = closed.wait_for(|&closed| closed) => break,
+            accepted = async {
+                let place = places.clone().acquire_owned().await;
+                (door.listener.accept().await, place)
+            } => accepted,
+        };
+        match accepted {
+            (Ok((stream, _)), Ok(place)) => serve(stream, place),
+            (Err(error), _) => {
                 warn!(%error, "cannot accept a client");
                 sleep(ACCEPT_PAUSE).await;
             }
+            (_, Err(_)) => return,
         }
+    }
+    // Closing the socket would reset those whom the kernel has let in and nobody has accepted.
+    while !door.outlives
+        && let Ok(place) = places.clone().try_acquire_owned()
+        && let Ok(Ok((stream, _))) = timeout(Duration::ZERO, door.listener.accept()).await
+    {
+        serve(stream, place);
     }
 }
 
-async fn accept_workers(socket: WorkerSocket, proxy: Proxy, places: Arc<Semaphore>) {
+/// Accepts workers; where the socket's file is gone, though no successor's has taken its place, it is made again.
+async fn accept_workers(mut socket: WorkerSocket, proxy: Proxy, places: Arc<Semaphore>) {
+    let mut look = interval(Duration::from_secs(1));
     while let Ok(place) = places.clone().acquire_owned().await {
-        let connection = match socket.accept().await {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            _ = look.tick() => {
+                if socket.is_gone() {
+                    match socket.bind_again() {
+                        Ok(()) => warn!("the workers' socket was removed, and is there again"),
+                        Err(error) => error!(%error, "the workers' socket was removed and cannot be made again"),
+                    }
+                }
+                continue;
+            }
+        };
+        let connection = match accepted {
             Ok(Ok(stream)) => proxy.clone().serve_worker(stream),
             Ok(Err(user)) => {
                 error!(uid = user.as_raw(), "a process of another user dialled the workers' socket; see --allow-peer");

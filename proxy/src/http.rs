@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
@@ -60,6 +60,7 @@ pub struct Service {
     handle: Handle,
     metrics: Arc<Metrics>,
     limits: Limits,
+    leaving: AtomicBool,
     draining: AtomicBool,
     log: Arc<RequestLog>,
     log_prompts: bool,
@@ -80,6 +81,9 @@ pub enum Scope {
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// Bytes of a request's head, and of what is read at once.
 const MAX_HEAD: usize = 64 * 1024;
+
+/// Once the proxy is to stop, idle connections stay open for so long: a request may be on its way.
+pub const LINGER: Duration = Duration::from_secs(1);
 
 /// Requests at once on one connection of HTTP/2.
 const MAX_STREAMS: u32 = 256;
@@ -104,14 +108,25 @@ impl Service {
         log_prompts: bool,
     ) -> Self {
         let request_ids = RequestIds::new();
-        Self { handle, metrics, limits, draining: AtomicBool::new(false), log, log_prompts, keys, request_ids }
+        let (leaving, draining) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { handle, metrics, limits, leaving, draining, log, log_prompts, keys, request_ids }
     }
 
     fn allows(&self, request: &Request<Incoming>) -> bool {
         self.keys.as_ref().is_none_or(|keys| keys.allow(request.headers()))
     }
 
-    /// From now on nothing is admitted, and the service is not ready.
+    /// From now on the service is not ready, and every answer is its connection's last. What comes over connections that
+    /// are open is still admitted.
+    pub fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
+    }
+
+    /// From now on nothing is admitted.
     pub fn drain(&self) {
         self.draining.store(true, Relaxed);
     }
@@ -128,7 +143,7 @@ impl Service {
     {
         let opened = tokio::select! {
             opened = timeout(HEAD_TIMEOUT, preface::open(io)) => opened,
-            () = told(&mut shutdown) => return,
+            () = told_and_waited(&mut shutdown) => return,
         };
         match opened {
             Ok(Ok((Version::Http1, io))) => self.serve_http1(io, scope, shutdown).await,
@@ -138,14 +153,20 @@ impl Service {
         }
     }
 
-    async fn serve_http1<I>(self: Arc<Self>, io: I, scope: Scope, shutdown: watch::Receiver<bool>)
+    async fn serve_http1<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let caller = Arc::new(Caller::new(Instant::now()));
         let service = service_fn(|request| {
             let (service, caller) = (self.clone(), caller.clone());
-            async move { Ok::<_, Infallible>(service.answer(request, scope, &caller).await) }
+            async move {
+                let mut answer = service.answer(request, scope, &caller).await;
+                if service.is_leaving() {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -154,13 +175,13 @@ impl Service {
             // Answers are small and written at once: one plain write costs the kernel less than a gathered one.
             .writev(false)
             .serve_connection(TokioIo::new(io), service);
-        to_end(connection, http1::Connection::graceful_shutdown, shutdown).await;
+        to_end(connection, http1::Connection::graceful_shutdown, told_and_waited(&mut shutdown)).await;
         if let Some(answered) = caller.answered() {
             self.handle.left(answered);
         }
     }
 
-    async fn serve_http2<I>(self: Arc<Self>, io: I, scope: Scope, shutdown: watch::Receiver<bool>)
+    async fn serve_http2<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -178,7 +199,8 @@ impl Service {
             .keep_alive_interval(PING)
             .keep_alive_timeout(PONG)
             .serve_connection(TokioIo::new(io), service);
-        to_end(connection, http2::Connection::graceful_shutdown, shutdown).await;
+        // It can tell the client which requests it has not seen.
+        to_end(connection, http2::Connection::graceful_shutdown, told(&mut shutdown)).await;
     }
 
     async fn answer(&self, request: Request<Incoming>, scope: Scope, caller: &Arc<Caller>) -> Answer {
@@ -274,14 +296,14 @@ impl Caller {
 }
 
 /// Serves a connection until its client closes it, or until it is told to `finish` and has answered what is in progress.
-async fn to_end<C>(connection: C, finish: impl FnOnce(Pin<&mut C>), mut shutdown: watch::Receiver<bool>)
+async fn to_end<C>(connection: C, finish: impl FnOnce(Pin<&mut C>), shutdown: impl Future<Output = ()>)
 where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = told(&mut shutdown) => {
+        () = shutdown => {
             finish(connection.as_mut());
             connection.await
         }
@@ -289,6 +311,13 @@ where
     if let Err(error) = ended {
         debug!(%error, "a connection ended early");
     }
+}
+
+/// The same, and then leaves a request that is on its way the time to come: a client that has no answer yet cannot tell a
+/// connection that was closed from a request that was lost.
+async fn told_and_waited(shutdown: &mut watch::Receiver<bool>) {
+    told(shutdown).await;
+    tokio::time::sleep(LINGER).await;
 }
 
 /// Resolves when the value is true, or its sender is gone.

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
     tracing::error!(%error, %cause, "ended");
     ExitCode::from(match error {
-        AppError::Listen { .. } | AppError::Socket { .. } => UNAVAILABLE,
+        AppError::Inherited(_) | AppError::Listen { .. } | AppError::Socket { .. } => UNAVAILABLE,
         AppError::Unfinished { .. } => UNFINISHED,
         AppError::Signals(_) | AppError::Metrics(_) | AppError::Batcher => INTERNAL,
     })

@@ -51,6 +51,20 @@ impl WorkerSocket {
         Ok(Self { listener, path: path.to_owned(), inode, allowed: allowed.to_owned() })
     }
 
+    /// Whether nothing has the socket's path any more: nobody can dial it.
+    pub fn is_gone(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Makes it again. Whoever has dialled the old one and was not accepted dials again.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_again(&mut self) -> io::Result<()> {
+        *self = Self::bind(&self.path, &self.allowed)?;
+        Ok(())
+    }
+
     /// The next worker, and whether its user may be one: its number where it may not.
     ///
     /// # Errors

@@ -1,9 +1,12 @@
 //! One child process, with its log in a file.
 
 use std::fs::File;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
@@ -26,9 +29,28 @@ impl Process {
     /// The program is not built, or cannot be started.
     pub fn start<A: AsRef<str>>(program: &str, arguments: &[A], log: PathBuf) -> Self {
         let path = binary(program).unwrap_or_else(|missing| panic!("{missing}"));
+        let mut command = Command::new(path);
+        command.args(arguments.iter().map(AsRef::as_ref));
+        Self::run(program, command, log)
+    }
+
+    /// The same, with a listening socket that it inherits: systemd's convention, `sd_listen_fds(3)`.
+    ///
+    /// # Panics
+    /// The program is not built, or cannot be started.
+    pub fn start_on<A: AsRef<str>>(door: &TcpListener, program: &str, arguments: &[A], log: PathBuf) -> Self {
+        let path = binary(program).unwrap_or_else(|missing| panic!("{missing}"));
+        // What the shell becomes by exec keeps its number.
+        let script = format!("exec 3<&{}; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"", door.as_raw_fd());
+        fcntl(door, FcntlArg::F_SETFD(FdFlag::empty())).expect("the socket can be passed on");
+        let mut command = Command::new("bash");
+        command.args(["-c", &script, "bash"]).arg(path).args(arguments.iter().map(AsRef::as_ref));
+        Self::run(program, command, log)
+    }
+
+    fn run(program: &str, mut command: Command, log: PathBuf) -> Self {
         let output = File::create(&log).expect("the log can be written");
-        let child = Command::new(path)
-            .args(arguments.iter().map(AsRef::as_ref))
+        let child = command
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("one more handle"))

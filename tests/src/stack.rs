@@ -1,6 +1,6 @@
 //! A proxy and its workers as they run in earnest: child processes, a socket between them.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
@@ -19,6 +19,8 @@ pub struct Stack {
     /// The workers, in the order in which they were started.
     pub workers: Vec<Process>,
     address: SocketAddr,
+    /// A socket that outlives the proxies that listen on it, if there is one.
+    door: Option<TcpListener>,
     flags: Vec<String>,
     logs: usize,
     folder: Folder,
@@ -32,8 +34,34 @@ impl Stack {
     pub async fn proxy(flags: &[&str]) -> Self {
         let folder = Folder::new();
         let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let (proxy, address) = listening(folder.path(), "127.0.0.1:0", &flags, 0).await;
-        Self { proxy, workers: Vec::new(), address, flags, logs: 1, folder }
+        let (proxy, address) = listening(folder.path(), "127.0.0.1:0", None, &flags, 0).await;
+        Self { proxy, workers: Vec::new(), address, door: None, flags, logs: 1, folder }
+    }
+
+    /// The same, with a socket that outlives the proxy.
+    ///
+    /// # Panics
+    /// It does not come up.
+    pub async fn proxy_with_door(flags: &[&str]) -> Self {
+        let folder = Folder::new();
+        let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let door = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let (proxy, address) = listening(folder.path(), "127.0.0.1:0", Some(&door), &flags, 0).await;
+        Self { proxy, workers: Vec::new(), address, door: Some(door), flags, logs: 1, folder }
+    }
+
+    /// Starts a successor of the proxy on the same socket and tells the proxy to stop. Its exit code.
+    ///
+    /// # Panics
+    /// It has no socket that outlives it, the successor does not come up, or the proxy does not end.
+    pub async fn succeed_proxy(&mut self) -> Option<i32> {
+        assert!(self.door.is_some(), "a socket that outlives the proxy");
+        let (successor, _) =
+            listening(self.folder.path(), "127.0.0.1:0", self.door.as_ref(), &self.flags, self.logs).await;
+        self.logs += 1;
+        let mut old = std::mem::replace(&mut self.proxy, successor);
+        old.signal(Signal::SIGTERM);
+        old.ended().await
     }
 
     /// Starts a proxy and one simulated worker, and waits until they are ready.
@@ -73,7 +101,7 @@ impl Stack {
         self.proxy.signal(signal);
         self.proxy.ended().await;
         let listen = self.address.to_string();
-        (self.proxy, self.address) = listening(self.folder.path(), &listen, &self.flags, self.logs).await;
+        (self.proxy, self.address) = listening(self.folder.path(), &listen, None, &self.flags, self.logs).await;
         self.logs += 1;
     }
 
@@ -125,12 +153,22 @@ impl Stack {
     }
 }
 
-async fn listening(folder: &Path, listen: &str, flags: &[String], number: usize) -> (Process, SocketAddr) {
+async fn listening(
+    folder: &Path,
+    listen: &str,
+    door: Option<&TcpListener>,
+    flags: &[String],
+    number: usize,
+) -> (Process, SocketAddr) {
     let socket = folder.join("worker.sock");
     let mut arguments = vec!["--listen", listen, "--socket", socket.to_str().expect("a plain path")];
     arguments.extend(["--log-format", "json"]);
     arguments.extend(flags.iter().map(String::as_str));
-    let mut proxy = Process::start("pillion-proxy", &arguments, folder.join(format!("{number}-proxy.log")));
+    let log = folder.join(format!("{number}-proxy.log"));
+    let mut proxy = match door {
+        Some(door) => Process::start_on(door, "pillion-proxy", &arguments, log),
+        None => Process::start("pillion-proxy", &arguments, log),
+    };
     let address = proxy.logged("the proxy listens", listen_address).await;
     (proxy, address)
 }

@@ -6,9 +6,13 @@ use busy::{all_answered, ask, busy};
 use nix::sys::signal::Signal;
 use pillion_tests::client::Raw;
 use pillion_tests::eventually;
+use pillion_tests::folder::Folder;
+use pillion_tests::process::Process;
 use pillion_tests::simulated::echo::expected;
 use pillion_tests::stack::Stack;
 use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 async fn stops_accepting(stack: &Stack) {
     eventually("the proxy stops accepting", async || stack.client().try_get("/livez").await.is_none().then_some(()))
@@ -82,6 +86,71 @@ async fn a_worker_outlives_its_proxy_and_serves_the_next_one() {
         assert!(!client.is_finished(), "a client got a wrong answer");
         client.abort();
     }
+}
+
+/// Clients that ask one request after the other, over connections that they keep, and give up at the first failure.
+fn closed_loops(stack: &Stack, clients: usize) -> (watch::Sender<bool>, Vec<JoinHandle<usize>>) {
+    let (stop, stopped) = watch::channel(false);
+    let ask = |rider: usize| {
+        let (client, stopped) = (stack.client(), stopped.clone());
+        tokio::spawn(async move {
+            for turn in 0.. {
+                if *stopped.borrow() {
+                    return turn;
+                }
+                let text = format!("rider {rider} in turn {turn}");
+                let answer = client.generate(&json!({"text": text})).await;
+                assert_eq!(answer.json()["text"], expected(&text, 128, 0));
+            }
+            unreachable!("they are told to stop")
+        })
+    };
+    (stop, (0..clients).map(ask).collect())
+}
+
+#[tokio::test]
+async fn a_proxy_is_succeeded_by_another_on_the_same_socket_and_no_request_fails() {
+    let mut stack = Stack::proxy_with_door(&[]).await;
+    stack.simulated_worker(&["--step-cost", "1ms"]);
+    stack.ready().await;
+    let (stop, clients) = closed_loops(&stack, 8);
+    for _ in 0..3 {
+        stack.metric("pillion_batches_total", |seen| seen > 5).await;
+        assert_eq!(stack.succeed_proxy().await, Some(0));
+    }
+    stack.metric("pillion_batches_total", |seen| seen > 5).await;
+    stop.send_replace(true);
+    for client in clients {
+        assert!(client.await.unwrap() > 0);
+    }
+    assert!(stack.workers[0].runs());
+}
+
+#[tokio::test]
+async fn a_request_that_is_sent_as_the_proxy_is_told_to_stop_is_answered_over_its_last_connection() {
+    let mut stack = Stack::simulated(&[], &[]).await;
+    let client = stack.client();
+    assert_eq!(client.get("/livez").await.header("connection"), None);
+    stack.proxy.signal(Signal::SIGTERM);
+    stack.proxy.logged("it stops", |line| line.contains("stopping").then_some(())).await;
+    let answer = client.generate(&json!({"text": "just in time"})).await;
+    assert_eq!((answer.json()["text"].as_str(), answer.header("connection")), (Some("time in just"), Some("close")));
+    assert_eq!(stack.proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_socket_whose_folder_was_removed_is_there_again() {
+    let folder = Folder::new();
+    let socket = folder.path().join("run/worker.sock");
+    let path = socket.to_str().unwrap();
+    let arguments = ["--listen", "127.0.0.1:0", "--socket", path];
+    let mut proxy = Process::start("pillion-proxy", &arguments, folder.path().join("proxy.log"));
+    proxy.logged("it listens", |line| line.contains("listening").then_some(())).await;
+    std::fs::remove_dir_all(folder.path().join("run")).unwrap();
+    eventually("the socket is there again", async || socket.exists().then_some(())).await;
+    let mut worker = Process::start("simulated-worker", &["--socket", path], folder.path().join("worker.log"));
+    worker.logged("it is connected", |line| line.contains("connected").then_some(())).await;
+    assert!(proxy.runs());
 }
 
 #[tokio::test]

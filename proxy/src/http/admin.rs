@@ -26,7 +26,7 @@ impl Service {
 
     /// Why the service is not ready; `None` where it is. A full queue is no reason: it must not take the pod away.
     fn unready(&self) -> Option<&'static str> {
-        if self.is_draining() {
+        if self.is_leaving() {
             Some("draining: the proxy is shutting down")
         } else if self.handle.workers_serving() == 0 {
             Some("no worker is connected")
