@@ -199,6 +199,15 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         loop {
             let unwritten = self.writer.pending();
             tokio::select! {
+                // In this order nobody starves: what comes first is bounded by time, by the socket, and by credit. And a
+                // simulation goes the same way each time.
+                biased;
+                _ = tick.tick(), if !self.inflight.is_empty() => self.check()?,
+                flushed = self.writer.flush(), if unwritten > 0 => flushed?,
+                message = self.inbox.recv(), if unwritten < HIGH_WATER => {
+                    let Some(message) = message else { return self.say_goodbye().await.map(|()| End::Goodbye) };
+                    self.pass_on(message)?;
+                }
                 frame = self.reader.next() => {
                     let mut next = frame?;
                     if next.is_none() {
@@ -213,12 +222,6 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                         next = self.reader.buffered()?;
                     }
                 }
-                message = self.inbox.recv(), if unwritten < HIGH_WATER => {
-                    let Some(message) = message else { return self.say_goodbye().await.map(|()| End::Goodbye) };
-                    self.pass_on(message)?;
-                }
-                flushed = self.writer.flush(), if unwritten > 0 => flushed?,
-                _ = tick.tick(), if !self.inflight.is_empty() => self.check()?,
             }
         }
     }

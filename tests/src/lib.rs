@@ -12,6 +12,7 @@
 //! - [`tap`]: a relay between worker and proxy that records every frame.
 //! - [`mod@reference`]: what CTranslate2's Python package answers, and the models that tests need.
 //! - [`simulated`]: the worker without a model.
+//! - [`simulation`]: the whole system in memory while everything goes wrong, from a seed.
 //! - [`simulator`]: the batching policy under a discrete-event clock.
 
 pub mod client;
@@ -26,6 +27,7 @@ pub mod process;
 pub mod random;
 pub mod reference;
 pub mod simulated;
+pub mod simulation;
 pub mod simulator;
 pub mod stack;
 pub mod tap;

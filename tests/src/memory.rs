@@ -97,9 +97,18 @@ impl Memory {
     /// # Panics
     /// There is no answer.
     pub fn generate(&mut self, request: &Value) -> impl Future<Output = Answer> + Send + use<> {
+        self.post("/generate", request)
+    }
+
+    /// Posts JSON to a path, over a connection of its own, and reads the whole answer. Dropping the future closes the
+    /// connection.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub fn post(&mut self, path: &'static str, request: &Value) -> impl Future<Output = Answer> + Send + use<> {
         let near = self.connect();
         let request = request.clone();
-        async move { MemoryClient::over(near).await.generate(&request).await }
+        async move { MemoryClient::over(near).await.post(path, &request).await }
     }
 
     /// A client that keeps one connection.
@@ -136,8 +145,20 @@ impl MemoryClient {
     /// # Panics
     /// There is no answer.
     pub async fn generate(&mut self, request: &Value) -> Answer {
+        self.post("/generate", request).await
+    }
+
+    /// Posts JSON to a path and reads the whole answer.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub async fn post(&mut self, path: &str, request: &Value) -> Answer {
         let body = Full::new(Bytes::from(request.to_string()));
-        let request = Request::post("/generate").header("host", "memory").body(body).expect("a request");
+        let request = Request::post(path)
+            .header("host", "memory")
+            .header("x-request-id", "memory")
+            .body(body)
+            .expect("a request");
         let Self { sender, connection } = self;
         let ask = async {
             let (head, body) = sender.send_request(request).await.expect("an answer").into_parts();
@@ -147,6 +168,7 @@ impl MemoryClient {
         // Both in one future, so that dropping it leaves nothing that goes on.
         let mut ask = std::pin::pin!(ask);
         tokio::select! {
+            biased;
             answer = &mut ask => answer,
             _ = connection => ask.await,
         }

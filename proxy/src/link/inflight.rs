@@ -1,6 +1,6 @@
 //! The members that a worker holds. Plain data: what the worker says goes in, jobs that ended come out.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ const TEXT_PER_TOKEN: usize = 1024;
 /// Members by batch.
 #[derive(Debug, Default)]
 pub struct InFlight {
-    batches: HashMap<BatchId, Running>,
+    batches: BTreeMap<BatchId, Running>,
 }
 
 #[derive(Debug)]

@@ -91,6 +91,8 @@ impl<S: AsyncRead + AsyncWrite> Session<'_, S> {
             }
             let due = self.running.iter().filter_map(|batch| batch.due).min();
             tokio::select! {
+                // The same each time.
+                biased;
                 frame = self.reader.next() => match frame? {
                     None => return Ok(Ending::Closed),
                     Some(Frame::Goodbye(goodbye)) => return Ok(Ending::Goodbye(goodbye)),
