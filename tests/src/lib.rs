@@ -1,6 +1,7 @@
 //! What the end-to-end tests stand on: real processes, a client, a recording relay, and a worker without a model.
 //!
 //! - [`stack`]: a proxy and its workers as child processes, in a folder of their own, gone when dropped.
+//! - [`campaign`]: real processes under load, to which something happens again and again.
 //! - [`client`]: requests, well-formed and not.
 //! - [`contract`]: the API's description, against which every answer is held.
 //! - [`events`]: server-sent events, read as they come.
@@ -15,6 +16,7 @@
 //! - [`simulation`]: the whole system in memory while everything goes wrong, from a seed.
 //! - [`simulator`]: the batching policy under a discrete-event clock.
 
+pub mod campaign;
 pub mod client;
 pub mod contract;
 pub mod events;

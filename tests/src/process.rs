@@ -123,13 +123,15 @@ impl Drop for Process {
     }
 }
 
-/// A program of this workspace, beside the running test in the target folder.
+/// A program of this workspace, beside the running one in the target folder; tests are one folder further down.
 ///
 /// # Errors
 /// It is not there: how to build it.
 pub fn binary(program: &str) -> Result<PathBuf, String> {
     let here = std::env::current_exe().map_err(|error| error.to_string())?;
-    let path = here.parent().and_then(Path::parent).unwrap_or(Path::new("/")).join(program);
+    let folder = here.parent().unwrap_or(Path::new("/"));
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    let path = folder.join(program);
     let package = if program == "simulated-worker" { "pillion-tests" } else { program };
     let profile = if path.components().any(|part| part.as_os_str() == "release") { " --release" } else { "" };
     if path.is_file() {

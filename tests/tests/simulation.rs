@@ -6,7 +6,13 @@ use std::thread;
 
 use pillion_tests::say;
 use pillion_tests::simulation::plan::Plan;
-use pillion_tests::simulation::run;
+use pillion_tests::simulation::{Outcome, run};
+use tokio::runtime;
+
+fn simulate(plan: &Plan) -> Outcome {
+    let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.unwrap().block_on(run(plan))
+}
 
 /// More of them, or one that failed: `PILLION_SEEDS=0-10000`, `PILLION_SEEDS=17-18`.
 fn seeds() -> (u64, u64) {
@@ -27,7 +33,7 @@ fn whatever_goes_wrong_every_client_gets_its_own_answer_once() {
             if seed >= end {
                 return;
             }
-            let outcome = run(&Plan::of(seed));
+            let outcome = simulate(&Plan::of(seed));
             answers.fetch_add(outcome.got.iter().flatten().count() as u64, Relaxed);
             lost.fetch_add(outcome.lost.unsigned_abs(), Relaxed);
             resumed.fetch_add(outcome.resumed.unsigned_abs(), Relaxed);
@@ -55,7 +61,7 @@ fn whatever_goes_wrong_every_client_gets_its_own_answer_once() {
 fn a_seed_says_all() {
     for seed in 0..200 {
         let plan = Plan::of(seed);
-        let (once, again) = (run(&plan), run(&plan));
+        let (once, again) = (simulate(&plan), simulate(&plan));
         for (nth, (got, same)) in once.got.iter().zip(&again.got).enumerate() {
             assert_eq!(got, same, "seed {seed}, answer {nth}");
         }

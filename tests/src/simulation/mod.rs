@@ -5,7 +5,7 @@
 //! - [`verdict`]: what an answer must be, given what was asked and what was planned. Plain data.
 //! - [`run`]: carries a plan out and judges it.
 //!
-//! (Testing a system so: Zhou et al., FoundationDB: a distributed unbundled transactional key value store, 2021, section 4.)
+//! (Testing a system so: Zhou et al., `FoundationDB`: a distributed unbundled transactional key value store, 2021, section 4.)
 
 pub mod plan;
 mod run;

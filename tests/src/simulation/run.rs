@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::runtime;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -30,18 +29,13 @@ pub struct Outcome {
     pub took: Duration,
 }
 
-/// Carries out what is drawn from a seed, in a runtime of its own.
+struct Workers(Vec<(MemoryWorker, Profile)>);
+
+/// Carries a plan out. In a runtime of one thread with paused time it goes the same way each time.
 ///
 /// # Panics
 /// A task of the proxy panics.
-pub fn run(plan: &Plan) -> Outcome {
-    let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    runtime.expect("a runtime can be made").block_on(carry_out(plan))
-}
-
-struct Workers(Vec<(MemoryWorker, Profile)>);
-
-async fn carry_out(plan: &Plan) -> Outcome {
+pub async fn run(plan: &Plan) -> Outcome {
     let flags: Vec<&str> = plan.flags.iter().map(String::as_str).collect();
     let begun = Instant::now();
     let mut memory = Memory::start(&flags);
@@ -53,7 +47,7 @@ async fn carry_out(plan: &Plan) -> Outcome {
             Act::Worker(profile) => workers.0.push((memory.worker((**profile).clone()), (**profile).clone())),
             Act::Kill(nth) => workers.0[*nth].0.kill(),
             Act::Drain(nth) => workers.0[*nth].0.drain(),
-            Act::Ask(request) => asked.push((request.clone(), tokio::spawn(ask(&mut memory, request.clone())))),
+            Act::Ask(request) => asked.push((request.clone(), tokio::spawn(ask(&mut memory, request)))),
         }
     }
     let swapped = workers.0.iter().any(|(_, profile)| profile.hello.fingerprint == "b");
@@ -79,14 +73,15 @@ async fn carry_out(plan: &Plan) -> Outcome {
 }
 
 /// What the client gets; nothing where it goes away first. A status of 0 says that it got nothing in all the time.
-fn ask(memory: &mut Memory, request: Request) -> impl Future<Output = Option<Got>> + Send + use<> {
+fn ask(memory: &mut Memory, request: &Request) -> impl Future<Output = Option<Got>> + Send + use<> {
     let path = if request.is_stream { "/generate_stream" } else { "/generate" };
     let answer = memory.post(path, &request.body());
+    let leaves = request.leaves;
     async move {
         let begun = Instant::now();
-        match timeout(request.leaves.unwrap_or(LONGEST), answer).await {
+        match timeout(leaves.unwrap_or(LONGEST), answer).await {
             Ok(answer) => Some(Got { status: answer.status, body: answer.body.to_vec(), after: begun.elapsed() }),
-            Err(_) if request.leaves.is_some() => None,
+            Err(_) if leaves.is_some() => None,
             Err(_) => Some(Got { status: 0, body: Vec::new(), after: begun.elapsed() }),
         }
     }
