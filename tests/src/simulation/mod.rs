@@ -3,7 +3,7 @@
 //!
 //! - [`plan`]: what will happen, drawn from the seed. Plain data.
 //! - [`verdict`]: what an answer must be, given what was asked and what was planned. Plain data.
-//! - [`run`]: carries a plan out and judges it.
+//! - [`run()`]: carries a plan out and judges it.
 //!
 //! (Testing a system so: Zhou et al., `FoundationDB`: a distributed unbundled transactional key value store, 2021, section 4.)
 
