@@ -208,6 +208,11 @@ pub struct Ask {
 }
 
 impl Ask {
+    /// To continue a text, with nothing else asked.
+    pub fn text(text: &str, class: Class, max_new_tokens: u32) -> Self {
+        Self { prompt: Prompt::Text(text.to_owned()), class, max_new_tokens, fit: false, stop: Arc::new([]) }
+    }
+
     /// A guess at the tokens that prompt and answer take, made before anything is tokenised: a token is rarely shorter
     /// than three bytes of text. The worker counts exactly and splits a batch that is too large for it.
     pub fn estimated_tokens(&self) -> u64 {
@@ -292,6 +297,26 @@ pub struct Job {
 }
 
 impl Job {
+    /// A job that is admitted now, whose answer goes to `reply`.
+    pub fn new(id: JobId, ask: Ask, admitted: Instant, deadline: Instant, reply: Reply) -> Self {
+        Self {
+            id,
+            ask,
+            origin: None,
+            admitted,
+            waits_since: admitted,
+            deadline,
+            progress: Progress::default(),
+            boarding: None,
+            attempts: 0,
+            strikes: 0,
+            had: 0,
+            gave_way: 0,
+            slot: None,
+            reply,
+        }
+    }
+
     /// What it asks for, less what it has.
     pub fn asked(&self) -> Asked {
         let produced = self.progress.produced.len();
@@ -396,29 +421,8 @@ mod tests {
     }
 
     fn job() -> Job {
-        let ask = Ask {
-            prompt: Prompt::Text("why".into()),
-            class: Class::new(&Options::default(), 0),
-            max_new_tokens: 10,
-            fit: false,
-            stop: Arc::new([]),
-        };
-        Job {
-            id: JobId(1),
-            ask,
-            origin: None,
-            admitted: Instant::now(),
-            waits_since: Instant::now(),
-            deadline: Instant::now(),
-            progress: Progress::default(),
-            boarding: None,
-            attempts: 0,
-            strikes: 0,
-            had: 0,
-            gave_way: 0,
-            slot: None,
-            reply: Reply::new().0,
-        }
+        let ask = Ask::text("why", Class::new(&Options::default(), 0), 10);
+        Job::new(JobId(1), ask, Instant::now(), Instant::now(), Reply::new().0)
     }
 
     /// What becomes of a job whose worker dies once for each number of members that it rides with.

@@ -181,12 +181,10 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use pillion_protocol::frame::{Options, Prompt};
+    use pillion_protocol::frame::Options;
 
     use super::*;
-    use crate::job::{Ask, Progress, Reply};
+    use crate::job::{Ask, Reply};
 
     const NO_LIMITS: Limits = Limits { members: 100, tokens: u64::MAX, bytes: usize::MAX };
 
@@ -200,28 +198,8 @@ mod tests {
 
     fn job(id: u64, penalty: f32, text: &str, deadline: Instant) -> Box<Job> {
         let options = Options { repetition_penalty: penalty, ..Options::default() };
-        Box::new(Job {
-            id: JobId(id),
-            ask: Ask {
-                prompt: Prompt::Text(text.into()),
-                class: Class::new(&options, 0),
-                max_new_tokens: 10,
-                fit: false,
-                stop: Arc::new([]),
-            },
-            origin: None,
-            admitted: deadline - Duration::from_secs(60),
-            waits_since: deadline - Duration::from_secs(60),
-            deadline,
-            progress: Progress::default(),
-            boarding: None,
-            attempts: 0,
-            strikes: 0,
-            had: 0,
-            gave_way: 0,
-            slot: None,
-            reply: Reply::new().0,
-        })
+        let ask = Ask::text(text, Class::new(&options, 0), 10);
+        Box::new(Job::new(JobId(id), ask, deadline - Duration::from_secs(60), deadline, Reply::new().0))
     }
 
     /// The same whenever it is asked for, so that only the number says who is older.

@@ -12,7 +12,7 @@ use super::models::Model;
 use super::workers::WorkerId;
 use super::{FromLink, Message, Serving};
 use crate::admission::{Admission, Promise, Rejected};
-use crate::job::{Ask, End, Failure, Feed, Held, Job, JobId, JobRange, News, Origin, Progress, Reply};
+use crate::job::{Ask, End, Failure, Feed, Held, Job, JobId, JobRange, News, Origin, Reply};
 
 /// For requests. Cheap to clone; the batcher ends when all handles and ports are gone.
 #[derive(Clone, Debug)]
@@ -114,22 +114,8 @@ impl Handle {
         let (submit, cancel) = (room()?, room()?);
         let first = self.next_job.fetch_add(texts as u64, Relaxed);
         let jobs = (first..).zip(asks).zip(slots).enumerate().map(|(text, ((id, ask), slot))| {
-            Box::new(Job {
-                id: JobId(id),
-                ask,
-                origin: origin.clone(),
-                admitted: now,
-                waits_since: now,
-                deadline,
-                progress: Progress::default(),
-                boarding: None,
-                attempts: 0,
-                strikes: 0,
-                had: 0,
-                gave_way: 0,
-                slot: Some(slot),
-                reply: reply(text),
-            })
+            let job = Job::new(JobId(id), ask, now, deadline, reply(text));
+            Box::new(Job { origin: origin.clone(), slot: Some(slot), ..job })
         });
         submit.send(Message::Submit(jobs.collect(), answered));
         Ok(Claim { jobs: first..first + texts as u64, cancel: Some(cancel) })

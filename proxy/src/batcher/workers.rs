@@ -1,178 +1,19 @@
-//! The workers that are connected and the credit they have granted. Plain data.
+//! The workers that are connected: who serves whom, and who is next. Plain data.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::Duration;
+mod worker;
 
 use pillion_protocol::BatchId;
 use pillion_protocol::frame::Hello;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
+pub use self::worker::{Worker, WorkerId};
 use super::ToLink;
-use crate::job::{Build, Class, Kind, ModelId, Trial};
-use crate::link::inflight::Departure;
+use crate::job::{Class, Kind, ModelId, Trial};
 use crate::policy::Policy;
-use crate::policy::company::{self, Cell, Company, LONGEST_PASSING};
-use crate::policy::forecast::{Asked, Forecast, Outcome};
+use crate::policy::company::{self, Cell, Company};
+use crate::policy::forecast::Asked;
 use crate::policy::preemption::{Remains, Waiting};
-
-/// A connection of a worker; a worker that returns is a new one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct WorkerId(pub u64);
-
-/// A connected worker.
-#[derive(Debug)]
-pub struct Worker {
-    /// Its connection.
-    pub id: WorkerId,
-    /// What it said of itself.
-    pub hello: Hello,
-    /// Its model, and which one of that name.
-    pub kind: Kind,
-    /// The same as in its HELLO, to be shared with what it produces.
-    pub fingerprint: Arc<str>,
-    /// Its link's inbox.
-    pub link: Sender<ToLink>,
-    /// Batches it will take.
-    pub credit: u32,
-    /// Members it holds that have not ended.
-    pub members: usize,
-    /// What its batches cost.
-    pub forecast: Forecast,
-    /// Batches it holds, in the order in which they went to it.
-    batches: VecDeque<Held>,
-    /// The number of the next.
-    next_batch: u64,
-    /// When it last began or ended one: since then the first of them runs.
-    since: Instant,
-    /// What the members of its latest batch asked for.
-    latest: Asked,
-    /// It wants to leave.
-    pub draining: bool,
-    /// It was told that it may; nothing more goes to it.
-    pub released: bool,
-}
-
-/// A batch that a worker holds.
-#[derive(Debug)]
-struct Held {
-    departure: Departure,
-    /// Members that have not ended.
-    left: usize,
-    /// Since when it has an engine, if it has.
-    runs_since: Option<Instant>,
-    /// It was told to give way.
-    gives_way: bool,
-    /// Its members may be why workers die: nothing else goes to the worker meanwhile.
-    on_trial: bool,
-}
-
-/// A batch is shared with an idle worker where that makes it shorter by this part.
-const WORTH_SHARING: u32 = 10;
-/// The most that is believed of a credit that came before its engine was free: workers grant it no earlier.
-const LONGEST_LEAD: Duration = Duration::from_millis(2);
-
-impl Worker {
-    /// A batch goes to it, into a credit.
-    pub fn take(&mut self, asked: Asked, resumable_before: Option<Instant>, now: Instant) -> Departure {
-        let batch = BatchId(self.next_batch);
-        let departure = Departure { batch, asked, predicted: self.forecast.time(&asked), resumable_before };
-        self.next_batch += 1;
-        self.credit = self.credit.saturating_sub(1);
-        self.members += asked.members;
-        if self.batches.is_empty() {
-            self.since = now;
-        }
-        let runs_since = self.has_free_engine().then_some(now);
-        self.latest = asked;
-        self.batches.push_back(Held { departure, left: asked.members, runs_since, gives_way: false, on_trial: false });
-        departure
-    }
-
-    /// The members of this batch are on trial.
-    pub fn isolate(&mut self, batch: BatchId) {
-        if let Some(held) = self.batches.iter_mut().find(|held| held.departure.batch == batch) {
-            held.on_trial = true;
-        }
-    }
-
-    /// Whether a batch has an engine, as far as that can be known.
-    pub fn runs(&self, batch: BatchId) -> bool {
-        self.batches.iter().any(|held| held.departure.batch == batch && held.runs_since.is_some())
-    }
-
-    /// Members of a batch have ended, or were given back.
-    pub fn ended(&mut self, batch: BatchId, members: usize) {
-        self.members = self.members.saturating_sub(members);
-        if let Some(held) = self.batches.iter_mut().find(|held| held.departure.batch == batch) {
-            held.left = held.left.saturating_sub(members);
-        }
-    }
-
-    /// A batch is done. What it cost is learned from, unless it was made to give way: then it is not what was asked for.
-    pub fn done(&mut self, departure: &Departure, outcome: &Outcome, now: Instant) {
-        let at = self.batches.iter().position(|held| held.departure.batch == departure.batch);
-        let held = at.and_then(|at| self.batches.remove(at));
-        if let Some(next) = self.batches.iter_mut().find(|held| held.runs_since.is_none()) {
-            next.runs_since = Some(now);
-        }
-        self.since = now;
-        if !held.is_some_and(|held| held.gives_way) {
-            self.forecast.learn(&departure.asked, outcome);
-        }
-    }
-
-    /// Whether this batch was told to give way.
-    pub fn gives_way(&self, batch: BatchId) -> bool {
-        self.batches.iter().any(|held| held.departure.batch == batch && held.gives_way)
-    }
-
-    /// The batches that run and could give way, as far as they have come: those whose members would still be in time if
-    /// others took the engine for so long, as often as they may be passed over.
-    fn running(&self, now: Instant, others: Duration) -> impl Iterator<Item = (BatchId, Remains)> {
-        self.batches.iter().filter_map(move |held| {
-            let ran = now.saturating_duration_since(held.runs_since?);
-            let remains = self.forecast.remains(&held.departure.asked, held.left, ran);
-            let needed = (remains.time + remains.again) * (LONGEST_PASSING + 1) + others;
-            let in_time = held.departure.resumable_before.is_some_and(|deadline| now + needed < deadline);
-            in_time.then_some((held.departure.batch, remains))
-        })
-    }
-
-    /// This batch is told to give way.
-    pub fn give_way(&mut self, batch: BatchId) {
-        if let Some(held) = self.batches.iter_mut().find(|held| held.departure.batch == batch) {
-            held.gives_way = true;
-        }
-    }
-
-    /// What its latest batch costs however few its members were, and what each of them adds.
-    pub fn latest_costs(&self) -> (Duration, Duration) {
-        self.forecast.costs(&self.latest)
-    }
-
-    /// How long until an engine is predicted to be free.
-    fn free_in(&self, now: Instant) -> Duration {
-        if self.has_free_engine() {
-            return Duration::ZERO;
-        }
-        let outstanding: Duration = self.batches.iter().map(|held| held.departure.predicted).sum();
-        (outstanding / self.hello.slots.max(1)).saturating_sub(now.saturating_duration_since(self.since))
-    }
-
-    fn has_free_engine(&self) -> bool {
-        self.batches.len() < self.hello.slots as usize
-    }
-
-    /// The members whose batch still has the engine that the next credit is for, and when it is expected to end.
-    pub fn ending(&self, now: Instant) -> (usize, Duration) {
-        if self.has_free_engine() {
-            return (0, Duration::ZERO);
-        }
-        (self.members / self.batches.len().max(1), self.free_in(now).min(LONGEST_LEAD))
-    }
-}
 
 /// All that are connected.
 #[derive(Debug, Default)]
@@ -182,28 +23,15 @@ pub struct Workers {
     left: Vec<(Kind, Instant)>,
 }
 
+/// A batch is shared with an idle worker where that makes it shorter by this part.
+const WORTH_SHARING: u32 = 10;
 /// Kinds of workers that are remembered after they left.
 const REMEMBERED: usize = 64;
 
 impl Workers {
     /// A worker has connected.
     pub fn add(&mut self, id: WorkerId, hello: Hello, model: ModelId, link: Sender<ToLink>, now: Instant) {
-        self.all.push(Worker {
-            id,
-            kind: Kind { model, build: Build::of(&hello.fingerprint) },
-            fingerprint: Arc::from(hello.fingerprint.as_str()),
-            forecast: Forecast::new(&hello.cost, hello.positions),
-            hello,
-            link,
-            credit: 0,
-            members: 0,
-            batches: VecDeque::new(),
-            next_batch: 1,
-            since: now,
-            latest: Asked::default(),
-            draining: false,
-            released: false,
-        });
+        self.all.push(Worker::new(id, hello, model, link, now));
     }
 
     /// A worker's connection has ended.
@@ -298,7 +126,7 @@ impl Workers {
             if company.trial() == Trial::None {
                 return Some((id, company));
             }
-            let empty = self.with_credit().find(|worker| worker.kind == kind && worker.batches.is_empty())?;
+            let empty = self.with_credit().find(|worker| worker.kind == kind && worker.is_empty())?;
             Some((empty.id, company))
         };
         kinds.into_iter().filter_map(of_kind).min_by_key(|(_, company)| company.since)
@@ -327,11 +155,14 @@ impl Workers {
         })
     }
 
-    /// How many of the members that wait the next batch should take. All, unless other engines stand idle too and the
+    /// How many of the members that wait the next batch, which goes to this worker, should take. All, unless other engines stand idle too and the
     /// batch would be noticeably shorter for being shared with them.
-    pub fn share(&self, asked: &Asked, kind: Kind) -> usize {
+    pub fn share(&self, asked: &Asked, id: WorkerId) -> usize {
+        let Some(kind) = self.all.iter().find(|worker| worker.id == id).map(|worker| worker.kind) else {
+            return usize::MAX;
+        };
         let with_credit = || self.with_credit().filter(|worker| worker.kind == kind);
-        let idle = with_credit().filter(|worker| worker.batches.is_empty());
+        let idle = with_credit().filter(|worker| worker.is_empty());
         let Some(longest) = idle.clone().map(|worker| worker.forecast.time(asked)).max() else { return usize::MAX };
         let idle = idle.count();
         let part = asked.members.div_ceil(idle);
@@ -349,7 +180,7 @@ impl Workers {
     fn may_preempt(&self) -> bool {
         let mut serving = self.all.iter().filter(|worker| !worker.released);
         let alike = serving.clone().zip(serving.clone().skip(1)).all(|(a, b)| a.fingerprint == b.fingerprint);
-        alike && !serving.any(|worker| worker.batches.iter().any(|held| held.gives_way))
+        alike && !serving.any(Worker::has_batch_that_gives_way)
     }
 
     /// Whether anybody takes a batch of this class.
@@ -363,8 +194,7 @@ impl Workers {
     }
 
     fn with_credit(&self) -> impl Iterator<Item = &Worker> + Clone {
-        let isolated = |worker: &Worker| worker.batches.iter().any(|held| held.on_trial);
-        self.all.iter().filter(move |worker| worker.credit > 0 && !worker.released && !isolated(worker))
+        self.all.iter().filter(|worker| worker.credit > 0 && !worker.released && !worker.is_on_trial())
     }
 
     /// Every worker.

@@ -1,9 +1,13 @@
+use std::time::Duration;
+
 use pillion_protocol::frame::{BatchCost, Options, UnitCost};
 use tokio::sync::mpsc;
 
+use super::worker::LONGEST_LEAD;
 use super::*;
-use crate::job::Class;
+use crate::job::{Ask, Build, Job, JobId, Reply};
 use crate::policy::company::Size;
+use crate::policy::forecast::Outcome;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// A millisecond a step, a tenth of one for each member in it.
@@ -85,11 +89,11 @@ fn the_one_that_is_predicted_to_end_it_soonest_is_next() {
 #[test]
 fn what_waits_is_shared_with_idle_workers_where_that_is_shorter() {
     let (mut workers, now) = workers_of(&[("a", COST), ("a", COST)]);
-    assert_eq!(workers.share(&asked(40), kind("a")), 20);
-    assert_eq!(workers.share(&asked(2), kind("a")), usize::MAX, "nearly all of it is fixed cost");
+    assert_eq!(workers.share(&asked(40), WorkerId(1)), 20);
+    assert_eq!(workers.share(&asked(2), WorkerId(1)), usize::MAX, "nearly all of it is fixed cost");
     workers.get_mut(WorkerId(2)).unwrap().take(asked(1), None, now);
     workers.get_mut(WorkerId(2)).unwrap().credit = 1;
-    assert_eq!(workers.share(&asked(40), kind("a")), usize::MAX, "the other one is busy");
+    assert_eq!(workers.share(&asked(40), WorkerId(1)), usize::MAX, "the other one is busy");
 }
 
 #[test]
@@ -164,17 +168,16 @@ fn whoever_is_on_trial_has_a_worker_for_himself() {
         Cell { class, size: Size::of(&asked(1)), since: now, asked: asked(1) }
     };
     let next = |workers: &Workers, trial| workers.next(&[cell(trial)], 50, 0.0, now).map(|(id, _)| id.0);
-    let take = |workers: &mut Workers, id| {
+    let board = |workers: &mut Workers, id, trial| {
+        let ask = Ask::text("text", any().on_trial(trial), 10);
         let worker = workers.get_mut(WorkerId(id)).unwrap();
-        let batch = worker.take(asked(1), None, now).batch;
+        worker.board(&[Box::new(Job::new(JobId(id), ask, now, now, Reply::new().0))], false, now);
         worker.credit = 1;
-        batch
     };
-    take(&mut workers, 1);
+    board(&mut workers, 1, Trial::None);
     assert_eq!(next(&workers, Trial::Alone), Some(2), "the first holds another batch");
-    let batch = take(&mut workers, 2);
+    board(&mut workers, 2, Trial::Alone);
     assert_eq!(next(&workers, Trial::Alone), None);
-    workers.get_mut(WorkerId(2)).unwrap().isolate(batch);
     assert_eq!(next(&workers, Trial::None), Some(1), "the second is on trial");
 }
 

@@ -1,35 +1,15 @@
 use std::time::Duration;
 
-use pillion_protocol::frame::{FinishReason, Options, Prompt};
+use pillion_protocol::frame::{FinishReason, Options};
 
 use super::*;
-use crate::job::{Ask, Class, JobId, Progress, Reply};
+use crate::job::{Ask, Class, JobId, Reply};
 
 const BATCH: BatchId = BatchId(7);
 
 fn job(id: u64, deadline: Instant) -> Box<Job> {
-    Box::new(Job {
-        id: JobId(id),
-        ask: Ask {
-            prompt: Prompt::Text("text".into()),
-            class: Class::new(&Options::default(), 0),
-            max_new_tokens: 2,
-            fit: false,
-            stop: Arc::new([]),
-        },
-        origin: None,
-        admitted: deadline,
-        waits_since: deadline,
-        deadline,
-        progress: Progress::default(),
-        boarding: None,
-        attempts: 1,
-        strikes: 0,
-        had: 0,
-        gave_way: 0,
-        slot: None,
-        reply: Reply::new().0,
-    })
+    let ask = Ask::text("text", Class::new(&Options::default(), 0), 2);
+    Box::new(Job::new(JobId(id), ask, deadline, deadline, Reply::new().0))
 }
 
 /// A table with one batch of the jobs 10 and 11; 10 is due in a second, 11 in two.

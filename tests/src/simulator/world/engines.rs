@@ -1,0 +1,147 @@
+//! What happens at the workers: batches reach an engine, their members end, and what is left of them comes back.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use pillion_protocol::BatchId;
+use pillion_protocol::frame::BatchCost;
+use pillion_proxy::batcher::workers::{Worker, WorkerId};
+use pillion_proxy::job::Job;
+use pillion_proxy::link::inflight::Departure;
+use pillion_proxy::policy::forecast::Outcome;
+use tokio::time::Instant;
+
+use super::{Asker, BYTES, Event, World};
+use crate::simulator::Engine;
+
+/// A batch on its way, waiting for the engine, or in it.
+pub(super) struct Batch {
+    pub(super) departure: Departure,
+    /// Those that have not ended, in the order in which they will.
+    pub(super) jobs: VecDeque<Box<Job>>,
+    /// The batch has reached the engine.
+    pub(super) is_ready: bool,
+    /// The credit after it has been granted.
+    pub(super) made_room: bool,
+    /// When it began, and when its members will end, counted from then.
+    pub(super) run: Option<(Instant, VecDeque<Duration>)>,
+    pub(super) prompt_tokens: u64,
+    pub(super) completion_tokens: u64,
+}
+
+pub(super) struct Site {
+    pub(super) engine: Engine,
+    /// The first may be in the engine.
+    pub(super) batches: VecDeque<Batch>,
+    pub(super) busy: Duration,
+}
+
+impl World<'_> {
+    /// A batch makes room once.
+    pub(super) fn grant(&mut self, worker: usize, after: Option<u64>) {
+        let batches = &mut self.sites[worker].batches;
+        let due = after.is_none_or(|id| {
+            let batch = batches.iter_mut().find(|batch| batch.departure.batch.0 == id);
+            batch.is_some_and(|batch| !std::mem::replace(&mut batch.made_room, true))
+        });
+        self.worker(worker).credit += u32::from(due);
+    }
+
+    fn worker(&mut self, worker: usize) -> &mut Worker {
+        self.workers.get_mut(WorkerId(worker as u64)).expect("no worker leaves")
+    }
+
+    /// The engine takes the next batch that has reached it, if it is free.
+    pub(super) fn start(&mut self, worker: usize) {
+        let (now, lead) = (self.now, self.setting.host.lead);
+        let site = &mut self.sites[worker];
+        let Some(batch) = site.batches.front_mut().filter(|batch| batch.is_ready && batch.run.is_none()) else {
+            return;
+        };
+        let asks: Vec<(u32, u32)> = batch.jobs.iter().map(|job| fed_and_left(job)).collect();
+        let mut ends: Vec<(Duration, usize)> = site.engine.ends(&asks).into_iter().zip(0..).collect();
+        ends.sort_unstable();
+        let mut jobs: Vec<_> = batch.jobs.drain(..).map(Some).collect();
+        batch.jobs = ends.iter().filter_map(|&(_, nth)| jobs[nth].take()).collect();
+        let ends: VecDeque<Duration> = ends.into_iter().map(|(end, _)| end).collect();
+        let whole = ends.back().copied().unwrap_or_default();
+        let id = batch.departure.batch.0;
+        let groups: Vec<Duration> = ends.iter().copied().collect();
+        batch.run = Some((now, ends));
+        self.at(now + whole.saturating_sub(lead), Event::Credit { worker, after: Some(id) });
+        for group in groups.chunk_by(|a, b| a == b) {
+            self.at(now + group[0], Event::Ended { worker, batch: id, members: group.len() });
+        }
+    }
+
+    pub(super) fn ended(&mut self, worker: usize, id: u64, members: usize) {
+        let Some(batch) = self.sites[worker].batches.front_mut().filter(|batch| batch.departure.batch.0 == id) else {
+            return;
+        };
+        let ended: Vec<_> = batch.jobs.drain(..members.min(batch.jobs.len())).collect();
+        if let Some((_, ends)) = &mut batch.run {
+            ends.drain(..ended.len());
+        }
+        batch.completion_tokens += ended.iter().map(|job| u64::from(job.ask.max_new_tokens)).sum::<u64>();
+        batch.prompt_tokens += ended.iter().map(|job| (job.ask.bytes() / BYTES) as u64).sum::<u64>();
+        self.policy.returns.answered(ended.len(), self.now);
+        self.worker(worker).ended(BatchId(id), ended.len());
+        for job in ended {
+            let at = self.host(self.setting.host.answer);
+            if let Some(Asker { client, sent, kind }) = self.askers.remove(&job.id) {
+                self.at(at, Event::Answered { client, sent, kind });
+            }
+        }
+        if self.sites[worker].batches.front().is_some_and(|batch| batch.jobs.is_empty()) {
+            self.done(worker);
+        }
+    }
+
+    /// The rest of a batch comes back, unless it has ended meanwhile, with what it has produced.
+    pub(super) fn give_back(&mut self, worker: usize, id: u64) {
+        let now = self.now;
+        let Some(batch) = self.sites[worker].batches.front_mut().filter(|batch| batch.departure.batch.0 == id) else {
+            return;
+        };
+        let Some((since, ends)) = &batch.run else { return };
+        let ran = now - *since;
+        let mut back: Vec<_> = batch.jobs.drain(..).collect();
+        for (job, end) in back.iter_mut().zip(ends) {
+            let (_, left) = fed_and_left(job);
+            // Decoding is taken to be even; the first half of a step is none.
+            let done = f64::from(left) * ran.div_duration_f64(*end);
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count, and a guess")]
+            let done = (done as usize).min(left.saturating_sub(1) as usize);
+            job.progress.produced.extend(std::iter::repeat_n(0, done));
+            job.gave_way += 1;
+            job.waits_since = now;
+        }
+        self.preempted += back.len();
+        self.worker(worker).ended(BatchId(id), back.len());
+        back.into_iter().for_each(|job| self.queue.push(job));
+        self.grant(worker, Some(id));
+        self.done(worker);
+    }
+
+    fn done(&mut self, worker: usize) {
+        let now = self.now;
+        let Some(batch) = self.sites[worker].batches.pop_front() else { return };
+        let Some((since, _)) = batch.run else { return };
+        let ran = now - since;
+        self.sites[worker].busy += ran;
+        let Batch { departure, prompt_tokens, completion_tokens, .. } = batch;
+        let engine_us = u64::try_from(ran.as_micros()).unwrap_or(u64::MAX);
+        let cost = BatchCost { engine_us, cohorts: 1, steps: departure.asked.longest.into(), ..BatchCost::default() };
+        self.policy.ended(departure.asked.members, now);
+        self.policy.preemption.worked(ran);
+        self.worker(worker).done(&departure, &Outcome { prompt_tokens, completion_tokens, cost }, now);
+        self.start(worker);
+    }
+}
+
+/// Tokens that are fed for a job, and tokens that it is yet to get.
+fn fed_and_left(job: &Job) -> (u32, u32) {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let produced = count(job.progress.produced.len());
+    (count(job.ask.bytes() / BYTES) + produced, job.ask.max_new_tokens.saturating_sub(produced).max(1))
+}
