@@ -54,10 +54,10 @@ struct Flags {
     /// The longest that a request may take, and what it may take where it says nothing
     #[arg(long, env = "PILLION_REQUEST_TIMEOUT", default_value = "60s", value_name = "DURATION", value_parser = duration)]
     request_timeout: Duration,
-    /// The longest that a request waits while no worker is connected, before 503
+    /// The longest that a request waits while no worker is connected that will do for it, before 503
     #[arg(long, env = "PILLION_WORKER_WAIT", default_value = "30s", value_name = "DURATION", value_parser = duration)]
     worker_wait: Duration,
-    /// How often a text is tried when workers die under it, before 502
+    /// How often workers may die before having produced anything of a text; then it is tried once alone, before 502
     #[arg(long, env = "PILLION_MAX_ATTEMPTS", allow_negative_numbers = true, default_value_t = 3, value_name = "TIMES",
         value_parser = clap::value_parser!(u32).range(1..=100))]
     max_attempts: u32,

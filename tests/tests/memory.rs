@@ -1,4 +1,4 @@
-//! The proxy with simulated workers in one runtime with paused time: exact in time, and at random from a seed.
+//! The proxy with simulated workers in one runtime with paused time: exact in time.
 
 use std::time::Duration;
 
@@ -6,8 +6,6 @@ use pillion_protocol::connection::{FrameReader, FrameWriter};
 use pillion_protocol::frame::{Frame, Hello, UnitCost};
 use pillion_tests::client::Answer;
 use pillion_tests::memory::{Memory, MemoryWorker};
-use pillion_tests::random::SplitMix64;
-use pillion_tests::simulated::echo::expected;
 use pillion_tests::simulated::{Fault, FaultKind, Profile};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -225,85 +223,6 @@ async fn a_worker_that_grants_nothing_or_everything_is_refused() {
         assert!(matches!(reader.next().await, Ok(Some(Frame::Welcome(_)))));
         assert!(matches!(reader.next().await, Ok(Some(Frame::Goodbye(_)))), "a grant of {grant}");
         assert_eq!(memory.metrics().sum("pillion_protocol_errors_total"), 1);
-    }
-}
-
-/// Numbers from a seed.
-struct Dice(SplitMix64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0.next() % n
-    }
-}
-
-/// Riders come and go at random while workers misbehave, die, leave and return.
-async fn a_rough_ride(seed: u64) {
-    const KINDS: [FaultKind; 6] = [
-        FaultKind::Close,
-        FaultKind::HalfFrame,
-        FaultKind::Garbage,
-        FaultKind::AnswerTwice,
-        FaultKind::UnknownMember,
-        FaultKind::UnknownBatch,
-    ];
-    let mut dice = Dice(SplitMix64(seed));
-    let mut memory = Memory::start(&["--max-batch-size", "8", "--max-attempts", "100", "--request-timeout", "60s"]);
-    let mut workers = Vec::new();
-    for _ in 0..3 {
-        let kind = KINDS[usize::try_from(dice.below(6)).unwrap()];
-        let mut profile = Profile {
-            batch_cost: millis(dice.below(30)),
-            step_cost: millis(dice.below(5)),
-            eager: dice.below(2) == 0,
-            fault: Some(Fault { kind, batch: 1 + dice.below(9), step: dice.below(4) }),
-            ..Profile::default()
-        };
-        profile.hello.slots = 1 + u32::try_from(dice.below(2)).unwrap();
-        workers.push(memory.worker(profile));
-    }
-    let mut asked = Vec::new();
-    for rider in 0..120 {
-        let text = format!("seed {seed} rider {rider} {}", "and on ".repeat(usize::try_from(dice.below(12)).unwrap()));
-        let max = 1 + usize::try_from(dice.below(20)).unwrap();
-        let penalty = if dice.below(4) == 0 { 1.3 } else { 1.0 };
-        let request = json!({"text": text, "max_new_tokens": max, "repetition_penalty": penalty});
-        let answer = tokio::spawn(memory.generate(&request));
-        if dice.below(8) == 0 {
-            let impatience = millis(dice.below(40));
-            tokio::spawn(async move {
-                tokio::time::sleep(impatience).await;
-                answer.abort();
-            });
-        } else {
-            asked.push((expected(&text, max, 0), answer));
-        }
-        match rider {
-            40 => workers[0].kill(),
-            60 => workers[1].drain(),
-            80 => workers.push(memory.worker(Profile { step_cost: millis(1), ..Profile::default() })),
-            _ => tokio::time::sleep(millis(dice.below(10))).await,
-        }
-    }
-    for (expected, answer) in asked {
-        let answer = answer.await.unwrap();
-        assert_eq!(answer.status, 200, "seed {seed}: {}", answer.text());
-        assert_eq!(answer.json()["text"], expected, "seed {seed}");
-    }
-    tokio::time::sleep(seconds(5)).await;
-    assert!(workers[1].is_gone(), "seed {seed}: the worker that was told to leave is still there");
-    let metrics = memory.metrics();
-    let left = (metrics.sum("pillion_queue_depth"), metrics.sum("pillion_running"));
-    assert_eq!(left, (0, 0), "seed {seed}: queued and running at the end");
-}
-
-#[tokio::test(start_paused = true)]
-async fn every_rider_gets_its_own_answer_whatever_happens_to_the_workers() {
-    // More of them, or one that failed: PILLION_SEEDS=0-1000, PILLION_SEEDS=17-18.
-    let range = std::env::var("PILLION_SEEDS").unwrap_or("0-40".to_owned());
-    let (first, end) = range.split_once('-').expect("FIRST-END");
-    for seed in first.parse().unwrap()..end.parse().unwrap() {
-        a_rough_ride(seed).await;
     }
 }
 

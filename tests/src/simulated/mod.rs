@@ -12,4 +12,5 @@ mod session;
 
 pub use ending::{Ending, SessionError};
 pub use profile::{Fault, FaultKind, Profile};
+pub use running::POISON;
 pub use session::Simulated;

@@ -14,7 +14,7 @@ use super::{Profile, echo};
 const FAIL: &str = "!fail:";
 
 /// A prompt with this word kills whoever serves it, before its first step: its connection ends without a word.
-pub(super) const POISON: &str = "!die";
+pub const POISON: &str = "!die";
 
 /// A batch that has not ended.
 #[derive(Debug)]

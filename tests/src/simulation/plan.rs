@@ -5,10 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::random::SplitMix64;
-use crate::simulated::{Fault, FaultKind, Profile};
-
-/// A prompt with this word kills whoever serves it.
-pub const POISON: &str = "!die";
+use crate::simulated::{Fault, FaultKind, POISON, Profile};
 
 /// Everything that will be done, in its order.
 #[derive(Clone, Debug)]

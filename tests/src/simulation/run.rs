@@ -40,13 +40,17 @@ pub async fn run(plan: &Plan) -> Outcome {
     let begun = Instant::now();
     let mut memory = Memory::start(&flags);
     let mut workers = Workers(Vec::new());
+    let mut told_to_leave = Vec::new();
     let mut asked: Vec<(Request, JoinHandle<Option<Got>>)> = Vec::new();
     for (after, act) in &plan.acts {
         sleep(*after).await;
         match act {
             Act::Worker(profile) => workers.0.push((memory.worker((**profile).clone()), (**profile).clone())),
             Act::Kill(nth) => workers.0[*nth].0.kill(),
-            Act::Drain(nth) => workers.0[*nth].0.drain(),
+            Act::Drain(nth) => {
+                workers.0[*nth].0.drain();
+                told_to_leave.push(*nth);
+            }
             Act::Ask(request) => asked.push((request.clone(), tokio::spawn(ask(&mut memory, request)))),
         }
     }
@@ -63,6 +67,8 @@ pub async fn run(plan: &Plan) -> Outcome {
         }
     }
     sleep(Duration::from_secs(15)).await;
+    let stayed = told_to_leave.iter().filter(|&&nth| !workers.0[nth].0.is_gone());
+    outcome.wrong.extend(stayed.map(|nth| format!("worker {nth} was told to leave and is still there")));
     outcome.wrong.extend(at_rest(&memory).err());
     outcome.wrong.extend(nothing_leaked(&mut memory, &workers, plan).await.err());
     let metrics = memory.metrics();
