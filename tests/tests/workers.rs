@@ -5,6 +5,7 @@ mod busy;
 use busy::{all_answered, ask, busy};
 use nix::sys::signal::Signal;
 use pillion_tests::eventually;
+use pillion_tests::gate::Gate;
 use pillion_tests::stack::Stack;
 use pillion_tests::tap::Tap;
 use serde_json::json;
@@ -144,7 +145,13 @@ async fn a_stopped_worker_is_dropped_and_comes_back_when_it_goes_on() {
 
 #[tokio::test]
 async fn a_newer_model_takes_the_new_requests_and_the_older_one_ends_its_own_and_leaves() {
-    let (mut stack, gate, asked) = busy(&[], 0).await;
+    let mut stack = Stack::proxy(&[]).await;
+    let gate = Gate::shut(stack.folder());
+    // With a slot free: what comes to it waits before the gate.
+    stack.simulated_worker(&[&gate.flags()[..], &["--slots", "2"]].concat());
+    stack.ready().await;
+    let asked = vec![("at work".to_owned(), ask(&stack.client(), "at work"))];
+    stack.metric("pillion_running", |running| running == 1).await;
     stack.simulated_worker(&["--fingerprint", "01"]);
     stack.metric("pillion_workers_connected", |workers| workers == 2).await;
     for k in 0..5 {
