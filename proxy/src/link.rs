@@ -283,7 +283,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         }
         self.metrics.running.increment(crate::metrics::count(jobs.len()));
         if self.inflight.is_empty() {
-            self.progress.got_on(now);
+            self.progress.begins(now);
         }
         self.inflight.insert(jobs, departure, now);
         Ok(())

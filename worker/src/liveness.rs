@@ -11,6 +11,8 @@ use crate::pace::Pace;
 const SHORTEST_SILENCE: Duration = Duration::from_secs(30);
 /// How much slower than measured a call may be before it counts as stuck.
 const GENEROSITY: u32 = 10;
+/// Between two looks that are further apart the whole process stood still, as when it was stopped and goes on.
+const ABSENT: Duration = Duration::from_secs(3);
 
 /// The progress of all engines, written by their threads.
 #[derive(Debug)]
@@ -18,6 +20,9 @@ pub struct Liveness {
     start: Instant,
     steps: AtomicU64,
     engines: Vec<Progress>,
+    /// When they were last looked at, and since when that has been done without a gap. Milliseconds since the start.
+    looked: AtomicU64,
+    awake: AtomicU64,
 }
 
 /// One engine's. Times are milliseconds since the start.
@@ -41,7 +46,7 @@ impl Liveness {
     /// So many threads that call engines, all idle, at `now`.
     pub fn new(callers: usize, now: Instant) -> Self {
         let engines = (0..callers).map(|_| Progress::default()).collect();
-        Self { start: now, steps: AtomicU64::new(0), engines }
+        Self { start: now, steps: AtomicU64::new(0), engines, looked: AtomicU64::new(0), awake: AtomicU64::new(0) }
     }
 
     /// An engine starts a call and may be silent for so long at a time.
@@ -78,12 +83,17 @@ impl Liveness {
         Heartbeat { steps: self.steps.load(Relaxed), silence_ms: silence.max(millis(SHORTEST_SILENCE)) }
     }
 
-    /// The first engine that has been silent for longer than it may.
+    /// The first engine that has been silent for longer than it may. To be asked every second: time in which the whole
+    /// process stood still is no engine's silence.
     pub fn stuck(&self, now: Instant) -> Option<Stuck> {
         let now = self.millis(now);
+        if now.saturating_sub(self.looked.swap(now, Relaxed)) > millis(ABSENT) {
+            self.awake.store(now, Relaxed);
+        }
+        let awake = now.saturating_sub(self.awake.load(Relaxed));
         self.engines.iter().enumerate().find_map(|(caller, engine)| {
             let silence = engine.silence.load(Relaxed);
-            let silent = now.saturating_sub(engine.last_step.load(Relaxed));
+            let silent = now.saturating_sub(engine.last_step.load(Relaxed)).min(awake);
             (silence > 0 && silent > silence).then_some(Stuck { caller, silent: Duration::from_millis(silent) })
         })
     }
@@ -109,11 +119,26 @@ pub fn silence(pace: &Pace, fed: u64, forced: u64) -> Duration {
 mod tests {
     use super::*;
 
+    /// Looks once a second; what is seen last.
+    fn look(liveness: &Liveness, start: Instant, seconds: std::ops::RangeInclusive<u64>) -> Option<Stuck> {
+        seconds.map(|second| liveness.stuck(start + Duration::from_secs(second))).last().flatten()
+    }
+
     #[test]
     fn an_idle_engine_may_be_silent_for_ever() {
         let start = Instant::now();
         let liveness = Liveness::new(2, start);
-        assert_eq!(liveness.stuck(start + Duration::from_secs(9_999)), None);
+        assert_eq!(look(&liveness, start, 0..=9_999), None);
+    }
+
+    #[test]
+    fn a_process_that_stood_still_gives_its_engines_their_time_again() {
+        let start = Instant::now();
+        let liveness = Liveness::new(1, start);
+        liveness.call(0, start, Duration::from_secs(40));
+        assert_eq!(look(&liveness, start, 0..=39), None);
+        assert_eq!(look(&liveness, start, 500..=540), None);
+        assert!(look(&liveness, start, 541..=541).is_some());
     }
 
     #[test]
@@ -121,14 +146,14 @@ mod tests {
         let start = Instant::now();
         let liveness = Liveness::new(2, start);
         liveness.call(1, start, Duration::from_secs(40));
-        assert_eq!(liveness.stuck(start + Duration::from_secs(40)), None);
+        assert_eq!(look(&liveness, start, 0..=40), None);
         liveness.step(1, start + Duration::from_secs(40), 1);
-        assert_eq!(liveness.stuck(start + Duration::from_secs(80)), None);
+        assert_eq!(look(&liveness, start, 41..=80), None);
         let stuck = Stuck { caller: 1, silent: Duration::from_secs(41) };
-        assert_eq!(liveness.stuck(start + Duration::from_secs(81)), Some(stuck));
+        assert_eq!(look(&liveness, start, 81..=81), Some(stuck));
         assert_eq!(liveness.heartbeat(), Heartbeat { steps: 1, silence_ms: 40_000 });
         liveness.idle(1);
-        assert_eq!(liveness.stuck(start + Duration::from_secs(999)), None);
+        assert_eq!(look(&liveness, start, 82..=999), None);
         assert_eq!(liveness.heartbeat(), Heartbeat { steps: 1, silence_ms: 30_000 });
     }
 

@@ -15,6 +15,9 @@ const FIRST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(600);
 /// Heartbeats come once a second: what they say may be so old, and a little more.
 const LATE: Duration = Duration::from_secs(2);
+/// Between two looks that are further apart this process itself stood still, as when it was stopped and goes on: what the
+/// worker said meanwhile has not been read.
+const ABSENT: Duration = Duration::from_secs(1);
 
 /// A worker's progress.
 #[derive(Clone, Copy, Debug)]
@@ -24,12 +27,14 @@ pub struct Progress {
     since: Instant,
     /// For how long it may make no step.
     silence: Duration,
+    /// When it was last looked at.
+    looked: Instant,
 }
 
 impl Progress {
     /// Of a worker that has just connected.
     pub fn new(now: Instant) -> Self {
-        Self { steps: 0, since: now, silence: FIRST }
+        Self { steps: 0, since: now, silence: FIRST, looked: now }
     }
 
     /// Its heartbeat.
@@ -40,13 +45,23 @@ impl Progress {
         self.silence = Duration::from_millis(heartbeat.silence_ms).min(LONGEST);
     }
 
-    /// Members got tokens or ended, or it has work after it had none.
+    /// Members got tokens or ended.
     pub fn got_on(&mut self, now: Instant) {
         self.since = now;
     }
 
-    /// For how long it has been silent, where that is longer than it may while it has work.
-    pub fn stuck(&self, now: Instant) -> Option<Duration> {
+    /// It is looked at from now on, often: it has work after it had none.
+    pub fn begins(&mut self, now: Instant) {
+        (self.since, self.looked) = (now, now);
+    }
+
+    /// For how long it has been silent, where that is longer than it may while it has work. Time in which nobody listened is
+    /// none of its silence.
+    pub fn stuck(&mut self, now: Instant) -> Option<Duration> {
+        let absent = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
+        if absent > ABSENT {
+            self.since = (self.since + absent).min(now);
+        }
         let silent = now.saturating_duration_since(self.since);
         (silent > self.silence + LATE).then_some(silent)
     }
@@ -58,6 +73,11 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// Looks once a second; what is seen last.
+    fn look(progress: &mut Progress, start: Instant, seconds: std::ops::RangeInclusive<u32>) -> Option<Duration> {
+        seconds.map(|second| progress.stuck(start + second * SECOND)).last().flatten()
+    }
+
     #[test]
     fn heartbeats_without_steps_are_no_progress() {
         let start = Instant::now();
@@ -65,23 +85,37 @@ mod tests {
         for second in 0..=7 {
             progress.heard(&Heartbeat { steps: 9, silence_ms: 5000 }, start + SECOND * second);
         }
-        assert_eq!(progress.stuck(start + 7 * SECOND), None);
-        assert_eq!(progress.stuck(start + 8 * SECOND), Some(8 * SECOND));
+        assert_eq!(look(&mut progress, start, 0..=7), None);
+        assert_eq!(look(&mut progress, start, 8..=8), Some(8 * SECOND));
         progress.heard(&Heartbeat { steps: 10, silence_ms: 5000 }, start + 8 * SECOND);
-        assert_eq!(progress.stuck(start + 15 * SECOND), None);
+        assert_eq!(look(&mut progress, start, 9..=15), None);
         progress.got_on(start + 15 * SECOND);
-        assert_eq!(progress.stuck(start + 22 * SECOND), None);
-        assert!(progress.stuck(start + 23 * SECOND).is_some());
+        assert_eq!(look(&mut progress, start, 16..=22), None);
+        assert!(look(&mut progress, start, 23..=23).is_some());
+    }
+
+    #[test]
+    fn nobody_is_stuck_for_what_was_not_heard_while_this_process_stood_still() {
+        let start = Instant::now();
+        let mut progress = Progress::new(start);
+        progress.heard(&Heartbeat { steps: 1, silence_ms: 1000 }, start);
+        assert_eq!(look(&mut progress, start, 0..=1), None);
+        assert_eq!(look(&mut progress, start, 90..=92), None);
+        assert_eq!(look(&mut progress, start, 93..=93), Some(4 * SECOND));
+        progress.begins(start + 200 * SECOND);
+        assert_eq!(look(&mut progress, start, 201..=203), None);
+        assert_eq!(look(&mut progress, start, 204..=204), Some(4 * SECOND));
     }
 
     #[test]
     fn whoever_never_says_anything_is_found_and_no_promise_is_believed_for_ever() {
         let start = Instant::now();
         let mut progress = Progress::new(start);
-        assert!(progress.stuck(start + FIRST + LATE).is_none());
-        assert!(progress.stuck(start + FIRST + LATE + SECOND).is_some());
+        assert_eq!(look(&mut progress, start, 0..=62), None);
+        assert!(look(&mut progress, start, 63..=63).is_some());
+        progress.begins(start);
         progress.heard(&Heartbeat { steps: 0, silence_ms: u64::MAX }, start);
-        assert!(progress.stuck(start + LONGEST + LATE).is_none());
-        assert!(progress.stuck(start + LONGEST + LATE + SECOND).is_some());
+        assert_eq!(look(&mut progress, start, 0..=602), None);
+        assert!(look(&mut progress, start, 603..=603).is_some());
     }
 }
