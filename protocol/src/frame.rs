@@ -71,6 +71,10 @@ pub struct Hello {
     /// What the engine's work costs, as measured before the worker dialled; nothing where it was not measured.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cost: UnitCost,
+    /// Milliseconds since the worker loaded its model: of two models of one name the one that was loaded last is the newer,
+    /// in whatever order their workers dial.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub age_ms: u64,
 }
 
 /// What the parts of a batch cost the engine, in nanoseconds: a first guess for the proxy, which then learns from

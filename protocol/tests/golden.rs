@@ -55,6 +55,7 @@ fn hello() {
         slots: 1,
         chat: false,
         cost: UnitCost::default(),
+        age_ms: 0,
     };
     pinned(
         &Frame::Hello(hello.clone()),
@@ -63,9 +64,9 @@ fn hello() {
     );
     let cost = UnitCost { step_ns: 3, member_ns: 2, prompt_ns: 1 };
     pinned(
-        &Frame::Hello(Hello { chat: true, cost, ..hello }),
-        [0x50, 0x4c, 1, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 203],
-        br#"{"versions":[1,2],"software":"w 1","pid":7,"model":"m","fingerprint":"ab","positions":512,"vocabulary":8192,"max_batch_tokens":4096,"slots":1,"chat":true,"cost":{"step_ns":3,"member_ns":2,"prompt_ns":1}}"#,
+        &Frame::Hello(Hello { chat: true, cost, age_ms: 12, ..hello }),
+        [0x50, 0x4c, 1, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 215],
+        br#"{"versions":[1,2],"software":"w 1","pid":7,"model":"m","fingerprint":"ab","positions":512,"vocabulary":8192,"max_batch_tokens":4096,"slots":1,"chat":true,"cost":{"step_ns":3,"member_ns":2,"prompt_ns":1},"age_ms":12}"#,
     );
 }
 

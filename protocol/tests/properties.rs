@@ -70,8 +70,8 @@ fn as_serde_writes(batch: &Batch) -> bool {
 
 fn hello() -> impl Strategy<Value = Hello> {
     let says = (text(), text(), text(), any::<bool>());
-    (vec(any::<u8>(), 0..8), says, any::<[u32; 5]>(), any::<[u64; 3]>()).prop_map(
-        |(versions, says, [pid, positions, vocabulary, max_batch_tokens, slots], cost)| Hello {
+    (vec(any::<u8>(), 0..8), says, any::<[u32; 5]>(), any::<[u64; 4]>()).prop_map(
+        |(versions, says, [pid, positions, vocabulary, max_batch_tokens, slots], times)| Hello {
             versions,
             software: says.0,
             pid,
@@ -82,7 +82,8 @@ fn hello() -> impl Strategy<Value = Hello> {
             max_batch_tokens,
             slots,
             chat: says.3,
-            cost: UnitCost { step_ns: cost[0], member_ns: cost[1], prompt_ns: cost[2] },
+            cost: UnitCost { step_ns: times[0], member_ns: times[1], prompt_ns: times[2] },
+            age_ms: times[3],
         },
     )
 }

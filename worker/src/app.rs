@@ -164,6 +164,8 @@ fn load(config: &Config) -> Result<Worker, Error> {
         slots: config.slots,
         chat: true,
         cost: pace.cost().into(),
+        // Told anew with each connection.
+        age_ms: 0,
     };
     tracing::info!(
         ?device,
@@ -181,6 +183,7 @@ fn load(config: &Config) -> Result<Worker, Error> {
     let engines = EnginePool::start(&engine, &shared).map_err(|error| internal(&error))?;
     Ok(Worker {
         hello,
+        loaded: tokio::time::Instant::now(),
         shared,
         engines,
         places: Arc::new(Semaphore::new(2 * slots)),

@@ -43,6 +43,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 pub struct Worker {
     /// What the worker says it is.
     pub hello: Hello,
+    /// When it had loaded its model.
+    pub loaded: Instant,
     /// What its threads share.
     pub shared: Arc<Shared>,
     /// The way in.
@@ -67,7 +69,8 @@ pub async fn run<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
 ) -> Result<End, HandshakeError> {
     let mut reader = FrameReader::new(reader);
     let mut writer = FrameWriter::new(writer);
-    handshake::greet(&mut reader, &mut writer, &worker.hello).await?;
+    let age_ms = u64::try_from(worker.loaded.elapsed().as_millis()).unwrap_or(u64::MAX);
+    handshake::greet(&mut reader, &mut writer, &Hello { age_ms, ..worker.hello.clone() }).await?;
     tracing::info!("connected to the proxy");
     let (events, inbox) = mpsc::channel(EVENTS);
     let mut session = Session::new(worker, writer, events);

@@ -22,6 +22,7 @@ pub(crate) fn one_of_each() -> Vec<Frame> {
             slots: 2,
             chat: true,
             cost: UnitCost { step_ns: 3, member_ns: 2, prompt_ns: 1 },
+            age_ms: 1500,
         }),
         Frame::Welcome(Welcome { version: 1, max_batch_size: 50 }),
         Frame::Goodbye(Goodbye { reason: GoodbyeReason::Drained, message: "\u{0}\"\\".into() }),

@@ -98,6 +98,7 @@ mod tests {
             slots: 1,
             chat: true,
             cost: UnitCost::default(),
+            age_ms: 0,
         }
     }
 

@@ -78,11 +78,12 @@ impl Workers {
         class.is_for(kind) && (class.is_tied() || !self.is_superseded(kind))
     }
 
-    /// Whether workers have come, later than all of this kind, whose model has the same name and is another, and which are
-    /// not about to leave.
+    /// Whether there are workers that are not about to leave, whose model has the same name and is another, and was loaded
+    /// later than all of this kind have loaded theirs.
     fn is_superseded(&self, kind: Kind) -> bool {
         let there = || self.all.iter().filter(|worker| !worker.released && worker.kind.model == kind.model);
-        let since = |build| there().filter(|worker| worker.kind.build == build).map(|worker| worker.id).min();
+        let age = |worker: &Worker| (worker.loaded, worker.id);
+        let since = |build| there().filter(|worker| worker.kind.build == build).map(age).min();
         there().any(|other| {
             let build = other.kind.build;
             !other.draining && build != kind.build && since(build) > since(kind.build)

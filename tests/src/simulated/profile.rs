@@ -47,6 +47,7 @@ impl Default for Profile {
                 slots: 1,
                 chat: true,
                 cost: UnitCost::default(),
+                age_ms: 0,
             },
             batch_cost: Duration::ZERO,
             step_cost: Duration::ZERO,

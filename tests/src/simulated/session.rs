@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use pillion_protocol::connection::FrameReader;
-use pillion_protocol::frame::{Batch, Goodbye, GoodbyeReason, Heartbeat};
+use pillion_protocol::frame::{Batch, Goodbye, GoodbyeReason, Heartbeat, Hello};
 use pillion_protocol::{BatchId, Frame, codec};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ pub struct Simulated {
     pub(super) profile: Profile,
     batches: u64,
     steps: u64,
+    born: Instant,
     /// When it last became idle.
     idle_since: Instant,
 }
@@ -31,7 +32,8 @@ pub struct Simulated {
 impl Simulated {
     /// A worker at the start of its life.
     pub fn new(profile: Profile) -> Self {
-        Self { profile, batches: 0, steps: 0, idle_since: Instant::now() }
+        let now = Instant::now();
+        Self { profile, batches: 0, steps: 0, born: now, idle_since: now }
     }
 
     /// Serves one connection to its end. Once `drain` turns true the worker asks to leave.
@@ -53,7 +55,8 @@ impl Simulated {
             draining: None,
             released: false,
         };
-        session.put(&Frame::Hello(session.life.profile.hello.clone()))?;
+        let age_ms = u64::try_from(session.life.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        session.put(&Frame::Hello(Hello { age_ms, ..session.life.profile.hello.clone() }))?;
         session.flush().await?;
         match session.reader.next().await? {
             Some(Frame::Welcome(_)) => {}

@@ -29,6 +29,7 @@ fn workers_of(costs: &[(&str, UnitCost)]) -> (Workers, Instant) {
             slots: 1,
             chat: false,
             cost: *cost,
+            age_ms: 0,
         };
         workers.add(WorkerId(id), hello, ModelId::new(1), mpsc::channel(1).0, now);
         workers.get_mut(WorkerId(id)).unwrap().credit = 1;
@@ -158,6 +159,17 @@ fn a_newer_model_takes_what_comes_and_the_older_one_ends_what_it_has_begun() {
     assert_eq!(serving(&workers, any()), [1, 2, 3]);
     workers.remove(WorkerId(3), now);
     assert_eq!(serving(&workers, any()), [1, 2]);
+}
+
+#[test]
+fn a_worker_that_dials_again_makes_its_model_no_newer() {
+    let (mut workers, now) = workers(&["new"]);
+    let hello = workers.all[0].hello.clone();
+    // A minute of age, and it comes a second later.
+    let hello = Hello { fingerprint: "old".into(), age_ms: 60_000, ..hello };
+    workers.add(WorkerId(2), hello, ModelId::new(1), mpsc::channel(1).0, now + Duration::from_secs(1));
+    let serving = workers.serving(&any()).map(|worker| worker.id).collect::<Vec<_>>();
+    assert_eq!(serving, [WorkerId(1)]);
 }
 
 #[test]

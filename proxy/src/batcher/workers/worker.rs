@@ -32,6 +32,8 @@ pub struct Worker {
     pub kind: Kind,
     /// The same as in its HELLO, to be shared with what it produces.
     pub fingerprint: Arc<str>,
+    /// When it had loaded its model, which is before it connected.
+    pub loaded: Instant,
     /// Its link's inbox.
     pub link: Sender<ToLink>,
     /// Batches it will take.
@@ -79,6 +81,7 @@ impl Worker {
             kind: Kind { model, build: Build::of(&hello.fingerprint) },
             fingerprint: Arc::from(hello.fingerprint.as_str()),
             forecast: Forecast::new(&hello.cost, hello.positions),
+            loaded: now.checked_sub(Duration::from_millis(hello.age_ms)).unwrap_or(now),
             hello,
             link,
             credit: 0,

@@ -8,6 +8,22 @@ use super::*;
 use crate::error::Error;
 use crate::lifecycle;
 
+#[tokio::test(start_paused = true)]
+async fn a_worker_says_at_each_connection_how_long_ago_it_loaded_its_model() {
+    let worker = worker(&Arc::default(), 1);
+    for seconds in [2, 4] {
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let ((reader, writer), mut proxy, mut controls) = pipe();
+        let hello = async {
+            let Frame::Hello(hello) = proxy.next().await else { panic!("no HELLO") };
+            drop(proxy);
+            hello.age_ms
+        };
+        let (_, age_ms) = tokio::join!(run(reader, writer, &worker, &mut controls), hello);
+        assert_eq!(age_ms, seconds * 1000);
+    }
+}
+
 #[test]
 fn a_draining_worker_serves_until_it_is_released() {
     let worker = worker(&Arc::default(), 1);
