@@ -48,6 +48,16 @@ impl Process {
         Self::run(program, command, log)
     }
 
+    /// Starts a script with these variables in its environment.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn script<A: AsRef<str>>(path: &Path, arguments: &[A], variables: &[(&str, &Path)], log: PathBuf) -> Self {
+        let mut command = Command::new(path);
+        command.args(arguments.iter().map(AsRef::as_ref)).envs(variables.iter().copied());
+        Self::run(&path.display().to_string(), command, log)
+    }
+
     fn run(program: &str, mut command: Command, log: PathBuf) -> Self {
         let output = File::create(&log).expect("the log can be written");
         let child = command
@@ -61,8 +71,11 @@ impl Process {
         Self { name: program.to_owned(), child, log }
     }
 
-    /// What it has logged so far.
+    /// What it has logged so far; nothing where that is no file.
     pub fn log(&self) -> String {
+        if !self.log.is_file() {
+            return String::new();
+        }
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
@@ -123,11 +136,20 @@ impl Drop for Process {
     }
 }
 
-/// A program of this workspace, beside the running one in the target folder; tests are one folder further down.
+/// The environment's name of the folder with an earlier build's programs; empty where there are none.
+pub const PREVIOUS: &str = "PILLION_TEST_PREVIOUS";
+
+/// A program of this workspace, beside the running one in the target folder; tests are one folder further down. What begins
+/// with `previous/` is an earlier build's.
 ///
 /// # Errors
 /// It is not there: how to build it.
 pub fn binary(program: &str) -> Result<PathBuf, String> {
+    if let Some(program) = program.strip_prefix("previous/") {
+        let folder = std::env::var_os(PREVIOUS).ok_or(format!("{PREVIOUS} is not set"))?;
+        let path = Path::new(&folder).join(program);
+        return if path.is_file() { Ok(path) } else { Err(format!("{} is not there", path.display())) };
+    }
     let here = std::env::current_exe().map_err(|error| error.to_string())?;
     let folder = here.parent().unwrap_or(Path::new("/"));
     let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
