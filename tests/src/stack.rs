@@ -11,6 +11,8 @@ use crate::folder::Folder;
 use crate::metrics::Metrics;
 use crate::process::Process;
 
+const PROXY: &str = "pillion-proxy";
+
 /// A proxy, any number of workers, and the folder that holds their socket and logs. Dropping it kills all of them.
 #[derive(Debug)]
 pub struct Stack {
@@ -21,6 +23,8 @@ pub struct Stack {
     address: SocketAddr,
     /// A socket that outlives the proxies that listen on it, if there is one.
     door: Option<TcpListener>,
+    /// The proxy's program.
+    program: &'static str,
     flags: Vec<String>,
     logs: usize,
     folder: Folder,
@@ -32,10 +36,18 @@ impl Stack {
     /// # Panics
     /// It does not come up.
     pub async fn proxy(flags: &[&str]) -> Self {
+        Self::proxy_of(PROXY, flags).await
+    }
+
+    /// The same with another build's proxy.
+    ///
+    /// # Panics
+    /// It does not come up.
+    pub async fn proxy_of(program: &'static str, flags: &[&str]) -> Self {
         let folder = Folder::new();
         let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let (proxy, address) = listening(folder.path(), "127.0.0.1:0", None, &flags, 0).await;
-        Self { proxy, workers: Vec::new(), address, door: None, flags, logs: 1, folder }
+        let (proxy, address) = listening(folder.path(), program, "127.0.0.1:0", None, &flags, 0).await;
+        Self { proxy, workers: Vec::new(), address, door: None, program, flags, logs: 1, folder }
     }
 
     /// The same, with a socket that outlives the proxy.
@@ -46,8 +58,8 @@ impl Stack {
         let folder = Folder::new();
         let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let door = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let (proxy, address) = listening(folder.path(), "127.0.0.1:0", Some(&door), &flags, 0).await;
-        Self { proxy, workers: Vec::new(), address, door: Some(door), flags, logs: 1, folder }
+        let (proxy, address) = listening(folder.path(), PROXY, "127.0.0.1:0", Some(&door), &flags, 0).await;
+        Self { proxy, workers: Vec::new(), address, door: Some(door), program: PROXY, flags, logs: 1, folder }
     }
 
     /// Starts a successor of the proxy on the same socket and tells the proxy to stop. Its exit code.
@@ -57,7 +69,8 @@ impl Stack {
     pub async fn succeed_proxy(&mut self) -> Option<i32> {
         assert!(self.door.is_some(), "a socket that outlives the proxy");
         let (successor, _) =
-            listening(self.folder.path(), "127.0.0.1:0", self.door.as_ref(), &self.flags, self.logs).await;
+            listening(self.folder.path(), self.program, "127.0.0.1:0", self.door.as_ref(), &self.flags, self.logs)
+                .await;
         self.logs += 1;
         let mut old = std::mem::replace(&mut self.proxy, successor);
         old.signal(Signal::SIGTERM);
@@ -88,7 +101,7 @@ impl Stack {
     pub fn worker(&mut self, program: &str, flags: &[&str], socket: &Path) {
         let mut arguments = vec!["--socket", socket.to_str().expect("a plain path")];
         arguments.extend(flags);
-        let log = self.folder.path().join(format!("{}-{program}.log", self.logs));
+        let log = self.folder.path().join(format!("{}-{}.log", self.logs, program.replace('/', "-")));
         self.logs += 1;
         self.workers.push(Process::start(program, &arguments, log));
     }
@@ -101,7 +114,8 @@ impl Stack {
         self.proxy.signal(signal);
         self.proxy.ended().await;
         let listen = self.address.to_string();
-        (self.proxy, self.address) = listening(self.folder.path(), &listen, None, &self.flags, self.logs).await;
+        (self.proxy, self.address) =
+            listening(self.folder.path(), self.program, &listen, None, &self.flags, self.logs).await;
         self.logs += 1;
     }
 
@@ -155,6 +169,7 @@ impl Stack {
 
 async fn listening(
     folder: &Path,
+    program: &str,
     listen: &str,
     door: Option<&TcpListener>,
     flags: &[String],
@@ -166,8 +181,8 @@ async fn listening(
     arguments.extend(flags.iter().map(String::as_str));
     let log = folder.join(format!("{number}-proxy.log"));
     let mut proxy = match door {
-        Some(door) => Process::start_on(door, "pillion-proxy", &arguments, log),
-        None => Process::start("pillion-proxy", &arguments, log),
+        Some(door) => Process::start_on(door, program, &arguments, log),
+        None => Process::start(program, &arguments, log),
     };
     let address = proxy.logged("the proxy listens", listen_address).await;
     (proxy, address)
