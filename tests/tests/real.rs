@@ -6,6 +6,7 @@ use hyper::Method;
 use pillion_tests::client::{Answer, Client};
 use pillion_tests::events::Event;
 use pillion_tests::folder::Folder;
+use pillion_tests::process::binary;
 use pillion_tests::reference::{builtin, python, random_model, skipped, worker};
 use pillion_tests::stack::Stack;
 use pillion_tests::tap::{Ride, Tap};
@@ -173,4 +174,50 @@ async fn a_trace_is_told_in_the_workers_log_too() {
     let named = |line: &str| (line.contains(trace) && line.contains("mine")).then(|| line.to_owned());
     let line = stack.workers[0].logged("the member's line", named).await;
     assert!(!line.contains("private"), "{line}");
+}
+
+/// The worker with an engine that some prompts crash.
+const POISONABLE: &str = "examples/poisonable-worker";
+
+/// The engine crashes on a prompt, in a worker built for it. Whoever rode along is answered as ever.
+#[tokio::test]
+async fn a_prompt_that_crashes_the_engine_fails_alone() {
+    const NAME: &str = "a_prompt_that_crashes_the_engine_fails_alone";
+    let model = builtin();
+    if skipped(NAME, &[binary(POISONABLE), model.clone()]) {
+        return;
+    }
+    let model = model.unwrap();
+    let flags = ["--model", model.to_str().unwrap(), "--device", "cpu", "--threads", "1"];
+    let mut stack = Stack::proxy(&[]).await;
+    let socket = stack.socket();
+    stack.worker(POISONABLE, &flags, &socket);
+    stack.ready().await;
+    let texts: Vec<String> = (1..40).map(|k| format!("What is {k} + {k}?")).chain(["~".repeat(12)]).collect();
+    // They leave the queue together, and later whoever is suspected leaves it with less and less company.
+    let together = ask(&stack.client(), json!({"text": texts, "max_new_tokens": 10}));
+    serving_until_answered(&mut stack, &flags, &together).await;
+    let answer = together.await.unwrap().json();
+    for k in 1..40 {
+        assert_eq!(answer["text"][k - 1].as_str().map(str::trim), Some(&*(2 * k).to_string()), "{answer}");
+    }
+    assert_eq!(answer["text"][39], Value::Null, "{answer}");
+    assert_eq!(answer["finish_reason"][39], "error");
+    let resumed = stack.metrics().await.with("pillion_resumed_total", &[("reason", "worker_lost")]);
+    assert!(resumed > 3, "nobody rode with it");
+    let alone = ask(&stack.client(), json!({"text": texts[39], "max_new_tokens": 10}));
+    serving_until_answered(&mut stack, &flags, &alone).await;
+    let alone = alone.await.unwrap();
+    assert_eq!(alone.status, 502, "{}", alone.text());
+}
+
+/// Starts another poisonable worker whenever the last one has died.
+async fn serving_until_answered(stack: &mut Stack, flags: &[&str], asked: &JoinHandle<Answer>) {
+    while !asked.is_finished() {
+        if !stack.workers.last_mut().unwrap().runs() {
+            let socket = stack.socket();
+            stack.worker(POISONABLE, flags, &socket);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }

@@ -17,6 +17,7 @@ use crate::liveness::{Liveness, Stuck};
 use crate::memory;
 use crate::model::Model;
 use crate::pace::Pace;
+use crate::program::Patch;
 use crate::session::Worker;
 use crate::shared::{Limits, Shared};
 use crate::tokens::Tokens;
@@ -26,6 +27,8 @@ use crate::{lifecycle, signals};
 /// The most that a call may hold where nobody says, unless the model has more positions: more makes no call cheaper.
 const MOST_BATCH_TOKENS: u32 = 32_768;
 const WATCH: Duration = Duration::from_secs(1);
+/// The most that an answer nobody streams loses when the worker dies.
+const HELD_BACK: Duration = Duration::from_secs(1);
 
 /// How a worker ended.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ impl End {
 }
 
 /// Runs a worker to its end.
-pub fn run(config: Config) -> End {
+pub fn run(config: Config, patch: Patch) -> End {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         model = %config.model.display(),
@@ -61,14 +64,14 @@ pub fn run(config: Config) -> End {
         "configuration"
     );
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(serve(config)),
+        Ok(runtime) => runtime.block_on(serve(config, patch)),
         Err(error) => End::before_any_engine(internal(&error)),
     }
 }
 
-async fn serve(config: Config) -> End {
+async fn serve(config: Config, patch: Patch) -> End {
     let socket = config.socket.clone();
-    let started = signals::listen().and_then(|controls| Ok((controls, start_loading(config)?)));
+    let started = signals::listen().and_then(|controls| Ok((controls, start_loading(config, patch)?)));
     let (mut controls, mut loaded) = match started {
         Ok(started) => started,
         Err(error) => return End::before_any_engine(internal(&error)),
@@ -101,11 +104,11 @@ async fn serve(config: Config) -> End {
 }
 
 /// Loads on a thread of its own, so that a signal is heard meanwhile.
-fn start_loading(config: Config) -> std::io::Result<oneshot::Receiver<Result<Worker, Error>>> {
+fn start_loading(config: Config, patch: Patch) -> std::io::Result<oneshot::Receiver<Result<Worker, Error>>> {
     let (sender, loaded) = oneshot::channel();
     let work = move || {
         // Where nobody listens any more, the process is about to end.
-        let _ = sender.send(load(&config));
+        let _ = sender.send(load(&config, patch));
     };
     std::thread::Builder::new().name("loader".to_owned()).spawn(work)?;
     Ok(loaded)
@@ -135,7 +138,7 @@ fn batch_tokens(engine: &dyn Engine, sample: Sample, device: Device, slots: u32)
     Ok(u32::try_from(fit).unwrap_or(u32::MAX).clamp(sample.positions.max(1), most))
 }
 
-fn load(config: &Config) -> Result<Worker, Error> {
+fn load(config: &Config, patch: Patch) -> Result<Worker, Error> {
     let device = Device::choose(config.device, config.device_index)?;
     let model = Model::open(&config.model)?;
     let tokens = Tokens::load(&model)?;
@@ -179,8 +182,15 @@ fn load(config: &Config) -> Result<Worker, Error> {
         "loaded"
     );
     let liveness = Liveness::new(slots * FEEDERS, Instant::now());
-    let shared = Arc::new(Shared { tokens, pace, liveness, limits, budget: Budget::new(batch_tokens.into()) });
-    let engines = EnginePool::start(&engine, &shared).map_err(|error| internal(&error))?;
+    let shared = Arc::new(Shared {
+        tokens,
+        pace,
+        liveness,
+        limits,
+        budget: Budget::new(batch_tokens.into()),
+        held_back: HELD_BACK,
+    });
+    let engines = EnginePool::start(&patch(engine), &shared).map_err(|error| internal(&error))?;
     Ok(Worker {
         hello,
         loaded: tokio::time::Instant::now(),

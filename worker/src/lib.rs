@@ -21,6 +21,7 @@ pub mod memory;
 pub mod model;
 pub mod pace;
 pub mod prepare;
+pub mod program;
 pub mod session;
 pub mod shared;
 pub mod signals;

@@ -1,35 +1,7 @@
-//! The worker's process: settings in, exit code out.
+//! The worker's process.
 
 use std::process::ExitCode;
 
-use pillion_worker::config::{Command, Config};
-use pillion_worker::{Error, app, environment, leave, log};
-
 fn main() -> ExitCode {
-    if let Some(code) = leave::handed_over(std::env::args_os()) {
-        return ExitCode::from(code);
-    }
-    match Config::read(std::env::args_os()) {
-        Ok(Command::Print(text)) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
-        Ok(Command::Serve(config)) => {
-            environment::prepare(std::env::args_os());
-            log::start(config.log_format);
-            leave::on_panic();
-            let end = app::run(*config);
-            let code = end.result.map_or_else(|error| report(&error), |()| 0);
-            if end.engine_runs {
-                leave::at_once(code);
-            }
-            ExitCode::from(code)
-        }
-        Err(error) => ExitCode::from(report(&error.into())),
-    }
-}
-
-fn report(error: &Error) -> u8 {
-    eprintln!("pillion-worker: {error}");
-    error.exit_code()
+    pillion_worker::program::run(|engine| engine)
 }

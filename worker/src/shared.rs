@@ -1,5 +1,7 @@
 //! What the threads of a worker share.
 
+use std::time::Duration;
+
 use crate::budget::Budget;
 use crate::liveness::Liveness;
 use crate::pace::Pace;
@@ -29,6 +31,8 @@ pub struct Shared {
     pub limits: Limits,
     /// What one call of it may have.
     pub budget: Budget,
+    /// How long what nobody streams may stay here before the proxy is told of it: so much is lost with the worker.
+    pub held_back: Duration,
 }
 
 #[cfg(test)]
@@ -47,6 +51,7 @@ pub(crate) mod tests {
             liveness: Liveness::new(slots * FEEDERS, Instant::now()),
             limits: Limits { positions: 1000, slots, top_p_candidates: 100 },
             budget: Budget::new(10_000),
+            held_back: Duration::from_secs(60),
         }
     }
 }

@@ -37,6 +37,10 @@ pub(super) struct Ride<'a> {
     /// Nobody takes the events any more.
     abandoned: bool,
     now: Instant,
+    /// When those whom nobody streams last told what they have, and whether they do so in this step. Where options look back
+    /// they never do: what was told could not be gone on with.
+    told: Instant,
+    tells_all: bool,
     first: Option<(Instant, u64)>,
     slot: &'a Slot,
     /// When the engine was last active before this call, once the call has begun.
@@ -64,6 +68,8 @@ impl<'a> Ride<'a> {
             announce,
             abandoned: false,
             now,
+            told: now,
+            tells_all: false,
             first: None,
             slot,
             before: None,
@@ -88,6 +94,11 @@ impl<'a> Ride<'a> {
             self.first.get_or_insert((self.now, token.step));
             let before = self.slot.is_active(self.now);
             self.before.get_or_insert(before);
+            let held_back = self.now.saturating_duration_since(self.told);
+            self.tells_all = held_back >= self.shared.held_back && !self.job.options.look_back();
+            if self.tells_all {
+                self.told = self.now;
+            }
         }
         let Self { job, shared, progress, now, .. } = self;
         let rider = &mut job.riders[place];
@@ -102,7 +113,7 @@ impl<'a> Ride<'a> {
             self.ended[token.member] = true;
             self.member_steps += token.step + 1;
             rider.end(how, &shared.tokens, progress);
-        } else if rider.stream {
+        } else if rider.stream || self.tells_all {
             rider.tell(progress);
         }
         if self.steps.hear(token.step, token.member, ends).last {

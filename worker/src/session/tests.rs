@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::*;
 use crate::engine::script::Script;
 use crate::engine::{Engine, EnginePool};
+use crate::shared::Shared;
 use crate::shared::tests::shared;
 use crate::tokens::tests::byte_tokens;
 

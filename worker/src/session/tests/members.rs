@@ -49,6 +49,48 @@ fn a_member_that_is_too_much_for_the_device_fails_alone() {
     assert!(outcome.failed[0].message.contains("not enough memory"), "{:?}", outcome.failed);
 }
 
+/// Every frame of a whole answer of four tokens, with nothing held back.
+fn told_before_the_end(options: Options, stop: Vec<String>) -> Vec<Frame> {
+    let (script, gate) = Script::gated();
+    let mut worker = worker(&Arc::default(), 1);
+    worker.shared = Arc::new(Shared { held_back: Duration::ZERO, ..shared(1) });
+    let engine: Arc<dyn Engine> = Arc::new(script);
+    worker.engines = EnginePool::start(&engine, &worker.shared).unwrap();
+    let mut frames = Vec::new();
+    play(&worker, async |mut proxy: Proxy| {
+        proxy.expect_credit(1).await;
+        proxy.batch(1, options, vec![Member { stop, ..member("a", 4) }]).await;
+        (0..4).for_each(|_| gate.send(()).unwrap());
+        frames = proxy.outcome(1, 1).await.frames;
+    });
+    frames
+}
+
+/// The ids and the text of each TOKENS.
+fn said(frames: &[Frame]) -> Vec<(Vec<u32>, String)> {
+    let said = |frame: &Frame| match frame {
+        Frame::Tokens(_, said) => Some((said[0].ids.clone(), said[0].text.clone())),
+        _ => None,
+    };
+    frames.iter().filter_map(said).collect()
+}
+
+#[test]
+fn what_nobody_streams_is_told_from_time_to_time_so_that_little_is_lost_with_the_worker() {
+    let letter = |letter: char| vec![u32::from(letter) - 33];
+    let none = String::new;
+    let frames = told_before_the_end(Options::default(), Vec::new());
+    let last = (letter('e'), "bcde".to_owned());
+    assert_eq!(said(&frames), [(letter('b'), none()), (letter('c'), none()), (letter('d'), none()), last]);
+    // With stop strings its text is made as it comes.
+    let frames = told_before_the_end(Options::default(), vec!["~".into()]);
+    assert_eq!(said(&frames).into_iter().map(|(_, text)| text).collect::<String>(), "bcde");
+    assert_eq!(said(&frames).len(), 4);
+    // What was told under options that look back could not be gone on with.
+    let looks_back = Options { repetition_penalty: 1.2, ..Options::default() };
+    assert_eq!(said(&told_before_the_end(looks_back, Vec::new())).len(), 1);
+}
+
 #[test]
 fn a_sequence_ends_without_its_end_token() {
     let script = Script { ends: true, ..Script::default() };

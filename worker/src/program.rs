@@ -1,0 +1,41 @@
+//! The program: settings in, exit code out.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::config::{Command, Config};
+use crate::engine::Engine;
+use crate::{Error, app, environment, leave, log};
+
+/// What becomes of the engine once it is warm. The worker leaves it as it is; tests put something around it.
+pub type Patch = fn(Arc<dyn Engine>) -> Arc<dyn Engine>;
+
+/// Runs a worker as the command line asks.
+pub fn run(patch: Patch) -> ExitCode {
+    if let Some(code) = leave::handed_over(std::env::args_os()) {
+        return ExitCode::from(code);
+    }
+    match Config::read(std::env::args_os()) {
+        Ok(Command::Print(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Serve(config)) => {
+            environment::prepare(std::env::args_os());
+            log::start(config.log_format);
+            leave::on_panic();
+            let end = app::run(*config, patch);
+            let code = end.result.map_or_else(|error| report(&error), |()| 0);
+            if end.engine_runs {
+                leave::at_once(code);
+            }
+            ExitCode::from(code)
+        }
+        Err(error) => ExitCode::from(report(&error.into())),
+    }
+}
+
+fn report(error: &Error) -> u8 {
+    eprintln!("pillion-worker: {error}");
+    error.exit_code()
+}
