@@ -1,8 +1,16 @@
 //! How the programs start, and how they do not.
 
+use std::net::TcpListener;
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+use pillion_tests::client::Client;
+use pillion_tests::eventually;
 use pillion_tests::folder::Folder;
 use pillion_tests::process::Process;
+use pillion_tests::reference::{builtin, skipped, worker};
 use pillion_tests::stack::Stack;
+use serde_json::json;
 
 async fn refused(program: &str, flags: &[&str]) -> (Option<i32>, String) {
     let folder = Folder::new();
@@ -47,9 +55,33 @@ async fn an_address_that_is_taken_is_exit_code_69() {
 }
 
 #[tokio::test]
+async fn a_log_that_cannot_be_written_stops_nobody() {
+    const NAME: &str = "a_log_that_cannot_be_written_stops_nobody";
+    if skipped(NAME, &[worker(), builtin()]) {
+        return;
+    }
+    let folder = Folder::new();
+    let full = || PathBuf::from("/dev/full");
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (address, socket, model) = (listen.to_string(), folder.path().join("worker.sock"), builtin().unwrap());
+    let (socket, model) = (socket.to_str().unwrap(), model.to_str().unwrap());
+    let mut proxy = Process::start("pillion-proxy", &["--listen", &address, "--socket", socket], full());
+    let flags = ["--model", model, "--device", "cpu", "--threads", "1", "--socket", socket];
+    let mut worker = Process::start("pillion-worker", &flags, full());
+    let client = Client::new(listen);
+    eventually("/readyz says 200", async || (client.try_get("/readyz").await?.status == 200).then_some(())).await;
+    let answer = client.generate(&json!({"text": "What is 17 + 25?"})).await;
+    assert_eq!(answer.json()["text"], "42");
+    for process in [&mut worker, &mut proxy] {
+        process.signal(Signal::SIGTERM);
+        assert_eq!(process.ended().await, Some(0));
+    }
+}
+
+#[tokio::test]
 async fn a_socket_left_behind_is_taken_over() {
     let mut stack = Stack::simulated(&[], &[]).await;
-    stack.restart_proxy(nix::sys::signal::Signal::SIGKILL).await;
+    stack.restart_proxy(Signal::SIGKILL).await;
     stack.ready().await;
 }
 

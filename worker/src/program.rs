@@ -1,5 +1,6 @@
 //! The program: settings in, exit code out.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ pub fn run(patch: Patch) -> ExitCode {
 }
 
 fn report(error: &Error) -> u8 {
-    eprintln!("pillion-worker: {error}");
+    // The exit code says it too, where this cannot be written.
+    let _ = writeln!(std::io::stderr(), "pillion-worker: {error}");
     error.exit_code()
 }
