@@ -53,7 +53,8 @@ async fn a_running_stack_gets_another_model_and_no_request_notices() {
     assert!(!asking.is_finished(), "a request failed");
     asking.abort();
 
-    local.signal(Signal::SIGINT);
+    // Not SIGINT, which a shell cannot hear that was started in the background.
+    local.signal(Signal::SIGTERM);
     assert_eq!(local.ended().await, Some(0), "{}", local.log());
     let mut reload = start("reload", &[]);
     assert_eq!(reload.ended().await, Some(69), "{}", reload.log());
