@@ -8,7 +8,8 @@ With `"steps": true` it serves one prompt after another, and says when half of t
 half of the others after the one before, in milliseconds.
 
 With `"mix"`, a file as `load-driver --mix` takes it, requests are drawn from it, `batch` at a time as they would come,
-and each batch is served in `"calls"` calls: sorted by length and cut into equal parts.
+and each batch is served in `"calls"` calls: sorted by length and cut into equal parts. With 0 calls it is cut as
+`offline.py` finds best.
 """
 
 import argparse
@@ -16,10 +17,12 @@ import json
 import random
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 
 from model import Model
+from offline import Cost, best_split
 
 Call = Callable[[], list[int]]
 """One batch; says how many new tokens each member got."""
@@ -54,6 +57,27 @@ def drawn(model: Model, mix: Path, batch: int, calls: int) -> Call:
             new = model.generated([tokens[kind] for kind in part], most)
             given += [min(len(ids), limits[kind]) - limits[kind] for ids, kind in zip(new, part, strict=True)]
         return given
+
+    return call
+
+
+def cut_offline(model: Model, mix: Path, batch: int) -> Call:
+    """Batches from a mix whose answers are all of one length, drawn and cut before the clock runs."""
+    kinds = [json.loads(line) for line in mix.read_text().splitlines()]
+    weights = [kind["weight"] for kind in kinds]
+    tokens = model.tokenised([kind["body"]["text"] for kind in kinds])
+    [most] = {kind["body"]["max_new_tokens"] for kind in kinds}
+    cost = Cost(model, {len(ids): ids for ids in tokens}, most)
+    rng = random.Random(1)
+    batches = []
+    for _ in range(50):
+        members = sorted((tokens[kind] for kind in rng.choices(range(len(kinds)), weights, k=batch)), key=len)
+        ends = best_split([len(ids) for ids in members], cost)
+        batches.append([members[a:b] for a, b in zip([0, *ends], ends, strict=False)])
+    following = cycle(batches)
+
+    def call() -> list[int]:
+        return [len(ids) - most for part in next(following) for ids in model.generated(part, most)]
 
     return call
 
@@ -123,7 +147,11 @@ def main() -> None:
             print(json.dumps(run_steps(model, arguments.prompt, order["tokens"], order["seconds"])), flush=True)
             continue
         if "mix" in order:
-            call = drawn(model, Path(order["mix"]), order["batch"], order["calls"])
+            mix = Path(order["mix"])
+            if order["calls"]:
+                call = drawn(model, mix, order["batch"], order["calls"])
+            else:
+                call = cut_offline(model, mix, order["batch"])
         else:
             kind = with_text if order["text"] else tokens_only
             call = kind(model, [arguments.prompt] * order["batch"], arguments.tokens)
