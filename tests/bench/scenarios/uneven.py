@@ -52,7 +52,7 @@ def spread(bench: Bench) -> Section:
     about = (
         f"Prompts of 5 to 60 tokens, answers of 10; 80 users; {SMALL_THREADS} engine thread. The engine alone gets 80 at "
         "a time, sorted and split: into equal parts, into how many it has tried first; and as is best of all ways to cut, "
-        "found offline by a cost model that was fitted to this engine."
+        "found offline by a cost model that was fitted to this engine (its processor time includes the fitting)."
     )
     section = Section("spread", "Small model, prompts of 5 to 60 tokens", about)
     mix = bench.mix(bench.small, SPREAD)
