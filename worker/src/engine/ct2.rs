@@ -16,6 +16,9 @@ use crate::model::{Model, ModelError};
 /// The most candidates that CTranslate2's top-p kernel for CUDA takes.
 const CUDA_TOP_P_CANDIDATES: u32 = 8192;
 
+/// Whether the processor's kernels are built in: without them it computes nothing.
+const PROCESSOR: bool = cfg!(feature = "cpu");
+
 /// A device that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
@@ -48,6 +51,14 @@ impl Device {
                     Err(FlagError::refused("--device-index", &index.to_string(), &allowed).into())
                 }
             }
+            DeviceChoice::Cpu if !PROCESSOR => Err(LoadError::Device(
+                "--device cpu is not to be had: this pillion-worker was built for CUDA alone".to_owned(),
+            )),
+            DeviceChoice::Auto if !PROCESSOR => Err(LoadError::Device(
+                "--device auto finds none: there is no CUDA device, or no driver recent enough for it, and this \
+                 pillion-worker was built for CUDA alone"
+                    .to_owned(),
+            )),
             _ if index != 0 => {
                 Err(FlagError::refused("--device-index", &index.to_string(), "0 where the processor serves").into())
             }
@@ -211,6 +222,14 @@ mod tests {
             assert!(error.to_string().ends_with("was built without CUDA"), "{error}");
             assert_eq!(Device::choose(DeviceChoice::Auto, 0).unwrap(), Device::Cpu);
             assert!(matches!(Device::choose(DeviceChoice::Cpu, 1).unwrap_err(), LoadError::Flag(_)));
+        }
+    }
+
+    #[test]
+    fn a_build_without_the_processors_kernels_says_so() {
+        if !cfg!(feature = "cpu") {
+            let error = Device::choose(DeviceChoice::Cpu, 0).unwrap_err();
+            assert!(error.to_string().ends_with("was built for CUDA alone"), "{error}");
         }
     }
 
