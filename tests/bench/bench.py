@@ -13,7 +13,7 @@ from pathlib import Path
 
 from measure import Bench, say
 from plan import FULL, QUICK
-from report import report, settings, summary
+from report import parted, report, settings, summary
 from results import Section
 from scenarios import SCENARIOS
 from stacks import HERE, Starter, Unfit
@@ -81,7 +81,9 @@ def main() -> None:
         from pictures import draw
 
         text = report(found, circumstances, draw(sections, HERE / "pictures"))
-        (HERE / "RESULTS.md").write_text(text)
+        results = HERE / "RESULTS.md"
+        _, gpus = parted(results)
+        results.write_text(f"{text}\n{gpus}" if gpus else text)
     else:
         text = report(found, circumstances, [])
     print(text)

@@ -112,9 +112,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=50, help="largest batch")
     parser.add_argument("--timeout-ms", type=float, default=100, help="longest wait for companions")
     parser.add_argument("--threads", type=int, default=1, help="threads of one engine call")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
 
-    batcher = Batcher(Model(arguments.model, arguments.threads), arguments.batch, arguments.timeout_ms / 1000)
+    batcher = Batcher(Model(arguments.model, arguments.threads, arguments.device), arguments.batch, arguments.timeout_ms / 1000)
     uvicorn.run(application(batcher), host="127.0.0.1", port=arguments.port, log_level="warning")
 
 

@@ -135,11 +135,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1, help="threads of one engine call")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--tokens", type=int, default=10, help="new tokens of every answer")
     arguments = parser.parse_args()
 
-    model = Model(arguments.model, arguments.threads)
+    model = Model(arguments.model, arguments.threads, arguments.device)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)

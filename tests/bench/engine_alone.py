@@ -24,9 +24,10 @@ class EngineAlone:
         self._tokens = tokens
         self._log = log
 
-    def run(self, batch: int, seconds: float, text: bool = False) -> Run:
-        """Batches of this size, one after another; with `text`, tokenising and detokenising too."""
-        return self._run({"batch": batch, "seconds": seconds, "text": text}, self._tokens)
+    def run(self, batch: int, seconds: float, text: bool = False, watched: bool = False) -> Run:
+        """Batches of this size, one after another; with `text`, tokenising and detokenising too; `watched` as another
+        program than `engine.py` may take it."""
+        return self._run({"batch": batch, "seconds": seconds, "text": text, "watched": watched}, self._tokens)
 
     def run_mix(self, mix: Path, batch: int, calls: int, seconds: float) -> Run:
         """Batches of this size as requests of a mix would come, each in so many calls of like lengths."""
@@ -73,8 +74,11 @@ class EngineAlone:
 
 
 @contextmanager
-def engine_alone(model: Path, threads: int, prompt: str, tokens: int, logs: Path) -> Iterator[EngineAlone]:
-    command: Command = [sys.executable, HERE / "engine.py", "--model", model, "--threads", str(threads)]
+def engine_alone(
+    model: Path, threads: int, prompt: str, tokens: int, logs: Path, program: Command | None = None
+) -> Iterator[EngineAlone]:
+    """`program`: another than `engine.py` that takes the same flags and orders."""
+    command: Command = [*(program or [sys.executable, HERE / "engine.py"]), "--model", model, "--threads", str(threads)]
     log = logs / "engine-alone.log"
     with running([*command, "--prompt", prompt, "--tokens", str(tokens)], log, piped=True) as process:
         engine = EngineAlone(process, tokens, log)

@@ -23,8 +23,10 @@ class Answer:
 class Model:
     """Blocks while it answers."""
 
-    def __init__(self, directory: Path, threads: int) -> None:
-        self._generator = ctranslate2.Generator(str(directory), inter_threads=1, intra_threads=threads)
+    def __init__(self, directory: Path, threads: int, device: str = "cpu", compute_type: str = "default") -> None:
+        self._generator = ctranslate2.Generator(
+            str(directory), device=device, compute_type=compute_type, inter_threads=1, intra_threads=threads
+        )
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
 
     def answers(self, texts: list[str], limits: list[int]) -> list[Answer]:

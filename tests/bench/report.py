@@ -14,6 +14,8 @@ from plan import Plan
 from results import Figure, Row, Section
 from stacks import BATCH
 
+ON_A_GPU = "# On a GPU"
+"""In RESULTS.md all from here on is `gpu`'s: `run` keeps it."""
 PACKAGES = ("ctranslate2", "tokenizers", "fastapi", "uvicorn", "mosec", "locust")
 
 
@@ -25,16 +27,31 @@ def report(sections: Sequence[Section], settings: Sequence[str], pictures: Seque
         "## Machine and settings",
         "\n".join(f"- {setting}" for setting in settings),
     ]
-    for section in sections:
-        parts += [f"## {section.title} (`{section.name}`)", section.about]
-        parts += [table(section)] if section.rows else []
-        parts += ["\n".join(f"- {line(figure)}" for figure in section.figures)] if section.figures else []
-        parts += ["\n".join(f"- {note}" for note in section.notes)] if section.notes else []
-        parts.append(f"Took {section.took:.0f} s.")
+    parts += [part for section in sections for part in described(section)]
     if pictures:
         parts.append("## Pictures")
         parts += [f"![{picture.stem}](pictures/{picture.name})" for picture in pictures]
     return "\n\n".join(parts) + "\n"
+
+
+def report_gpu(sections: Sequence[Section], settings: Sequence[str]) -> str:
+    parts = [ON_A_GPU, "Written by `tests/bench/gpu`.", summary(sections), "\n".join(f"- {one}" for one in settings)]
+    parts += [part for section in sections for part in described(section)]
+    return "\n\n".join(parts) + "\n"
+
+
+def parted(results: Path) -> tuple[str, str]:
+    """What RESULTS.md holds of `run`'s, and of `gpu`'s."""
+    others, heading, gpus = (results.read_text() if results.exists() else "").partition(ON_A_GPU)
+    return others, heading + gpus
+
+
+def described(section: Section) -> list[str]:
+    parts = [f"## {section.title} (`{section.name}`)", section.about]
+    parts += [table(section)] if section.rows else []
+    parts += ["\n".join(f"- {line(figure)}" for figure in section.figures)] if section.figures else []
+    parts += ["\n".join(f"- {note}" for note in section.notes)] if section.notes else []
+    return [*parts, f"Took {section.took:.0f} s."]
 
 
 def summary(sections: Sequence[Section]) -> str:

@@ -77,17 +77,18 @@ class Starter:
     bin_dir: Path
     logs: Path
 
-    def pillion(self, model: Path, threads: int) -> AbstractContextManager[Stack]:
+    def pillion(self, model: Path, threads: int, *flags: str, name: str = "pillion") -> AbstractContextManager[Stack]:
+        """With more of the worker's flags where there are any."""
         worker: Command = [self.bin_dir / "pillion-worker", "--model", model, "--threads", str(threads)]
-        return self._pillion("pillion", worker)
+        return self._pillion(name, [*worker, *flags])
 
     def simulated(self, *flags: str | Path, proxy_flags: Command = ()) -> AbstractContextManager[Stack]:
         """Pillion's proxy with a worker that costs next to nothing."""
         return self._pillion("pillion-proxy", [self.bin_dir / "simulated-worker", *flags], proxy_flags)
 
-    def control(self, model: Path, threads: int, timeout_ms: int) -> AbstractContextManager[Stack]:
+    def control(self, model: Path, threads: int, timeout_ms: int, device: str = "cpu") -> AbstractContextManager[Stack]:
         command: Command = [sys.executable, HERE / "control.py", "--model", model, "--threads", str(threads)]
-        flags = ["--batch", BATCH, "--timeout-ms", str(timeout_ms)]
+        flags = ["--batch", BATCH, "--timeout-ms", str(timeout_ms), "--device", device]
         return self._server(f"control, {timeout_ms} ms", [*command, *flags], answers_readyz)
 
     def mosec(self, model: Path, threads: int, wait_ms: int) -> AbstractContextManager[Stack]:
