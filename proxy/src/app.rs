@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use crate::admission::{Admission, Bounds};
 use crate::batcher::{self, Batcher, Handle, LinkPort, Settings};
 use crate::config::Config;
+use crate::descriptors;
 use crate::http::{LINGER, Limits, RequestLog, Scope, Service};
 use crate::inherited::Inherited;
 use crate::lifecycle::Signals;
@@ -163,6 +164,7 @@ impl Proxy {
 /// # Errors
 /// It could not start, or ended with requests unanswered.
 pub async fn run(config: Config) -> Result<(), AppError> {
+    let config = Config { max_connections: room(config.max_connections), ..config };
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     let mut inherited = Inherited::from_env();
     let clients = listen(&mut inherited, config.listen).await?;
@@ -240,6 +242,27 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     }
 }
 
+/// How many connections of clients there are descriptors for, of the `asked`.
+fn room(asked: usize) -> usize {
+    let descriptors = match descriptors::raise() {
+        Ok(descriptors) => descriptors,
+        Err(error) => {
+            warn!(%error, "the limit of open files is not known");
+            return asked;
+        }
+    };
+    let room = descriptors::connections(asked, descriptors, MAX_WORKERS + MAX_ADMIN_CONNECTIONS);
+    if room < asked {
+        warn!(
+            max_connections = asked,
+            connections = room,
+            descriptors,
+            "fewer connections than asked for: the limit of open files is too low (ulimit -n)"
+        );
+    }
+    room
+}
+
 /// On the next socket that the process was started with, or on one of its own at this address.
 async fn listen(inherited: &mut Inherited, address: SocketAddr) -> Result<Door, AppError> {
     let failed = |source| AppError::Listen { address, source };
@@ -283,6 +306,7 @@ async fn accept_clients(
             drop(place);
         });
     };
+    let mut fails = false;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -293,9 +317,12 @@ async fn accept_clients(
             } => accepted,
         };
         match accepted {
-            (Ok((stream, _)), Ok(place)) => serve(stream, place),
+            (Ok((stream, _)), Ok(place)) => {
+                told("clients", &mut fails, None);
+                serve(stream, place);
+            }
             (Err(error), _) => {
-                warn!(%error, "cannot accept a client");
+                told("clients", &mut fails, Some(&error));
                 sleep(ACCEPT_PAUSE).await;
             }
             (_, Err(_)) => return,
@@ -310,9 +337,20 @@ async fn accept_clients(
     }
 }
 
+/// Says once that nobody can be accepted, and once that it goes on.
+fn told(who: &str, fails: &mut bool, error: Option<&io::Error>) {
+    match error {
+        Some(error) if !*fails => warn!(%error, "cannot accept {who}: they wait"),
+        None if *fails => info!("{who} are accepted again"),
+        _ => {}
+    }
+    *fails = error.is_some();
+}
+
 /// Accepts workers; where the socket's file is gone, though no successor's has taken its place, it is made again.
 async fn accept_workers(mut socket: WorkerSocket, proxy: Proxy, places: Arc<Semaphore>) {
     let mut look = interval(Duration::from_secs(1));
+    let mut fails = false;
     while let Ok(place) = places.clone().acquire_owned().await {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
@@ -326,14 +364,14 @@ async fn accept_workers(mut socket: WorkerSocket, proxy: Proxy, places: Arc<Sema
                 continue;
             }
         };
+        told("workers", &mut fails, accepted.as_ref().err());
         let connection = match accepted {
             Ok(Ok(stream)) => proxy.clone().serve_worker(stream),
             Ok(Err(user)) => {
                 error!(uid = user.as_raw(), "a process of another user dialled the workers' socket; see --allow-peer");
                 continue;
             }
-            Err(error) => {
-                warn!(%error, "cannot accept a worker");
+            Err(_) => {
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }

@@ -5,6 +5,7 @@ pub mod admission;
 pub mod app;
 pub mod batcher;
 pub mod config;
+pub mod descriptors;
 pub mod http;
 pub mod inherited;
 pub mod job;

@@ -28,8 +28,23 @@ impl Process {
     /// # Panics
     /// The program is not built, or cannot be started.
     pub fn start<A: AsRef<str>>(program: &str, arguments: &[A], log: PathBuf) -> Self {
+        Self::start_by(&[], program, arguments, log)
+    }
+
+    /// The same by a command that becomes the program, such as `env NAME=VALUE`; by nothing where it is empty.
+    ///
+    /// # Panics
+    /// The program is not built, or cannot be started.
+    pub fn start_by<A: AsRef<str>>(wrapper: &[String], program: &str, arguments: &[A], log: PathBuf) -> Self {
         let path = binary(program).unwrap_or_else(|missing| panic!("{missing}"));
-        let mut command = Command::new(path);
+        let mut command = match wrapper.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(path);
+                command
+            }
+            None => Command::new(path),
+        };
         command.args(arguments.iter().map(AsRef::as_ref));
         Self::run(program, command, log)
     }
@@ -96,6 +111,11 @@ impl Process {
             found
         })
         .await
+    }
+
+    /// Its number; none once it has ended.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// Sends a signal. A process that is gone does not mind.

@@ -26,6 +26,8 @@ pub struct Stack {
     /// The proxy's program.
     program: &'static str,
     flags: Vec<String>,
+    /// What all its programs are started by, if by anything.
+    wrapper: Vec<String>,
     logs: usize,
     folder: Folder,
 }
@@ -44,10 +46,15 @@ impl Stack {
     /// # Panics
     /// It does not come up.
     pub async fn proxy_of(program: &'static str, flags: &[&str]) -> Self {
-        let folder = Folder::new();
-        let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let (proxy, address) = listening(folder.path(), program, "127.0.0.1:0", None, &flags, 0).await;
-        Self { proxy, workers: Vec::new(), address, door: None, program, flags, logs: 1, folder }
+        Self::start(program, Folder::new(), &[], flags, None).await
+    }
+
+    /// The same, with a folder that is there already and a command by which all its programs are started.
+    ///
+    /// # Panics
+    /// It does not come up.
+    pub async fn proxy_by(wrapper: &[&str], folder: Folder, flags: &[&str]) -> Self {
+        Self::start(PROXY, folder, wrapper, flags, None).await
     }
 
     /// The same, with a socket that outlives the proxy.
@@ -55,11 +62,23 @@ impl Stack {
     /// # Panics
     /// It does not come up.
     pub async fn proxy_with_door(flags: &[&str]) -> Self {
-        let folder = Folder::new();
-        let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let door = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let (proxy, address) = listening(folder.path(), PROXY, "127.0.0.1:0", Some(&door), &flags, 0).await;
-        Self { proxy, workers: Vec::new(), address, door: Some(door), program: PROXY, flags, logs: 1, folder }
+        Self::start(PROXY, Folder::new(), &[], flags, Some(door)).await
+    }
+
+    async fn start(
+        program: &'static str,
+        folder: Folder,
+        wrapper: &[&str],
+        flags: &[&str],
+        door: Option<TcpListener>,
+    ) -> Self {
+        let [wrapper, flags] =
+            [wrapper, flags].map(|words| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>());
+        let launch =
+            Launch { program, folder: folder.path(), door: door.as_ref(), wrapper: &wrapper, flags: &flags, number: 0 };
+        let (proxy, address) = launch.listening("127.0.0.1:0").await;
+        Self { proxy, workers: Vec::new(), address, door, program, flags, wrapper, logs: 1, folder }
     }
 
     /// Starts a successor of the proxy on the same socket and tells the proxy to stop. Its exit code.
@@ -68,9 +87,7 @@ impl Stack {
     /// It has no socket that outlives it, the successor does not come up, or the proxy does not end.
     pub async fn succeed_proxy(&mut self) -> Option<i32> {
         assert!(self.door.is_some(), "a socket that outlives the proxy");
-        let (successor, _) =
-            listening(self.folder.path(), self.program, "127.0.0.1:0", self.door.as_ref(), &self.flags, self.logs)
-                .await;
+        let (successor, _) = self.launch().listening("127.0.0.1:0").await;
         self.logs += 1;
         let mut old = std::mem::replace(&mut self.proxy, successor);
         old.signal(Signal::SIGTERM);
@@ -103,7 +120,18 @@ impl Stack {
         arguments.extend(flags);
         let log = self.folder.path().join(format!("{}-{}.log", self.logs, program.replace('/', "-")));
         self.logs += 1;
-        self.workers.push(Process::start(program, &arguments, log));
+        self.workers.push(Process::start_by(&self.wrapper, program, &arguments, log));
+    }
+
+    fn launch(&self) -> Launch<'_> {
+        Launch {
+            program: self.program,
+            folder: self.folder.path(),
+            door: self.door.as_ref(),
+            wrapper: &self.wrapper,
+            flags: &self.flags,
+            number: self.logs,
+        }
     }
 
     /// Ends the proxy by `signal` and starts it again on the same address.
@@ -114,8 +142,7 @@ impl Stack {
         self.proxy.signal(signal);
         self.proxy.ended().await;
         let listen = self.address.to_string();
-        (self.proxy, self.address) =
-            listening(self.folder.path(), self.program, &listen, None, &self.flags, self.logs).await;
+        (self.proxy, self.address) = self.launch().listening(&listen).await;
         self.logs += 1;
     }
 
@@ -167,25 +194,31 @@ impl Stack {
     }
 }
 
-async fn listening(
-    folder: &Path,
-    program: &str,
-    listen: &str,
-    door: Option<&TcpListener>,
-    flags: &[String],
+/// How a proxy is started.
+struct Launch<'a> {
+    program: &'static str,
+    folder: &'a Path,
+    door: Option<&'a TcpListener>,
+    wrapper: &'a [String],
+    flags: &'a [String],
+    /// Of its log.
     number: usize,
-) -> (Process, SocketAddr) {
-    let socket = folder.join("worker.sock");
-    let mut arguments = vec!["--listen", listen, "--socket", socket.to_str().expect("a plain path")];
-    arguments.extend(["--log-format", "json"]);
-    arguments.extend(flags.iter().map(String::as_str));
-    let log = folder.join(format!("{number}-proxy.log"));
-    let mut proxy = match door {
-        Some(door) => Process::start_on(door, program, &arguments, log),
-        None => Process::start(program, &arguments, log),
-    };
-    let address = proxy.logged("the proxy listens", listen_address).await;
-    (proxy, address)
+}
+
+impl Launch<'_> {
+    async fn listening(&self, listen: &str) -> (Process, SocketAddr) {
+        let socket = self.folder.join("worker.sock");
+        let mut arguments = vec!["--listen", listen, "--socket", socket.to_str().expect("a plain path")];
+        arguments.extend(["--log-format", "json"]);
+        arguments.extend(self.flags.iter().map(String::as_str));
+        let log = self.folder.join(format!("{}-proxy.log", self.number));
+        let mut proxy = match self.door {
+            Some(door) => Process::start_on(door, self.program, &arguments, log),
+            None => Process::start_by(self.wrapper, self.program, &arguments, log),
+        };
+        let address = proxy.logged("the proxy listens", listen_address).await;
+        (proxy, address)
+    }
 }
 
 /// The address in a line that says where the proxy listens, in either log format.
