@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use pillion_tests::campaign::{HEAD, Row, Scale, scenes};
+use pillion_tests::campaign::{HEAD, Row, Scale, machine, scenes};
 use pillion_tests::say;
 
 /// Real processes under load, to which something happens again and again.
@@ -49,7 +49,13 @@ async fn main() -> ExitCode {
     scene!("poison", scenes::poison(scale));
     scene!("stops", scenes::stops(scale));
     scene!("liars", scenes::liars(scale));
-    scene!("socket-removed", scenes::folder_removed(scale));
+    scene!("proxy-stops", machine::proxy_stops(scale));
+    scene!("folder-removed", machine::folder_removed(scale));
+    scene!("descriptors", machine::descriptors(scale));
+    scene!("clock", machine::clock(scale));
+    if let Some(model) = flags.model.as_ref().and_then(|model| model.to_str()) {
+        scene!("memory", machine::memory(scale, model));
+    }
     println!("{HEAD}");
     rows.iter().for_each(|row| println!("{row}"));
     if rows.iter().all(|row| row.kept) { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -2,10 +2,12 @@
 //! counted and written down as a table.
 //!
 //! - [`load`]: clients, each of whose answers is compared with what it must be.
-//! - [`scenes`]: what happens.
+//! - [`scenes`]: what happens to processes; [`machine`]: to the machine under them.
 
 pub mod load;
+pub mod machine;
 pub mod scenes;
+mod setting;
 
 use std::fmt;
 use std::time::Duration;

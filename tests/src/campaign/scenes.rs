@@ -1,6 +1,5 @@
-//! What happens to a stack under load.
+//! What happens to the processes of a stack under load.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,104 +7,13 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::load::{Load, Question, ask};
+use super::load::{Load, Question};
+use super::setting::{BATCH, Program, busy, capacity, connected, often, questions, real_questions};
 use super::{Row, Scale};
-use crate::simulated::echo::expected;
 use crate::stack::Stack;
 
 /// Time between two kills.
 const PAUSE: Duration = Duration::from_secs(2);
-/// The simulated worker's costs: with batches of 16 it answers some 640 short texts a second.
-const COSTS: [&str; 4] = ["--batch-cost", "10ms", "--step-cost", "1ms"];
-/// Requests a second where one worker may have to do.
-const RATE: f64 = 50.0;
-const BATCH: [&str; 2] = ["--max-batch-size", "16"];
-
-/// Requests of ten words, and some of 200 that are streamed.
-fn questions() -> Arc<[Question]> {
-    let question = |number: usize| {
-        let is_stream = number.is_multiple_of(8);
-        let words = if is_stream { 200 } else { 10 };
-        let text: Vec<String> = (0..words).map(|word| format!("q{number}w{word}")).collect();
-        let text = text.join(" ");
-        let expected = expected(&text, 256, 0);
-        Question { body: json!({"text": text, "max_new_tokens": 256}), expected, is_stream }
-    };
-    (0..64).map(question).collect()
-}
-
-/// A worker's program with its flags.
-#[derive(Clone, Debug)]
-pub struct Program {
-    name: &'static str,
-    flags: Vec<String>,
-}
-
-impl Program {
-    /// One that waits instead of computing.
-    fn simulated(more: &[&str]) -> Self {
-        let flags = COSTS.iter().chain(more).map(|flag| (*flag).to_owned()).collect();
-        Self { name: "simulated-worker", flags }
-    }
-
-    /// The real one, on the processor, with one thread.
-    pub fn real(model: &str) -> Self {
-        let flags = ["--model", model, "--device", "cpu", "--threads", "1"].map(str::to_owned);
-        Self { name: "pillion-worker", flags: flags.into() }
-    }
-
-    fn start(&self, stack: &mut Stack) {
-        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        let socket: PathBuf = stack.socket();
-        stack.worker(self.name, &flags, &socket);
-    }
-
-    /// Kills a worker without a word and starts its like in its place.
-    fn replace(&self, stack: &mut Stack, nth: usize, signal: Signal) {
-        stack.workers[nth].signal(signal);
-        self.start(stack);
-        stack.workers.remove(nth);
-    }
-}
-
-async fn connected(stack: &Stack, workers: i64) {
-    stack.metric("pillion_workers_connected", |seen| seen == workers).await;
-}
-
-/// Requests a second that a stack answers when all clients ask again at once.
-async fn capacity(stack: &Stack, questions: &Arc<[Question]>, clients: usize) -> f64 {
-    const SPAN: Duration = Duration::from_secs(3);
-    let end = Instant::now() + SPAN;
-    let mut asking = Vec::new();
-    for first in 0..clients {
-        let (client, questions) = (stack.client(), questions.clone());
-        asking.push(tokio::spawn(async move {
-            let mut answered = 0;
-            while Instant::now() < end {
-                let question = &questions[(first + answered * 7) % questions.len()];
-                ask(&client, question).await.expect("an undisturbed stack answers");
-                answered += 1;
-            }
-            answered
-        }));
-    }
-    let mut all = 0;
-    for answered in asking {
-        all += answered.await.expect("no client panics");
-    }
-    f64::from(u32::try_from(all).expect("a count")) / SPAN.as_secs_f64()
-}
-
-/// Waits a little for a moment in which many texts are with the workers, so that the next kill meets a batch.
-async fn busy(stack: &Stack) {
-    const MANY: i64 = 12;
-    for _ in 0..50 {
-        if stack.metrics().await.sum("pillion_running") >= MANY {
-            return;
-        }
-        sleep(Duration::from_millis(5)).await;
-    }
-}
 
 /// `kill -9` of one worker every two seconds.
 async fn kills(
@@ -164,43 +72,9 @@ pub async fn kills_of_one(scale: Scale) -> Row {
 /// Two real workers with a model, one of which is killed again and again. What they say undisturbed is what is expected.
 pub async fn kills_of_real(scale: Scale, model: &str) -> Row {
     let program = Program::real(model);
-    let mut asked = Vec::new();
-    {
-        let mut stack = Stack::proxy(&[]).await;
-        program.start(&mut stack);
-        stack.ready().await;
-        let client = stack.client();
-        for number in 0..48 {
-            let is_stream = number % 8 == 0;
-            let most = if is_stream { 200 } else { 10 };
-            let body = json!({"text": format!("What is {} + {}?", number, 2 * number), "max_new_tokens": most, "min_new_tokens": most});
-            let mut question = Question { body, expected: String::new(), is_stream };
-            question.expected = ask(&client, &question).await.expect("an undisturbed worker answers");
-            asked.push(question);
-        }
-    }
+    let asked = real_questions(&program).await;
     let fault = "`kill -9` of one of two real workers every 2 s, at 70 % of what two carry";
-    kills(scale, program, asked.into(), 2, 0.7, fault).await
-}
-
-/// Something happens to a stack under load, so many times.
-async fn often(
-    scale: Scale,
-    mut stack: Stack,
-    programs: &[Program],
-    rate: f64,
-    mut happen: impl AsyncFnMut(&mut Stack, usize),
-) -> (super::load::Tally, crate::metrics::Metrics) {
-    programs.iter().for_each(|program| program.start(&mut stack));
-    connected(&stack, i64::try_from(programs.len()).expect("few")).await;
-    let load = Load::start(stack.address(), rate, questions());
-    for turn in 0..scale.times {
-        sleep(Duration::from_millis(500)).await;
-        happen(&mut stack, turn).await;
-    }
-    let tally = load.stop().await;
-    let metrics = stack.metrics().await;
-    (tally, metrics)
+    kills(scale, program, asked, 2, 0.7, fault).await
 }
 
 /// The proxy is succeeded by another on the same socket.
@@ -208,7 +82,7 @@ pub async fn proxy_restarts(scale: Scale) -> Row {
     let stack = Stack::proxy_with_door(&BATCH).await;
     let program = Program::simulated(&[]);
     let mut clean = 0;
-    let (tally, _) = often(scale, stack, &[program.clone(), program], RATE, async |stack, _| {
+    let (tally, _) = often(scale, stack, &[program.clone(), program], questions(), async |stack, _| {
         clean += usize::from(stack.succeed_proxy().await == Some(0));
         connected(stack, 2).await;
     })
@@ -230,7 +104,7 @@ pub async fn model_swaps(scale: Scale) -> Row {
         ["00", "11"].map(|build| Program::simulated(&["--fingerprint", build])).into_iter().collect();
     let mut clean = 0;
     let first = builds[0].clone();
-    let (tally, metrics) = often(scale, stack, &[first], RATE, async |stack, turn| {
+    let (tally, metrics) = often(scale, stack, &[first], questions(), async |stack, turn| {
         builds[(turn + 1) % 2].start(stack);
         connected(stack, 2).await;
         stack.workers[0].signal(Signal::SIGTERM);
@@ -255,7 +129,7 @@ pub async fn rolling_restarts(scale: Scale) -> Row {
     let program = Program::simulated(&[]);
     let mut clean = 0;
     let programs = [program.clone(), program.clone()];
-    let (tally, metrics) = often(scale, stack, &programs, RATE, async |stack, _| {
+    let (tally, metrics) = often(scale, stack, &programs, questions(), async |stack, _| {
         for _ in 0..2 {
             program.start(stack);
             connected(stack, 3).await;
@@ -281,7 +155,7 @@ pub async fn poison(scale: Scale) -> Row {
     let stack = Stack::proxy(&BATCH).await;
     let program = Program::simulated(&[]);
     let mut guilty = Vec::new();
-    let (tally, metrics) = often(scale, stack, &[program.clone(), program], RATE, async |stack, turn| {
+    let (tally, metrics) = often(scale, stack, &[program.clone(), program], questions(), async |stack, turn| {
         let body = json!({"text": format!("!die {turn}")});
         guilty.push(stack.client().post("/generate", &body).await.status);
     })
@@ -301,7 +175,7 @@ pub async fn poison(scale: Scale) -> Row {
 pub async fn stops(scale: Scale) -> Row {
     let stack = Stack::proxy(&BATCH).await;
     let program = Program::simulated(&["--silence", "300ms"]);
-    let (tally, metrics) = often(scale, stack, &[program.clone(), program], RATE, async |stack, turn| {
+    let (tally, metrics) = often(scale, stack, &[program.clone(), program], questions(), async |stack, turn| {
         stack.workers[turn % 2].signal(Signal::SIGSTOP);
         connected(stack, 1).await;
         stack.workers[turn % 2].signal(Signal::SIGCONT);
@@ -325,7 +199,7 @@ pub async fn liars(scale: Scale) -> Row {
     let stack = Stack::proxy(&BATCH).await;
     let program = Program::simulated(&[]);
     let mut gone = 0;
-    let (tally, metrics) = often(scale, stack, &[program.clone(), program], RATE, async |stack, turn| {
+    let (tally, metrics) = often(scale, stack, &[program.clone(), program], questions(), async |stack, turn| {
         let liar = Program::simulated(&["--fault", kinds[turn % kinds.len()], "--fault-step", "3"]);
         liar.start(stack);
         let lost = stack.metrics().await.sum("pillion_workers_lost_total");
@@ -342,28 +216,6 @@ pub async fn liars(scale: Scale) -> Row {
         times: scale.times.to_string(),
         seen: format!("{gone} dropped, {errors} protocol errors counted"),
         kept: tally.is_clean() && gone == scale.times,
-        tally,
-    }
-}
-
-/// The folder of the workers' socket is removed, and a worker restarted.
-pub async fn folder_removed(scale: Scale) -> Row {
-    let stack = Stack::proxy(&BATCH).await;
-    let program = Program::simulated(&[]);
-    let again = program.clone();
-    let (tally, _) = often(scale, stack, &[program.clone(), program], RATE, async |stack, _| {
-        std::fs::remove_file(stack.socket()).expect("the socket can be removed");
-        again.replace(stack, 0, Signal::SIGKILL);
-        connected(stack, 1).await;
-        connected(stack, 2).await;
-    })
-    .await;
-    Row {
-        fault: "the workers' socket is removed, and a worker is killed",
-        promise: "the socket is made again, no request fails",
-        times: scale.times.to_string(),
-        seen: "the next worker connected each time".into(),
-        kept: tally.is_clean(),
         tally,
     }
 }

@@ -1,0 +1,212 @@
+//! What happens to the machine under a stack: no descriptors, no memory, another time, a folder that is gone, a proxy that
+//! gets no processor.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::process::Command;
+use tokio::time::sleep;
+
+use super::load::ask;
+use super::setting::{BATCH, Program, connected, often, questions, real_questions};
+use super::{Row, Scale};
+use crate::folder::Folder;
+use crate::process::Process;
+use crate::stack::Stack;
+
+/// Where Debian puts what makes a program see another time.
+const FAKETIME: &str = "faketime/libfaketime.so.1";
+
+/// The proxy's process is stopped, and goes on a second later.
+pub async fn proxy_stops(scale: Scale) -> Row {
+    let stack = Stack::proxy(&BATCH).await;
+    let program = Program::simulated(&["--silence", "300ms"]);
+    let (tally, metrics) = often(scale, stack, &[program.clone(), program], questions(), async |stack, _| {
+        stack.proxy.signal(Signal::SIGSTOP);
+        sleep(Duration::from_secs(1)).await;
+        stack.proxy.signal(Signal::SIGCONT);
+        connected(stack, 2).await;
+    })
+    .await;
+    let lost = metrics.sum("pillion_workers_lost_total");
+    Row {
+        fault: "the proxy's process is stopped (SIGSTOP) for a second, longer than a worker may be silent",
+        promise: "everybody waits, no request fails, no worker is taken for stuck",
+        times: scale.times.to_string(),
+        seen: format!("{lost} workers lost"),
+        kept: tally.is_clean() && lost == 0,
+        tally,
+    }
+}
+
+/// The workers' socket is removed, or the whole folder that it is in, and a worker restarted.
+pub async fn folder_removed(scale: Scale) -> Row {
+    let stack = Stack::proxy(&BATCH).await;
+    let program = Program::simulated(&[]);
+    let again = program.clone();
+    let (tally, _) = often(scale, stack, &[program.clone(), program], questions(), async |stack, turn| {
+        if turn % 2 == 0 {
+            std::fs::remove_file(stack.socket()).expect("the socket can be removed");
+        } else {
+            std::fs::remove_dir_all(stack.folder()).expect("the folder can be removed");
+            sleep(Duration::from_millis(300)).await;
+            std::fs::create_dir(stack.folder()).expect("the folder can be made again");
+        }
+        again.replace(stack, 0, Signal::SIGKILL);
+        connected(stack, 1).await;
+        connected(stack, 2).await;
+    })
+    .await;
+    Row {
+        fault: "the workers' socket is removed, in every other turn with its folder, and a worker is killed",
+        promise: "the socket is made again where its folder is, no request fails",
+        times: scale.times.to_string(),
+        seen: "the next worker connected each time".into(),
+        kept: tally.is_clean(),
+        tally,
+    }
+}
+
+/// The limit of a process, by util-linux's `prlimit`.
+async fn limit(process: &Process, what: &str) {
+    let pid = process.pid().expect("it runs").to_string();
+    let done = Command::new("prlimit").args(["--pid", &pid, what]).status().await.expect("util-linux is there");
+    assert!(done.success(), "prlimit --pid {pid} {what}");
+}
+
+fn proc(process: &Process, what: &str) -> PathBuf {
+    Path::new("/proc").join(process.pid().expect("it runs").to_string()).join(what)
+}
+
+/// The proxy may have no more descriptors than it has, while clients come and a worker is killed.
+pub async fn descriptors(scale: Scale) -> Row {
+    const STRANGERS: usize = 20;
+    let stack = Stack::proxy(&BATCH).await;
+    let program = Program::simulated(&[]);
+    let again = program.clone();
+    let asked = questions();
+    let mut answered = 0;
+    let (tally, _) = often(scale, stack, &[program.clone(), program], asked.clone(), async |stack, turn| {
+        let open = std::fs::read_dir(proc(&stack.proxy, "fd")).expect("its descriptors can be listed");
+        let highest = open.filter_map(|fd| fd.ok()?.file_name().to_str()?.parse::<u64>().ok()).max().unwrap_or(0);
+        limit(&stack.proxy, &format!("--nofile={}:", highest + 1)).await;
+        let strangers: Vec<_> = (0..STRANGERS)
+            .map(|nth| {
+                let (client, asked) = (stack.client(), asked.clone());
+                tokio::spawn(async move {
+                    let question = &asked[(turn + nth) % asked.len()];
+                    ask(&client, question).await.is_ok_and(|answer| answer == question.expected)
+                })
+            })
+            .collect();
+        again.replace(stack, 0, Signal::SIGKILL);
+        sleep(Duration::from_millis(500)).await;
+        let hard = "--nofile=4096:";
+        limit(&stack.proxy, hard).await;
+        for stranger in strangers {
+            answered += usize::from(stranger.await.expect("no client panics"));
+        }
+        connected(stack, 2).await;
+    })
+    .await;
+    Row {
+        fault: "the proxy may open nothing more for half a second (RLIMIT_NOFILE); 20 more clients come, a worker is killed",
+        promise: "who is connected is served, who comes waits, no request fails",
+        times: scale.times.to_string(),
+        seen: format!("{answered} of {} who came then had their answers", STRANGERS * scale.times),
+        kept: tally.is_clean() && answered == STRANGERS * scale.times,
+        tally,
+    }
+}
+
+fn faketime() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?;
+    folders.filter_map(|folder| Some(folder.ok()?.path().join(FAKETIME))).find(|path| path.is_file())
+}
+
+/// The machine's clock is set forward or back, by days.
+///
+/// # Panics
+/// Debian's package faketime is not installed.
+pub async fn clock(scale: Scale) -> Row {
+    let steps = ["+400d", "-30d", "+1h", "-1h"];
+    let library = faketime().expect("Debian's package faketime is installed");
+    let folder = Folder::new();
+    let file = folder.path().join("clock");
+    let set = |step: &str| std::fs::write(&file, format!("{step}\n")).expect("the clock's file can be written");
+    set("+0");
+    let (library, time) =
+        (format!("LD_PRELOAD={}", library.display()), format!("FAKETIME_TIMESTAMP_FILE={}", file.display()));
+    let wrapper = ["env", &library, &time, "FAKETIME_NO_CACHE=1", "DONT_FAKE_MONOTONIC=1"];
+    let stack = Stack::proxy_by(&wrapper, folder, &BATCH).await;
+    let program = Program::simulated(&["--silence", "300ms"]);
+    let mut stepped = 0;
+    let (tally, metrics) = often(scale, stack, &[program.clone(), program], questions(), async |stack, turn| {
+        let created = async || {
+            let body = json!({"model": "simulated", "prompt": "what time is it", "max_tokens": 4});
+            stack.client().post("/v1/completions", &body).await.json()["created"].as_i64().expect("it says when")
+        };
+        let before = created().await;
+        set(steps[turn % steps.len()]);
+        sleep(Duration::from_millis(500)).await;
+        stepped += usize::from((created().await - before).abs() > 1800);
+    })
+    .await;
+    let lost = metrics.sum("pillion_workers_lost_total");
+    Row {
+        fault: "the clock of proxy and workers is set by hours and days, forward and back",
+        promise: "no request fails, no worker is taken for stuck",
+        times: scale.times.to_string(),
+        seen: format!("answers say {stepped} steps; {lost} workers lost"),
+        kept: tally.is_clean() && stepped == scale.times && lost == 0,
+        tally,
+    }
+}
+
+/// One of two real workers may have no more memory than it has, while many long prompts come.
+pub async fn memory(scale: Scale, model: &str) -> Row {
+    const STRANGERS: usize = 40;
+    let program = Program::real(model);
+    let asked = real_questions(&program).await;
+    let stack = Stack::proxy(&[]).await;
+    let again = program.clone();
+    let (mut answered, mut short, mut died) = (0, 0, 0);
+    let (tally, _) = often(scale, stack, &[program.clone(), program], asked, async |stack, turn| {
+        let statm = std::fs::read_to_string(proc(&stack.workers[0], "statm")).expect("its memory can be asked");
+        let pages: u64 = statm.split(' ').next().and_then(|pages| pages.parse().ok()).expect("a number of pages");
+        limit(&stack.workers[0], &format!("--as={}:", pages * 4096)).await;
+        let strangers: Vec<_> = (0..STRANGERS)
+            .map(|nth| {
+                let text = format!("{turn} {nth} {}", "and so on and on ".repeat(150));
+                let (client, body) =
+                    (stack.client(), json!({"text": text, "max_new_tokens": 10, "min_new_tokens": 10}));
+                tokio::spawn(async move { client.post("/generate", &body).await.status })
+            })
+            .collect();
+        for stranger in strangers {
+            answered += usize::from(stranger.await.expect("no client panics") == 200);
+        }
+        short += stack.workers[0].log().matches("not enough memory").count();
+        if stack.workers[0].runs() {
+            limit(&stack.workers[0], "--as=unlimited:").await;
+        } else {
+            died += 1;
+        }
+        // A fresh one, which has not learned to do with less.
+        again.replace(stack, 0, Signal::SIGTERM);
+        connected(stack, 1).await;
+        connected(stack, 2).await;
+    })
+    .await;
+    let all = STRANGERS * scale.times;
+    Row {
+        fault: "one of two real workers gets no more memory (RLIMIT_AS), and 40 long prompts come",
+        promise: "it does with less, or dies and its members go on elsewhere; no request fails",
+        times: scale.times.to_string(),
+        seen: format!("{short} calls found no memory, {died} workers died, {answered} of the {all} were answered"),
+        kept: tally.is_clean() && answered == all && short + died > 0,
+        tally,
+    }
+}
