@@ -13,6 +13,7 @@ use crate::model::ModelError;
 
 pub mod ct2;
 mod pool;
+mod replicas;
 mod ride;
 #[cfg(test)]
 pub(crate) mod script;

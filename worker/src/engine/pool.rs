@@ -7,7 +7,7 @@
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pillion_protocol::BatchId;
 use pillion_protocol::frame::{Batch, BatchCost};
@@ -15,6 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Sender;
 
 use super::Engine;
+use super::replicas::Replicas;
 use super::trip::{self, Site};
 use crate::batch::{BatchSignals, Event, Job, Progress};
 use crate::prepare;
@@ -55,46 +56,6 @@ pub struct EnginePool {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the threads of one slot share.
-#[derive(Debug)]
-pub(super) struct Slot {
-    /// Whoever holds it may make calls. It is given up with a batch's last call.
-    turn: Mutex<()>,
-    /// When the engine last did something. Set by the engine's own thread: those that wait for it may wake up late, and in
-    /// another order.
-    active: Mutex<Instant>,
-}
-
-/// A call's time on its engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Spell {
-    /// When the engine began it: at once, or as soon as it was free.
-    pub(super) began: Instant,
-    /// For how long the engine was idle before.
-    pub(super) idle: Duration,
-    /// How long it took.
-    pub(super) busy: Duration,
-}
-
-impl Slot {
-    fn new(now: Instant) -> Self {
-        Self { turn: Mutex::new(()), active: Mutex::new(now) }
-    }
-
-    /// The engine does something; when it did something before that.
-    pub(super) fn is_active(&self, now: Instant) -> Instant {
-        std::mem::replace(&mut *lock(&self.active), now)
-    }
-}
-
-impl Spell {
-    /// A call that was made at `called` and ended at `ended`; the one before it had been active until `before`.
-    pub(super) fn new(called: Instant, before: Instant, ended: Instant) -> Self {
-        let began = called.max(before).min(ended);
-        Self { began, idle: called.saturating_duration_since(before), busy: ended.saturating_duration_since(began) }
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -105,19 +66,21 @@ impl EnginePool {
     /// # Errors
     /// The system gives no more threads.
     pub fn start(engine: &Arc<dyn Engine>, shared: &Arc<Shared>) -> std::io::Result<Self> {
-        let slots: Vec<_> = (0..shared.limits.slots).map(|_| Arc::new(Slot::new(Instant::now()))).collect();
-        let (sender, receiver) = sync_channel(2 * slots.len());
+        // Of each slot: whoever holds it may make calls. It is given up with a batch's last call.
+        let turns: Vec<_> = (0..shared.limits.slots).map(|_| Arc::new(Mutex::new(()))).collect();
+        let replicas = Arc::new(Replicas::new(turns.len(), Instant::now()));
+        let (sender, receiver) = sync_channel(2 * turns.len());
         let receiver = Arc::new(Mutex::new(receiver));
-        let threads = (0..slots.len() * FEEDERS)
+        let threads = (0..turns.len() * FEEDERS)
             .map(|feeder| {
                 let (engine, shared, receiver) = (Arc::clone(engine), Arc::clone(shared), Arc::clone(&receiver));
-                let slot = Arc::clone(&slots[feeder / FEEDERS]);
+                let (turn, replicas) = (Arc::clone(&turns[feeder / FEEDERS]), Arc::clone(&replicas));
                 let work = move || {
                     loop {
-                        let turn = lock(&slot.turn);
+                        let turn = lock(&turn);
                         let Some(arrived) = next(&receiver) else { return };
                         let Some(job) = ready(arrived, &shared) else { continue };
-                        trip::serve(job, Site { engine: &*engine, shared: &shared, feeder, slot: &slot }, turn);
+                        trip::serve(job, Site { engine: &*engine, shared: &shared, feeder, replicas: &replicas }, turn);
                     }
                 };
                 thread::Builder::new().name(format!("engine-{feeder}")).spawn(work)
@@ -187,23 +150,6 @@ mod tests {
     use crate::engine::{Call, EngineFailed, NewToken};
     use crate::prepare::tests::member;
     use crate::shared::tests::shared;
-
-    #[test]
-    fn a_call_that_waited_for_the_one_before_counts_from_its_end() {
-        let start = Instant::now();
-        let millis = Duration::from_millis;
-        let slot = Slot::new(start);
-        let spell = |called, ended| {
-            let before = slot.is_active(start + millis(ended));
-            Spell::new(start + millis(called), before, start + millis(ended))
-        };
-        let first = spell(3, 10);
-        assert_eq!(first, Spell { began: start + millis(3), idle: millis(3), busy: millis(7) });
-        let second = spell(8, 14);
-        assert_eq!(second, Spell { began: start + millis(10), idle: Duration::ZERO, busy: millis(4) });
-        let third = spell(15, 16);
-        assert_eq!(third, Spell { began: start + millis(15), idle: millis(1), busy: millis(1) });
-    }
 
     /// An engine that cancels member 0 before its third step, and counts what it computes for it after that.
     #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use pillion_protocol::frame::FinishReason;
 
-use super::pool::{Slot, Spell};
+use super::replicas::{Replicas, Spell};
 use super::trip::Site;
 use super::{CallTime, NewToken};
 use crate::batch::{Ending, Event, Job, Progress};
@@ -42,7 +42,7 @@ pub(super) struct Ride<'a> {
     told: Instant,
     tells_all: bool,
     first: Option<(Instant, u64)>,
-    slot: &'a Slot,
+    replicas: &'a Replicas,
     /// When the engine was last active before this call, once the call has begun.
     before: Option<Instant>,
     counted: u64,
@@ -50,7 +50,7 @@ pub(super) struct Ride<'a> {
 
 impl<'a> Ride<'a> {
     pub(super) fn new(job: &'a mut Job, cohort: &'a [usize], site: Site<'a>, announce: bool) -> Self {
-        let Site { shared, feeder, slot, .. } = site;
+        let Site { shared, feeder, replicas, .. } = site;
         let shapes = cohort.iter().map(|&place| job.riders[place].shape());
         let steps = Steps::new(shapes.map(|shape| (shape.prompt, shape.most)));
         let progress = Progress::of(job.batch);
@@ -71,7 +71,7 @@ impl<'a> Ride<'a> {
             told: now,
             tells_all: false,
             first: None,
-            slot,
+            replicas,
             before: None,
             counted: 0,
         }
@@ -92,7 +92,7 @@ impl<'a> Ride<'a> {
         if step_is_new {
             self.now = Instant::now();
             self.first.get_or_insert((self.now, token.step));
-            let before = self.slot.is_active(self.now);
+            let before = self.replicas.is_active(self.now);
             self.before.get_or_insert(before);
             let held_back = self.now.saturating_duration_since(self.told);
             self.tells_all = held_back >= self.shared.held_back && !self.job.options.look_back();
@@ -168,7 +168,7 @@ impl<'a> Ride<'a> {
         let spell = match self.before {
             Some(before) => Spell::new(called, before, self.now),
             // It said nothing, so it has failed.
-            None => Spell::new(called, self.slot.is_active(Instant::now()), Instant::now()),
+            None => self.replicas.silent(called, Instant::now()),
         };
         let began = spell.began;
         self.shared.liveness.step(self.feeder, Instant::now(), taken.saturating_sub(self.counted));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pillion_protocol::frame::{BatchCost, FailureCode, FinishReason};
 
-use super::pool::{Slot, Spell};
+use super::replicas::{Replicas, Spell};
 use super::ride::Ride;
 use super::{Call, CallTime, Engine, EngineFailed};
 use crate::batch::{Ending, Event, Job, Progress};
@@ -25,7 +25,7 @@ pub(super) struct Site<'a> {
     pub(super) shared: &'a Shared,
     /// The number of the thread.
     pub(super) feeder: usize,
-    pub(super) slot: &'a Slot,
+    pub(super) replicas: &'a Replicas,
 }
 
 /// Serves a batch to its end: every rider ends once, and DONE comes last. The `turn` is given up with what is expected to
