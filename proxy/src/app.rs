@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::BuildError;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{interval, sleep, timeout};
-use tracing::{error, info, warn};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{interval, timeout};
+use tracing::{info, warn};
 
 use crate::admission::{Admission, Bounds};
 use crate::batcher::{self, Batcher, Handle, LinkPort, Settings};
 use crate::config::Config;
 use crate::descriptors;
+use crate::doors::{Door, accept_clients, accept_workers};
 use crate::http::{LINGER, Limits, RequestLog, Scope, Service};
 use crate::inherited::Inherited;
 use crate::lifecycle::Signals;
@@ -28,8 +28,6 @@ use crate::socket::WorkerSocket;
 const MAX_WORKERS: usize = 256;
 /// Admin connections at once: probes and scrapers are few.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
-/// How long to wait before accepting again when the system has no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long workers may take to hear the proxy's goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -167,9 +165,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let config = Config { max_connections: room(config.max_connections), ..config };
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     let mut inherited = Inherited::from_env();
-    let clients = listen(&mut inherited, config.listen).await?;
+    let clients = Door::open(&mut inherited, config.listen).await?;
     let admin = match config.admin_listen {
-        Some(address) => Some(listen(&mut inherited, address).await?),
+        Some(address) => Some(Door::open(&mut inherited, address).await?),
         None => None,
     };
     if inherited.left() > 0 {
@@ -178,7 +176,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let socket = WorkerSocket::bind(&config.socket, &config.allow_peer)
         .map_err(|source| AppError::Socket { path: config.socket.clone(), source })?;
     let (proxy, batcher) = Proxy::new(&config)?;
-    let address = |door: &Door| door.listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    let address = |door: &Door| door.address().map(|address| address.to_string()).unwrap_or_default();
     info!(
         listen = %address(&clients),
         admin_listen = %admin.as_ref().map(address).unwrap_or_default(),
@@ -263,122 +261,10 @@ fn room(asked: usize) -> usize {
     room
 }
 
-/// On the next socket that the process was started with, or on one of its own at this address.
-async fn listen(inherited: &mut Inherited, address: SocketAddr) -> Result<Door, AppError> {
-    let failed = |source| AppError::Listen { address, source };
-    match inherited.next_tcp().map_err(failed)? {
-        Some(listener) => Ok(Door { listener: TcpListener::from_std(listener).map_err(failed)?, outlives: true }),
-        None => Ok(Door { listener: TcpListener::bind(address).await.map_err(failed)?, outlives: false }),
-    }
-}
-
-/// Where clients come in.
-#[derive(Debug)]
-struct Door {
-    listener: TcpListener,
-    /// Somebody else has the socket too: whoever has not been accepted when this process ends is not refused.
-    outlives: bool,
-}
-
 async fn upkeep(proxy: Proxy) {
     let mut tick = interval(Duration::from_secs(5));
     loop {
         tick.tick().await;
         proxy.metrics.upkeep();
-    }
-}
-
-/// Accepts clients until `closed`; each holds a place until its connection ends, and with no place free nobody is accepted.
-async fn accept_clients(
-    door: Door,
-    proxy: Proxy,
-    scope: Scope,
-    places: Arc<Semaphore>,
-    shutdown: watch::Receiver<bool>,
-    mut closed: watch::Receiver<bool>,
-) {
-    let serve = |stream: TcpStream, place: OwnedSemaphorePermit| {
-        // Answers are whole when they are written: waiting for more to send gains nothing.
-        let _ = stream.set_nodelay(true);
-        let connection = proxy.clone().serve_client(stream, scope, shutdown.clone());
-        tokio::spawn(async move {
-            connection.await;
-            drop(place);
-        });
-    };
-    let mut fails = false;
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = closed.wait_for(|&closed| closed) => break,
-            accepted = async {
-                let place = places.clone().acquire_owned().await;
-                (door.listener.accept().await, place)
-            } => accepted,
-        };
-        match accepted {
-            (Ok((stream, _)), Ok(place)) => {
-                told("clients", &mut fails, None);
-                serve(stream, place);
-            }
-            (Err(error), _) => {
-                told("clients", &mut fails, Some(&error));
-                sleep(ACCEPT_PAUSE).await;
-            }
-            (_, Err(_)) => return,
-        }
-    }
-    // Closing the socket would reset those whom the kernel has let in and nobody has accepted.
-    while !door.outlives
-        && let Ok(place) = places.clone().try_acquire_owned()
-        && let Ok(Ok((stream, _))) = timeout(Duration::ZERO, door.listener.accept()).await
-    {
-        serve(stream, place);
-    }
-}
-
-/// Says once that nobody can be accepted, and once that it goes on.
-fn told(who: &str, fails: &mut bool, error: Option<&io::Error>) {
-    match error {
-        Some(error) if !*fails => warn!(%error, "cannot accept {who}: they wait"),
-        None if *fails => info!("{who} are accepted again"),
-        _ => {}
-    }
-    *fails = error.is_some();
-}
-
-/// Accepts workers; where the socket's file is gone, though no successor's has taken its place, it is made again.
-async fn accept_workers(mut socket: WorkerSocket, proxy: Proxy, places: Arc<Semaphore>) {
-    let mut look = interval(Duration::from_secs(1));
-    let mut fails = false;
-    while let Ok(place) = places.clone().acquire_owned().await {
-        let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
-            _ = look.tick() => {
-                if socket.is_gone() {
-                    match socket.bind_again() {
-                        Ok(()) => warn!("the workers' socket was removed, and is there again"),
-                        Err(error) => error!(%error, "the workers' socket was removed and cannot be made again"),
-                    }
-                }
-                continue;
-            }
-        };
-        told("workers", &mut fails, accepted.as_ref().err());
-        let connection = match accepted {
-            Ok(Ok(stream)) => proxy.clone().serve_worker(stream),
-            Ok(Err(user)) => {
-                error!(uid = user.as_raw(), "a process of another user dialled the workers' socket; see --allow-peer");
-                continue;
-            }
-            Err(_) => {
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        tokio::spawn(async move {
-            connection.await;
-            drop(place);
-        });
     }
 }

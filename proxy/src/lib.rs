@@ -6,6 +6,7 @@ pub mod app;
 pub mod batcher;
 pub mod config;
 pub mod descriptors;
+mod doors;
 pub mod http;
 pub mod inherited;
 pub mod job;

@@ -129,6 +129,8 @@ pub struct Metrics {
     /// Workers that were dropped because their engine made no progress.
     pub workers_lost_stuck: Counter,
     pub protocol_errors: Counter,
+    /// Processes of other users that dialled the workers' socket.
+    pub workers_refused: Counter,
 }
 
 impl Metrics {
@@ -252,6 +254,7 @@ fn register(recorder: Arc<PrometheusRecorder>) -> Metrics {
         workers_lost_protocol: counter!("pillion_workers_lost_total", "reason" => "protocol"),
         workers_lost_stuck: counter!("pillion_workers_lost_total", "reason" => "stuck"),
         protocol_errors: counter!("pillion_protocol_errors_total"),
+        workers_refused: counter!("pillion_workers_refused_total"),
     }
 }
 
@@ -299,6 +302,11 @@ fn describe() {
         Unit::Count,
         "Connections closed because a worker broke the protocol"
     );
+    describe_counter!(
+        "pillion_workers_refused_total",
+        Unit::Count,
+        "Connections to the workers' socket from users that may not be workers"
+    );
 }
 
 #[cfg(test)]
@@ -317,6 +325,7 @@ mod tests {
             r#"pillion_workers_lost_total{reason="stuck"} 0"#,
             "pillion_forced_steps_total 0",
             "pillion_protocol_errors_total 0",
+            "pillion_workers_refused_total 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in:\n{text}");
         }

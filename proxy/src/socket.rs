@@ -13,6 +13,8 @@ use nix::unistd::Uid;
 
 /// Owner and group may connect: containers of a pod share a group.
 const MODE: u32 = 0o660;
+/// Of a folder that is made for it: the group comes through to the socket.
+const FOLDER_MODE: u32 = 0o750;
 
 /// A listening socket. Dropping it removes its file, unless a successor's is there by then.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ impl WorkerSocket {
     /// The folder cannot be made or written, or something that is no socket has the path.
     pub fn bind(path: &Path, allowed: &[u32]) -> io::Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
         }
         if let Ok(there) = fs::symlink_metadata(path)
             && !std::os::unix::fs::FileTypeExt::is_socket(&there.file_type())
@@ -106,7 +108,8 @@ mod tests {
         let name = path.as_path().to_fs_name::<GenericFilePath>().unwrap();
         let (dialled, accepted) = tokio::join!(Stream::connect(name), new.accept());
         assert!(dialled.is_ok() && accepted.unwrap().is_ok());
-        assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+        let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&folder)), (MODE, FOLDER_MODE));
         drop(new);
         assert!(!path.exists());
         fs::remove_dir_all(folder).unwrap();
