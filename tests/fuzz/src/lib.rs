@@ -1,0 +1,128 @@
+//! What fuzz targets share: a proxy over pipes in memory, in one thread, with the time paused.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pillion_protocol::frame::{Frame, Hello, UnitCost};
+use pillion_protocol::{VERSIONS, codec};
+use pillion_proxy::app::Proxy;
+use pillion_proxy::config::Config;
+use pillion_proxy::http::Scope;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+const PIPE: usize = 64 * 1024;
+
+/// Runs in a thread of its own time.
+pub fn run(future: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime").block_on(future);
+}
+
+/// So many milliseconds later.
+pub async fn after(milliseconds: u64) {
+    sleep(Duration::from_millis(milliseconds)).await;
+}
+
+/// A request as it is sent.
+pub fn request(path: &str, body: &str, connection: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: {connection}\r\ncontent-length: {length}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+/// A proxy.
+pub struct Proxied {
+    proxy: Proxy,
+    _stay: watch::Sender<bool>,
+    stay: watch::Receiver<bool>,
+}
+
+impl Proxied {
+    /// One that waits a second for workers.
+    pub fn new() -> Self {
+        let config = Config::read(["pillion-proxy", "--worker-wait", "1s"]).expect("a configuration");
+        let (proxy, batcher) = Proxy::new(&config).expect("a proxy");
+        tokio::spawn(batcher.run());
+        let (sender, stay) = watch::channel(false);
+        Self { proxy, _stay: sender, stay }
+    }
+
+    /// A client's connection.
+    pub fn client(&self) -> DuplexStream {
+        let (client, server) = duplex(PIPE);
+        tokio::spawn(self.proxy.clone().serve_client(server, Scope::All, self.stay.clone()));
+        client
+    }
+
+    /// A client that asks once; all that it gets.
+    pub fn ask(&self, path: &str, body: &str) -> JoinHandle<Vec<u8>> {
+        let (mut client, request) = (self.client(), request(path, body, "close"));
+        tokio::spawn(async move {
+            let mut answer = Vec::new();
+            client.write_all(&request).await.expect("the proxy reads");
+            let all = client.read_to_end(&mut answer);
+            timeout(Duration::from_secs(60), all).await.expect("an answer in time").expect("a whole answer");
+            answer
+        })
+    }
+
+    /// A worker that has shaken hands and takes two batches.
+    pub async fn worker(&self) -> DuplexStream {
+        let (mut worker, link) = duplex(PIPE);
+        tokio::spawn(self.proxy.clone().serve_worker(link));
+        let hello = Hello {
+            versions: VERSIONS.to_vec(),
+            software: "fuzz".to_owned(),
+            pid: 0,
+            model: "fuzz".to_owned(),
+            fingerprint: "f".to_owned(),
+            positions: 1000,
+            vocabulary: 257,
+            max_batch_tokens: 10_000,
+            slots: 2,
+            chat: true,
+            cost: UnitCost::default(),
+            age_ms: 0,
+        };
+        let mut wire = BytesMut::new();
+        codec::encode(&Frame::Hello(hello), &mut wire).expect("a frame");
+        codec::encode(&Frame::Credit { grant: 2 }, &mut wire).expect("a frame");
+        worker.write_all(&wire).await.expect("the proxy reads");
+        worker
+    }
+
+    /// Once everybody is gone nothing is queued, running or counted as connected.
+    pub async fn is_empty(&self) {
+        // A second for what is on its way, in paused time.
+        after(1000).await;
+        let metrics = self.proxy.metrics().render();
+        for gauge in ["pillion_queue_depth", "pillion_running"] {
+            let line = metrics.lines().find(|line| line.starts_with(gauge)).unwrap_or_default();
+            assert!(line.ends_with(" 0"), "{line}");
+        }
+    }
+}
+
+impl Default for Proxied {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An answer with a head, and a body that is as long as it says.
+pub fn is_whole(answer: &[u8]) {
+    let shown = || String::from_utf8_lossy(answer).into_owned();
+    assert!(answer.starts_with(b"HTTP/1.1 "), "{}", shown());
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or_else(|| panic!("no head: {}", shown()));
+    let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+    let body = &answer[end + 4..];
+    if let Some(length) = head.lines().find_map(|line| line.strip_prefix("content-length: ")) {
+        assert_eq!(length.trim().parse(), Ok(body.len()), "{}", shown());
+    } else {
+        assert!(body.ends_with(b"0\r\n\r\n"), "{}", shown());
+    }
+}
