@@ -1,7 +1,6 @@
 //! The values that cross the socket. `PROTOCOL.md` says who sends which, when, and how each is written.
 
-use serde::ser::Error as _;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use crate::{BatchId, MemberIndex};
 
@@ -140,13 +139,13 @@ pub struct Options {
     /// Candidates to draw from, the most likely first; 1 is greedy, 0 the whole vocabulary.
     pub sampling_topk: u32,
     /// Draw from the fewest candidates whose probabilities sum to this, over 0 and at most 1.
-    #[serde(serialize_with = "finite")]
+    #[serde(serialize_with = "finite", deserialize_with = "read_finite")]
     pub sampling_topp: f32,
     /// Over 0; higher is more random.
-    #[serde(serialize_with = "finite")]
+    #[serde(serialize_with = "finite", deserialize_with = "read_finite")]
     pub sampling_temperature: f32,
     /// Over 0; above 1 punishes tokens already produced.
-    #[serde(serialize_with = "finite")]
+    #[serde(serialize_with = "finite", deserialize_with = "read_finite")]
     pub repetition_penalty: f32,
     /// No sequence of so many tokens twice; 0 allows any.
     pub no_repeat_ngram_size: u32,
@@ -377,5 +376,11 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 /// JSON has no word for the other numbers: they would become `null`, at which the peer closes the connection.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn finite<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
-    if value.is_finite() { serializer.serialize_f32(*value) } else { Err(S::Error::custom("a number is not finite")) }
+    if value.is_finite() { serializer.serialize_f32(*value) } else { Err(ser::Error::custom("a number is not finite")) }
+}
+
+/// A number that is too large for its type would be read as infinite, and could not be passed on.
+fn read_finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    let value = f32::deserialize(deserializer)?;
+    if value.is_finite() { Ok(value) } else { Err(de::Error::custom("a number is too large")) }
 }

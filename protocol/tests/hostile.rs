@@ -184,3 +184,15 @@ fn a_number_that_json_cannot_say_is_not_written() {
         }
     }
 }
+
+#[test]
+fn a_number_that_is_too_large_is_not_read() {
+    for field in ["sampling_topp", "sampling_temperature", "repetition_penalty"] {
+        let mut options = serde_json::to_value(Options::default()).unwrap();
+        for (number, reads) in [("1e38", true), ("1e39", false), ("-1e39", false)] {
+            options[field] = serde_json::from_str(number).unwrap();
+            let read: Result<Options, _> = serde_json::from_value(options.clone());
+            assert_eq!(read.is_ok(), reads, "{field} {number}");
+        }
+    }
+}
