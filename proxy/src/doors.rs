@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::unistd::Uid;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, interval, sleep, timeout};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::app::{AppError, Proxy};
 use crate::http::Scope;
@@ -18,7 +17,7 @@ use crate::socket::WorkerSocket;
 
 /// How long to wait before accepting again when the system has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Strangers at the workers' socket are spoken of no more often.
+/// What may happen all the time is spoken of no more often.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Where clients come in.
@@ -63,7 +62,7 @@ pub(crate) async fn accept_clients(
             drop(place);
         });
     };
-    let mut fails = false;
+    let mut failures = Seldom::default();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -74,12 +73,11 @@ pub(crate) async fn accept_clients(
             } => accepted,
         };
         match accepted {
-            (Ok((stream, _)), Ok(place)) => {
-                told("clients", &mut fails, None);
-                serve(stream, place);
-            }
+            (Ok((stream, _)), Ok(place)) => serve(stream, place),
             (Err(error), _) => {
-                told("clients", &mut fails, Some(&error));
+                if let Some(times) = failures.happened(Instant::now()) {
+                    warn!(%error, times, "cannot accept a client");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
             (_, Err(_)) => return,
@@ -94,21 +92,10 @@ pub(crate) async fn accept_clients(
     }
 }
 
-/// Says once that nobody can be accepted, and once that it goes on.
-fn told(who: &str, fails: &mut bool, error: Option<&io::Error>) {
-    match error {
-        Some(error) if !*fails => warn!(%error, "cannot accept {who}: they wait"),
-        None if *fails => info!("{who} are accepted again"),
-        _ => {}
-    }
-    *fails = error.is_some();
-}
-
 /// Accepts workers; where the socket's file is gone, though no successor's has taken its place, it is made again.
 pub(crate) async fn accept_workers(mut socket: WorkerSocket, proxy: Proxy, places: Arc<Semaphore>) {
     let mut look = interval(Duration::from_secs(1));
-    let mut fails = false;
-    let mut strangers = Strangers::default();
+    let (mut failures, mut strangers) = (Seldom::default(), Seldom::default());
     while let Ok(place) = places.clone().acquire_owned().await {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
@@ -122,15 +109,20 @@ pub(crate) async fn accept_workers(mut socket: WorkerSocket, proxy: Proxy, place
                 continue;
             }
         };
-        told("workers", &mut fails, accepted.as_ref().err());
         let connection = match accepted {
             Ok(Ok(stream)) => proxy.clone().serve_worker(stream),
             Ok(Err(user)) => {
                 proxy.metrics().workers_refused.increment(1);
-                strangers.came(user, Instant::now());
+                if let Some(times) = strangers.happened(Instant::now()) {
+                    let uid = user.as_raw();
+                    error!(uid, times, "a process of another user dialled the workers' socket; see --allow-peer");
+                }
                 continue;
             }
-            Err(_) => {
+            Err(error) => {
+                if let Some(times) = failures.happened(Instant::now()) {
+                    warn!(%error, times, "cannot accept a worker");
+                }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -142,21 +134,35 @@ pub(crate) async fn accept_workers(mut socket: WorkerSocket, proxy: Proxy, place
     }
 }
 
-/// Processes of other users that dialled the workers' socket.
+/// Something that may happen all the time, and is spoken of now and then.
 #[derive(Debug, Default)]
-struct Strangers {
+struct Seldom {
     unsaid: u64,
     said: Option<Instant>,
 }
 
-impl Strangers {
-    /// One has been refused: says so, unless that was done a moment ago, since it may dial all the time.
-    fn came(&mut self, user: Uid, now: Instant) {
+impl Seldom {
+    /// It has happened. How often since it was last spoken of, where that is not a moment ago.
+    fn happened(&mut self, now: Instant) -> Option<u64> {
         self.unsaid += 1;
-        if self.said.is_none_or(|said| now.saturating_duration_since(said) >= SILENCE) {
-            let (uid, times) = (user.as_raw(), self.unsaid);
-            error!(uid, times, "a process of another user dialled the workers' socket; see --allow-peer");
-            (self.unsaid, self.said) = (0, Some(now));
-        }
+        let is_due = self.said.is_none_or(|said| now.saturating_duration_since(said) >= SILENCE);
+        is_due.then(|| {
+            self.said = Some(now);
+            std::mem::take(&mut self.unsaid)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_all_the_time_is_spoken_of_now_and_then_and_counted() {
+        let start = Instant::now();
+        let mut seldom = Seldom::default();
+        let said: Vec<_> = (0..250).map(|tenth| seldom.happened(start + SILENCE / 100 * tenth)).collect();
+        assert_eq!(said.iter().flatten().collect::<Vec<_>>(), [&1, &100, &100]);
+        assert_eq!((said[0], said[100], said[200]), (Some(1), Some(100), Some(100)));
     }
 }
