@@ -16,8 +16,16 @@ use crate::model::{Model, ModelError};
 /// The most candidates that CTranslate2's top-p kernel for CUDA takes.
 const CUDA_TOP_P_CANDIDATES: u32 = 8192;
 
-/// Whether the processor's kernels are built in: without them it computes nothing.
-const PROCESSOR: bool = cfg!(feature = "cpu");
+/// What this build can compute on.
+const BUILD: Build = Build { cuda: cfg!(feature = "cuda"), processor: cfg!(feature = "cpu") };
+
+/// What a build can compute on.
+#[derive(Clone, Copy, Debug)]
+struct Build {
+    cuda: bool,
+    /// Without its kernels the processor computes nothing.
+    processor: bool,
+}
 
 /// A device that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +42,14 @@ impl Device {
     /// # Errors
     /// It is not to be had, or its number is none.
     pub fn choose(choice: DeviceChoice, index: u32) -> Result<Self, LoadError> {
-        const BUILT_IN: bool = cfg!(feature = "cuda");
-        let devices = if BUILT_IN { u32::try_from(get_device_count(Ct2Device::CUDA)).unwrap_or(0) } else { 0 };
+        let devices = if BUILD.cuda { u32::try_from(get_device_count(Ct2Device::CUDA)).unwrap_or(0) } else { 0 };
+        Self::of(BUILD, devices, choice, index)
+    }
+
+    /// The same in such a build, where so many CUDA devices are there.
+    fn of(build: Build, devices: u32, choice: DeviceChoice, index: u32) -> Result<Self, LoadError> {
         match choice {
-            DeviceChoice::Cuda if !BUILT_IN => Err(LoadError::Device(
+            DeviceChoice::Cuda if !build.cuda => Err(LoadError::Device(
                 "--device cuda is not to be had: this pillion-worker was built without CUDA".to_owned(),
             )),
             DeviceChoice::Cuda if devices == 0 => Err(LoadError::Device(
@@ -51,12 +63,13 @@ impl Device {
                     Err(FlagError::refused("--device-index", &index.to_string(), &allowed).into())
                 }
             }
-            DeviceChoice::Cpu if !PROCESSOR => Err(LoadError::Device(
-                "--device cpu is not to be had: this pillion-worker was built for CUDA alone".to_owned(),
+            DeviceChoice::Cpu if !build.processor => Err(LoadError::Device(
+                "--device cpu is not to be had: this pillion-worker was built without the processor's kernels"
+                    .to_owned(),
             )),
-            DeviceChoice::Auto if !PROCESSOR => Err(LoadError::Device(
+            DeviceChoice::Auto if !build.processor => Err(LoadError::Device(
                 "--device auto finds none: there is no CUDA device, or no driver recent enough for it, and this \
-                 pillion-worker was built for CUDA alone"
+                 pillion-worker was built without the processor's kernels"
                     .to_owned(),
             )),
             _ if index != 0 => {
@@ -215,21 +228,41 @@ fn explain(message: &str, directory: &Path, setting: Setting) -> LoadError {
 mod tests {
     use super::*;
 
+    const PROCESSOR: Build = Build { cuda: false, processor: true };
+    const CUDA: Build = Build { cuda: true, processor: false };
+    const BOTH: Build = Build { cuda: true, processor: true };
+
     #[test]
-    fn a_build_without_cuda_says_so() {
-        if !cfg!(feature = "cuda") {
-            let error = Device::choose(DeviceChoice::Cuda, 0).unwrap_err();
-            assert!(error.to_string().ends_with("was built without CUDA"), "{error}");
-            assert_eq!(Device::choose(DeviceChoice::Auto, 0).unwrap(), Device::Cpu);
-            assert!(matches!(Device::choose(DeviceChoice::Cpu, 1).unwrap_err(), LoadError::Flag(_)));
+    fn what_is_asked_for_is_had_where_it_is_there() {
+        use DeviceChoice::{Auto, Cpu, Cuda};
+        for (build, devices, choice, index, device) in [
+            (PROCESSOR, 0, Auto, 0, Device::Cpu),
+            (PROCESSOR, 0, Cpu, 0, Device::Cpu),
+            (BOTH, 0, Auto, 0, Device::Cpu),
+            (BOTH, 2, Auto, 1, Device::Cuda(1)),
+            (BOTH, 2, Cpu, 0, Device::Cpu),
+            (CUDA, 1, Auto, 0, Device::Cuda(0)),
+            (CUDA, 2, Cuda, 1, Device::Cuda(1)),
+        ] {
+            assert_eq!(Device::of(build, devices, choice, index).unwrap(), device, "{build:?} {devices} {choice:?}");
         }
+        assert_eq!(Device::choose(Cpu, 0).is_ok(), BUILD.processor);
     }
 
     #[test]
-    fn a_build_without_the_processors_kernels_says_so() {
-        if !cfg!(feature = "cpu") {
-            let error = Device::choose(DeviceChoice::Cpu, 0).unwrap_err();
-            assert!(error.to_string().ends_with("was built for CUDA alone"), "{error}");
+    fn what_is_not_to_be_had_is_told_with_the_reason() {
+        use DeviceChoice::{Auto, Cpu, Cuda};
+        for (build, devices, choice, reason) in [
+            (PROCESSOR, 0, Cuda, "was built without CUDA"),
+            (BOTH, 0, Cuda, "no driver recent enough for it"),
+            (CUDA, 1, Cpu, "was built without the processor's kernels"),
+            (CUDA, 0, Auto, "was built without the processor's kernels"),
+        ] {
+            let error = Device::of(build, devices, choice, 0).unwrap_err();
+            assert!(matches!(error, LoadError::Device(_)) && error.to_string().ends_with(reason), "{error}");
+        }
+        for (build, devices, choice) in [(PROCESSOR, 0, Cpu), (BOTH, 1, Cuda), (BOTH, 1, Auto)] {
+            assert!(matches!(Device::of(build, devices, choice, 1).unwrap_err(), LoadError::Flag(_)));
         }
     }
 
