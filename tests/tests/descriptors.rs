@@ -1,6 +1,7 @@
 //! Few descriptors: who waits for one, and who need not.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
 use pillion_tests::client::Client;
 use pillion_tests::eventually;
@@ -8,6 +9,7 @@ use pillion_tests::folder::Folder;
 use pillion_tests::stack::Stack;
 use serde_json::json;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 #[tokio::test]
 async fn clients_that_take_all_connections_keep_no_worker_and_no_probe_out() {
@@ -26,11 +28,13 @@ async fn clients_that_take_all_connections_keep_no_worker_and_no_probe_out() {
         idle.push(TcpStream::connect(stack.address()).await.unwrap());
     }
     let client = stack.client();
-    let waiting = tokio::spawn(async move { client.generate(&json!({"text": "a b"})).await });
+    let mut waiting = tokio::spawn(async move { client.generate(&json!({"text": "a b"})).await });
     stack.simulated_worker(&[]);
     let admin = Client::new(admin);
     eventually("/readyz says 200", async || (admin.try_get("/readyz").await?.status == 200).then_some(())).await;
-    assert!(!waiting.is_finished(), "a client beyond the room is let in");
+    // One that was let in would have its answer at once.
+    let early = timeout(Duration::from_millis(300), &mut waiting).await;
+    assert!(early.is_err(), "a client beyond the room is let in");
 
     drop(idle);
     let answer = waiting.await.unwrap();
