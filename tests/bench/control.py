@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
 
-    batcher = Batcher(Model(arguments.model, arguments.threads, arguments.device), arguments.batch, arguments.timeout_ms / 1000)
+    model = Model(arguments.model, arguments.threads, arguments.device)
+    batcher = Batcher(model, arguments.batch, arguments.timeout_ms / 1000)
     uvicorn.run(application(batcher), host="127.0.0.1", port=arguments.port, log_level="warning")
 
 

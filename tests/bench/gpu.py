@@ -24,7 +24,7 @@ from scenarios import gpu
 from stacks import HERE, Starter, Unfit, tail
 
 PLAN = Plan(quick=False, seconds=3, long=3, brief=3, warm_up=1, repeats=4, few=1)
-SCENARIOS = (gpu.reference, gpu.parity, gpu.short_of_memory, gpu.without)
+SCENARIOS = {run.__name__: run for run in (gpu.reference, gpu.parity, gpu.short_of_memory, gpu.without)}
 
 
 def settings(bin_dir: Path) -> list[str]:
@@ -45,15 +45,15 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True, help="with opt-125m in it, float16")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     parser.add_argument("--write", action="store_true", help="write it into RESULTS.md")
-    parser.add_argument("--only", metavar="NAME", help="this scenario alone; nothing is written")
+    parser.add_argument("--only", choices=tuple(SCENARIOS), help="this scenario alone, which is printed only")
     arguments = parser.parse_args()
+    chosen = [SCENARIOS[arguments.only]] if arguments.only else list(SCENARIOS.values())
+    bin_dir = arguments.bin_dir.resolve()
     sections = []
     with tempfile.TemporaryDirectory(prefix="pillion-bench-logs-") as logs:
-        start = Starter(arguments.bin_dir.resolve(), Path(logs))
+        start = Starter(bin_dir, Path(logs))
         bench = Bench(PLAN, start, arguments.models.resolve(), HERE.parent.parent / "deploy/models/builtin")
-        for scenario in SCENARIOS:
-            if arguments.only not in (None, scenario.__name__):
-                continue
+        for scenario in chosen:
             began = time.monotonic()
             say(scenario.__name__)
             try:
@@ -68,10 +68,10 @@ def main() -> None:
             print(report_gpu([section], []), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([dataclasses.asdict(section) for section in sections], indent=1) + "\n")
-    if len(sections) < len(SCENARIOS):
+    if len(sections) < len(chosen):
         sys.exit("error: not everything was measured; nothing was written")
-    text = report_gpu(sections, settings(arguments.bin_dir))
-    if arguments.write:
+    text = report_gpu(sections, settings(bin_dir))
+    if arguments.write and not arguments.only:
         results = HERE / "RESULTS.md"
         results.write_text(f"{parted(results)[0].rstrip()}\n\n{text}")
     print(text)
