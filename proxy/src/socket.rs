@@ -109,7 +109,7 @@ mod tests {
         let (dialled, accepted) = tokio::join!(Stream::connect(name), new.accept());
         assert!(dialled.is_ok() && accepted.unwrap().is_ok());
         let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(&folder)), (MODE, FOLDER_MODE));
+        assert_eq!((mode(&path), mode(&folder)), (0o660, 0o750));
         drop(new);
         assert!(!path.exists());
         fs::remove_dir_all(folder).unwrap();

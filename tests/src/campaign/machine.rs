@@ -20,20 +20,20 @@ use crate::stack::Stack;
 /// Where Debian puts what makes a program see another time.
 const FAKETIME: &str = "faketime/libfaketime.so.1";
 
-/// The proxy's process is stopped, and goes on a second later.
+/// The proxy's process is stopped, and goes on after longer than it lets a worker be silent: what that promises, and two seconds.
 pub async fn proxy_stops(scale: Scale) -> Row {
     let stack = Stack::proxy(&BATCH).await;
     let program = Program::simulated(&["--silence", "300ms"]);
     let (tally, metrics) = often(scale, stack, &[program.clone(), program], questions(), async |stack, _| {
         stack.proxy.signal(Signal::SIGSTOP);
-        sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(3)).await;
         stack.proxy.signal(Signal::SIGCONT);
         connected(stack, 2).await;
     })
     .await;
     let lost = metrics.sum("pillion_workers_lost_total");
     Row {
-        fault: "the proxy's process is stopped (SIGSTOP) for a second, longer than a worker may be silent",
+        fault: "the proxy's process is stopped (SIGSTOP) for three seconds, longer than a worker may be silent",
         promise: "everybody waits, no request fails, no worker is taken for stuck",
         times: scale.times.to_string(),
         seen: format!("{lost} workers lost"),
