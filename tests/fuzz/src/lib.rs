@@ -34,6 +34,24 @@ pub fn request(path: &str, body: &str, connection: &str) -> Vec<u8> {
         .into_bytes()
 }
 
+/// What a worker says that it is.
+pub fn hello(positions: u32, vocabulary: u32, slots: u32) -> Hello {
+    Hello {
+        versions: VERSIONS.to_vec(),
+        software: "fuzz".to_owned(),
+        pid: 0,
+        model: "fuzz".to_owned(),
+        fingerprint: "f".to_owned(),
+        positions,
+        vocabulary,
+        max_batch_tokens: 10_000,
+        slots,
+        chat: true,
+        cost: UnitCost::default(),
+        age_ms: 0,
+    }
+}
+
 /// A proxy.
 pub struct Proxied {
     proxy: Proxy,
@@ -74,28 +92,14 @@ impl Proxied {
     pub async fn worker(&self) -> DuplexStream {
         let (mut worker, link) = duplex(PIPE);
         tokio::spawn(self.proxy.clone().serve_worker(link));
-        let hello = Hello {
-            versions: VERSIONS.to_vec(),
-            software: "fuzz".to_owned(),
-            pid: 0,
-            model: "fuzz".to_owned(),
-            fingerprint: "f".to_owned(),
-            positions: 1000,
-            vocabulary: 257,
-            max_batch_tokens: 10_000,
-            slots: 2,
-            chat: true,
-            cost: UnitCost::default(),
-            age_ms: 0,
-        };
         let mut wire = BytesMut::new();
-        codec::encode(&Frame::Hello(hello), &mut wire).expect("a frame");
+        codec::encode(&Frame::Hello(hello(1000, 257, 2)), &mut wire).expect("a frame");
         codec::encode(&Frame::Credit { grant: 2 }, &mut wire).expect("a frame");
         worker.write_all(&wire).await.expect("the proxy reads");
         worker
     }
 
-    /// Once everybody is gone nothing is queued, running or counted as connected.
+    /// Once everybody is gone nothing is queued or running.
     pub async fn is_empty(&self) {
         // A second for what is on its way, in paused time.
         after(1000).await;
@@ -123,6 +127,42 @@ pub fn is_whole(answer: &[u8]) {
     if let Some(length) = head.lines().find_map(|line| line.strip_prefix("content-length: ")) {
         assert_eq!(length.trim().parse(), Ok(body.len()), "{}", shown());
     } else {
-        assert!(body.ends_with(b"0\r\n\r\n"), "{}", shown());
+        assert!(is_chunked(body), "{}", shown());
+    }
+}
+
+/// Whether it is chunks up to the last, which is empty, and nothing after it.
+fn is_chunked(mut body: &[u8]) -> bool {
+    loop {
+        let Some(end) = body.windows(2).position(|two| two == b"\r\n") else { return false };
+        let length = std::str::from_utf8(&body[..end]).ok().and_then(|digits| usize::from_str_radix(digits, 16).ok());
+        let Some(length) = length else { return false };
+        let Some(chunk) = body.get(end + 2..end + 2 + length + 2) else { return false };
+        if !chunk.ends_with(b"\r\n") {
+            return false;
+        }
+        body = &body[end + 2 + length + 2..];
+        if length == 0 {
+            return body.is_empty();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_whole_with_its_last_chunk_and_nothing_else() {
+        for (body, whole) in [
+            ("2\r\nab\r\n0\r\n\r\n", true),
+            ("0\r\n\r\n", true),
+            ("2\r\nab\r\n", false),
+            ("2\r\nabc\r\n0\r\n\r\n", false),
+            ("0\r\n\r\n0\r\n\r\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_chunked(body.as_bytes()), whole, "{body:?}");
+        }
     }
 }

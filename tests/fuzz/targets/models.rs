@@ -24,12 +24,12 @@ fn builtin() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/models/builtin")
 }
 
-/// A folder of this process in memory.
+/// A folder of this process: `run` has it in memory, and removes it.
 fn folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let folder = Path::new("/dev/shm").join(format!("pillion-fuzz-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("memory has room");
+        let folder = std::env::temp_dir().join(format!("pillion-fuzz-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("there is room");
         folder
     })
 }
@@ -40,7 +40,7 @@ fuzz_target!(|files: Files<'_>| {
         let path = folder.join(name);
         let _ = std::fs::remove_file(&path);
         match bytes {
-            Some(bytes) => std::fs::write(path, bytes).expect("memory has room"),
+            Some(bytes) => std::fs::write(path, bytes).expect("there is room"),
             None => {
                 let there = builtin().join(name);
                 if there.exists() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use pillion_protocol::frame::{Batch, Frame, Goodbye, GoodbyeReason, Hello, Member, Message, Options, Prompt, UnitCost, Welcome};
+use pillion_protocol::frame::{Batch, Frame, Goodbye, GoodbyeReason, Member, Message, Options, Prompt, Welcome};
 use pillion_protocol::{BatchId, VERSIONS, codec};
 use pillion_worker::budget::Budget;
 use pillion_worker::engine::{Call, Engine, EngineFailed, EnginePool, FEEDERS, NewToken};
@@ -77,7 +77,10 @@ impl Rider {
             Asked::Ids(ids) => Prompt::Ids(ids.into_iter().map(u32::from).collect()),
             Asked::Chat(said) => Prompt::Chat(
                 said.into_iter()
-                    .map(|(user, content)| Message { role: if user { "user" } else { "assistant" }.to_owned(), content })
+                    .map(|(user, content)| Message {
+                        role: if user { "user" } else { "assistant" }.to_owned(),
+                        content,
+                    })
                     .collect(),
             ),
         };
@@ -151,22 +154,8 @@ fuzz_target!(|said: Vec<Said<'_>>| {
     let engine: Arc<dyn Engine> = Arc::new(Brief);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
-        let hello = Hello {
-            versions: VERSIONS.to_vec(),
-            software: "fuzz".to_owned(),
-            pid: 0,
-            model: "fuzz".to_owned(),
-            fingerprint: "f".to_owned(),
-            positions: shared.limits.positions,
-            vocabulary: shared.tokens.vocabulary(),
-            max_batch_tokens: 10_000,
-            slots: 1,
-            chat: true,
-            cost: UnitCost::default(),
-            age_ms: 0,
-        };
         let worker = Worker {
-            hello,
+            hello: pillion_fuzz::hello(shared.limits.positions, shared.tokens.vocabulary(), 1),
             loaded: tokio::time::Instant::now(),
             engines: EnginePool::start(&engine, &shared).expect("threads"),
             shared,

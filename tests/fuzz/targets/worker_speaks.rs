@@ -82,9 +82,7 @@ impl Said {
                 Frame::Heartbeat(Heartbeat { steps: steps.into(), silence_ms: silence_ms.into() })
             }
             Self::Draining => Frame::Draining,
-            Self::Goodbye => {
-                Frame::Goodbye(Goodbye { reason: GoodbyeReason::Internal, message: "so long".to_owned() })
-            }
+            Self::Goodbye => Frame::Goodbye(Goodbye { reason: GoodbyeReason::Internal, message: "so long".to_owned() }),
         })
     }
 }
