@@ -103,6 +103,7 @@ impl Proxy {
         let limits = Limits {
             body_bytes: config.max_body_bytes,
             texts: config.max_queue,
+            connections: config.max_connections,
             request_timeout: config.request_timeout,
         };
         let log = Arc::new(RequestLog::new(config.log_format));

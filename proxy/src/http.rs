@@ -1,5 +1,6 @@
 //! HTTP/1.1, and HTTP/2 with prior knowledge, in front: which path is whose, and what every request has in common.
 
+mod activity;
 mod admin;
 mod body;
 mod call;
@@ -29,9 +30,10 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::debug;
 
+use self::activity::{Activity, Overstayed, Watched};
 pub use self::events::AnswerBody;
 pub use self::keys::{ApiKeys, KeysError};
 pub use self::log::RequestLog;
@@ -50,6 +52,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Texts that the queue takes: a longer list can never be admitted.
     pub texts: usize,
+    /// Connections of clients; and as many requests may go on at once on those of HTTP/2.
+    pub connections: usize,
     /// The longest that a request may take, and what it may take where it does not say.
     pub request_timeout: Duration,
 }
@@ -66,6 +70,9 @@ pub struct Service {
     log_prompts: bool,
     keys: Option<ApiKeys>,
     request_ids: RequestIds,
+    connections: AtomicUsize,
+    /// Requests on connections of HTTP/2.
+    streams: AtomicUsize,
 }
 
 /// What a listener offers.
@@ -77,8 +84,6 @@ pub enum Scope {
     Admin,
 }
 
-/// A client may take so long for a request's head, idle time between requests included.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// Bytes of a request's head, and of what is read at once.
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -87,6 +92,8 @@ pub const LINGER: Duration = Duration::from_secs(1);
 
 /// Requests at once on one connection of HTTP/2.
 const MAX_STREAMS: u32 = 256;
+/// Bytes of bodies that a client of HTTP/2 may send before they are asked for: on a connection, and of a request.
+const WINDOW: u32 = 64 * 1024;
 /// How often a silent connection of HTTP/2 is asked whether it is there, and how long it may take to say so.
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
@@ -108,8 +115,19 @@ impl Service {
         log_prompts: bool,
     ) -> Self {
         let request_ids = RequestIds::new();
-        let (leaving, draining) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { handle, metrics, limits, leaving, draining, log, log_prompts, keys, request_ids }
+        Self {
+            handle,
+            metrics,
+            limits,
+            leaving: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            log,
+            log_prompts,
+            keys,
+            request_ids,
+            connections: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
+        }
     }
 
     fn allows(&self, request: &Request<Incoming>) -> bool {
@@ -135,72 +153,111 @@ impl Service {
         self.draining.load(Relaxed)
     }
 
-    /// Serves one connection until the client closes it, or until `shutdown` says so and the requests in progress have been
-    /// answered.
+    /// Serves one connection until the client closes it or does nothing with it, or until `shutdown` says so and the
+    /// requests in progress have been answered.
     pub async fn serve<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let activity = Arc::new(Activity::new(Instant::now()));
+        let _counted = (scope == Scope::All).then(|| Counted::one_more(&self, |service| &service.connections));
         let opened = tokio::select! {
-            opened = timeout(HEAD_TIMEOUT, preface::open(io)) => opened,
+            opened = preface::open(io, &activity) => opened,
+            why = self.overstays(&activity) => return debug!(%why, "a connection was closed"),
             () = told_and_waited(&mut shutdown) => return,
         };
         match opened {
-            Ok(Ok((Version::Http1, io))) => self.serve_http1(io, scope, shutdown).await,
-            Ok(Ok((Version::Http2, io))) => self.serve_http2(io, scope, shutdown).await,
-            Ok(Err(error)) => debug!(%error, "a connection ended before its first request"),
-            Err(_) => debug!("a connection without a request was closed"),
+            Ok((Version::Http1, io)) => self.serve_http1(io, scope, activity, shutdown).await,
+            Ok((Version::Http2, io)) => self.serve_http2(io, scope, activity, shutdown).await,
+            Err(error) => debug!(%error, "a connection ended before its first request"),
         }
     }
 
-    async fn serve_http1<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
-    where
+    async fn serve_http1<I>(
+        self: Arc<Self>,
+        io: I,
+        scope: Scope,
+        activity: Arc<Activity>,
+        mut shutdown: watch::Receiver<bool>,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let caller = Arc::new(Caller::new(Instant::now()));
         let service = service_fn(|request| {
-            let (service, caller) = (self.clone(), caller.clone());
+            let (service, caller, attended) = (self.clone(), caller.clone(), activity.request());
             async move {
                 let mut answer = service.answer(request, scope, &caller).await;
                 if service.is_leaving() {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok::<_, Infallible>(answer)
+                Ok::<_, Infallible>(answer.map(|body| Watched::new(body, attended, None)))
             }
         });
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
+            // Who is slow is told by what goes on on the connection, which knows a head that was begun from none.
+            .header_read_timeout(None)
             .max_buf_size(MAX_HEAD)
             // Answers are small and written at once: one plain write costs the kernel less than a gathered one.
             .writev(false)
             .serve_connection(TokioIo::new(io), service);
-        to_end(connection, http1::Connection::graceful_shutdown, told_and_waited(&mut shutdown)).await;
+        let served = to_end(connection, http1::Connection::graceful_shutdown, told_and_waited(&mut shutdown));
+        tokio::select! {
+            () = served => {}
+            why = self.overstays(&activity) => debug!(%why, "a connection was closed"),
+        }
         if let Some(answered) = caller.answered() {
             self.handle.left(answered);
         }
     }
 
-    async fn serve_http2<I>(self: Arc<Self>, io: I, scope: Scope, mut shutdown: watch::Receiver<bool>)
-    where
+    async fn serve_http2<I>(
+        self: Arc<Self>,
+        io: I,
+        scope: Scope,
+        activity: Arc<Activity>,
+        mut shutdown: watch::Receiver<bool>,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let service = service_fn(|request| {
             let service = self.clone();
-            // Many requests go on at once on such a connection: what came before says nothing of the next.
-            let caller = Arc::new(Caller::new(Instant::now()));
-            async move { Ok::<_, Infallible>(service.answer(request, scope, &caller).await) }
+            let counted = Counted::within(&self, self.limits.connections, |service| &service.streams);
+            let attended = activity.request();
+            async move {
+                // The client may try again: nothing has been done for it.
+                let counted = counted.ok_or(h2::Error::from(h2::Reason::REFUSED_STREAM))?;
+                // Many requests go on at once on such a connection: what came before says nothing of the next.
+                let caller = Arc::new(Caller::new(Instant::now()));
+                let answer = service.answer(request, scope, &caller).await;
+                Ok::<_, h2::Error>(answer.map(|body| Watched::new(body, attended, Some(counted))))
+            }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(MAX_HEAD)
+            .initial_connection_window_size(WINDOW)
+            .initial_stream_window_size(WINDOW)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PONG)
             .serve_connection(TokioIo::new(io), service);
         // It can tell the client which requests it has not seen.
-        to_end(connection, http2::Connection::graceful_shutdown, told(&mut shutdown)).await;
+        let finish = async {
+            tokio::select! {
+                () = told(&mut shutdown) => {}
+                why = self.overstays(&activity) => debug!(%why, "a connection was closed"),
+            }
+        };
+        tokio::select! {
+            () = to_end(connection, http2::Connection::graceful_shutdown, finish) => {}
+            () = activity.is_left_unread() => debug!(why = %Overstayed::Unread, "a connection was cut"),
+        }
+    }
+
+    async fn overstays(&self, activity: &Activity) -> Overstayed {
+        let crowded = || self.connections.load(Relaxed) > self.limits.connections / 4 * 3;
+        activity.overstayed(crowded).await
     }
 
     async fn answer(&self, request: Request<Incoming>, scope: Scope, caller: &Arc<Caller>) -> Answer {
@@ -241,6 +298,32 @@ impl Service {
         answer.headers_mut().insert(&X_REQUEST_ID, request_id);
         self.metrics.request(endpoint, answer.status().as_u16());
         answer
+    }
+}
+
+/// One of something that a service counts, until it is dropped.
+#[derive(Debug)]
+struct Counted {
+    service: Arc<Service>,
+    counter: fn(&Service) -> &AtomicUsize,
+}
+
+impl Counted {
+    fn one_more(service: &Arc<Service>, counter: fn(&Service) -> &AtomicUsize) -> Self {
+        counter(service).fetch_add(1, Relaxed);
+        Self { service: service.clone(), counter }
+    }
+
+    /// The same, unless there are so many.
+    fn within(service: &Arc<Service>, most: usize, counter: fn(&Service) -> &AtomicUsize) -> Option<Self> {
+        let one = Self::one_more(service, counter);
+        (counter(service).load(Relaxed) <= most).then_some(one)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.counter)(&self.service).fetch_sub(1, Relaxed);
     }
 }
 

@@ -2,10 +2,13 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use super::activity::Activity;
 
 /// What a client that speaks HTTP/2 sends first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -24,10 +27,15 @@ pub(super) enum Version {
 pub(super) struct Opened<I> {
     read: Bytes,
     io: I,
+    /// That of HTTP/1.1, where any byte is a part of a request or of an answer.
+    activity: Option<Arc<Activity>>,
 }
 
 /// Reads until it is clear what the client speaks. One that closes at once is taken for HTTP/1.1, which then finds so.
-pub(super) async fn open<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(Version, Opened<I>)> {
+pub(super) async fn open<I>(mut io: I, activity: &Arc<Activity>) -> io::Result<(Version, Opened<I>)>
+where
+    I: AsyncRead + Unpin,
+{
     let mut read = BytesMut::with_capacity(READ);
     let version = loop {
         let seen = read.len().min(PREFACE.len());
@@ -40,8 +48,25 @@ pub(super) async fn open<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(Version
         if io.read_buf(&mut read).await? == 0 {
             break Version::Http1;
         }
+        activity.heard();
     };
-    Ok((version, Opened { read: read.freeze(), io }))
+    let activity = match version {
+        Version::Http1 => Some(activity.clone()),
+        Version::Http2 => {
+            activity.head_ended();
+            None
+        }
+    };
+    Ok((version, Opened { read: read.freeze(), io, activity }))
+}
+
+impl<I> Opened<I> {
+    fn written(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Some(activity), Poll::Ready(Ok(1..))) = (&self.activity, &polled) {
+            activity.took();
+        }
+        polled
+    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Opened<I> {
@@ -51,7 +76,12 @@ impl<I: AsyncRead + Unpin> AsyncRead for Opened<I> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.read.is_empty() {
-            return Pin::new(&mut self.io).poll_read(context, buffer);
+            let read = buffer.filled().len();
+            let polled = Pin::new(&mut self.io).poll_read(context, buffer);
+            if let Some(activity) = self.activity.as_ref().filter(|_| buffer.filled().len() > read) {
+                activity.heard();
+            }
+            return polled;
         }
         let bytes = self.read.len().min(buffer.remaining());
         buffer.put_slice(&self.read[..bytes]);
@@ -66,7 +96,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Opened<I> {
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Opened<I> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.io).poll_write(context, bytes);
+        self.written(polled)
     }
 
     fn poll_write_vectored(
@@ -74,7 +105,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Opened<I> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+        let polled = Pin::new(&mut self.io).poll_write_vectored(context, slices);
+        self.written(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -93,6 +125,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Opened<I> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -107,7 +140,8 @@ mod tests {
             drop(client);
         };
         let read = async {
-            let (version, mut io) = open(server).await.unwrap();
+            let activity = Arc::new(Activity::new(Instant::now()));
+            let (version, mut io) = open(server, &activity).await.unwrap();
             let mut all = Vec::new();
             io.read_to_end(&mut all).await.unwrap();
             (version, all)

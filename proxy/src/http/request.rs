@@ -68,7 +68,8 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { body_bytes: 1024, texts: 4, request_timeout: Duration::from_secs(60) };
+    const LIMITS: Limits =
+        Limits { body_bytes: 1024, texts: 4, connections: 1, request_timeout: Duration::from_secs(60) };
 
     fn parse(body: &[u8], limits: &Limits) -> Result<Call, ApiError> {
         super::parse(body, limits, false)

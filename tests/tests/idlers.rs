@@ -1,0 +1,178 @@
+//! Connections that are kept for nothing, and bodies that do not come: in one runtime with paused time, exact in time.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use pillion_tests::memory::Memory;
+use pillion_tests::simulated::Profile;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Whole seconds until the proxy closes the connection, of which everything is read; while `trickle` is sent byte by byte,
+/// one a second.
+async fn closed(mut client: DuplexStream, trickle: &[u8]) -> u64 {
+    let begun = Instant::now();
+    for byte in trickle {
+        sleep(SECOND).await;
+        if client.write_all(&[*byte]).await.is_err() {
+            return begun.elapsed().as_secs();
+        }
+    }
+    let mut all = Vec::new();
+    // What was not taken of its last answer may end it with an error.
+    let _ = timeout(1000 * SECOND, client.read_to_end(&mut all)).await.expect("it is closed");
+    begun.elapsed().as_secs()
+}
+
+fn post(path: &str, body: &Value) -> Vec<u8> {
+    let body = body.to_string();
+    format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// Reads what is there, up to the end of one answer to `/livez`.
+async fn alive(client: &mut DuplexStream) {
+    let mut said = Vec::new();
+    while !said.ends_with(b"ok\n") {
+        assert_ne!(client.read_buf(&mut said).await.unwrap(), 0, "{}", String::from_utf8_lossy(&said));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_sends_no_request_is_hung_up_on() {
+    let mut memory = Memory::start(&[]);
+    assert_eq!(closed(memory.connect(), b"").await, 75);
+    let mut again = memory.connect();
+    for pause in [70, 70, 70] {
+        sleep(pause * SECOND).await;
+        again.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        alive(&mut again).await;
+    }
+    assert_eq!(closed(again, b"").await, 75);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
+    let mut memory = Memory::start(&[]);
+    let head = [b"GET /livez HTTP/1.1\r\n".as_slice(), &[b'a'; 100]].concat();
+    let mut second = memory.connect();
+    second.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    alive(&mut second).await;
+    let preface = [b"PRI * HTTP/2.0\r\n".as_slice(), &[b'\r'; 100]].concat();
+    // The first head, a later one, and what could be the beginning of HTTP/2.
+    for (client, bytes) in [(memory.connect(), &head), (second, &head), (memory.connect(), &preface)] {
+        let seconds = closed(client, bytes).await;
+        assert!((11..=12).contains(&seconds), "ten from its first byte, which is seen by the next: {seconds}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_few_places_are_left_as_many_as_needed_are_not_kept_for_long() {
+    let mut memory = Memory::start(&["--max-connections", "8"]);
+    let mut idle = JoinSet::new();
+    for pause in [0, 0, 0, 0, 0, 0, 20, 0] {
+        sleep(pause * SECOND).await;
+        idle.spawn(closed(memory.connect(), b""));
+    }
+    let mut seen = idle.join_all().await;
+    seen.sort_unstable();
+    // More than six are too many: two leave after ten seconds, or when they are next looked at.
+    assert!(seen[..2].iter().all(|&seconds| seconds <= 30), "{seen:?}");
+    assert_eq!(seen[2..], [75; 6]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_an_answer_is_hung_up_on_and_who_reads_slowly_is_not() {
+    let mut memory = Memory::start(&[]);
+    let _worker = memory.worker(Profile::default());
+    let text: Vec<_> = (0..2000).map(|n| format!("w{n}")).collect();
+    let request = json!({"text": text.join(" "), "max_new_tokens": 2000});
+    for path in ["/generate", "/generate_stream"] {
+        let mut unread = memory.connect();
+        unread.write_all(&post(path, &request)).await.unwrap();
+        let begun = Instant::now();
+        sleep(SECOND).await;
+        // It is closed without a byte having been read: what was written before is all that can be.
+        sleep(100 * SECOND).await;
+        let mut all = Vec::new();
+        let _ = unread.read_to_end(&mut all).await;
+        assert!(all.len() < 10_000, "{} bytes after {:?}", all.len(), begun.elapsed());
+    }
+    assert_eq!(memory.metrics().sum("pillion_running"), 0);
+
+    let mut slow = memory.connect();
+    slow.write_all(&post("/generate_stream", &request)).await.unwrap();
+    let mut all = Vec::new();
+    while !String::from_utf8_lossy(&all).contains("finish_reason") {
+        sleep(20 * SECOND).await;
+        let mut some = [0; 2048];
+        let read = slow.read(&mut some).await.unwrap();
+        assert_ne!(read, 0, "cut after {} bytes", all.len());
+        all.extend_from_slice(&some[..read]);
+    }
+    assert!(all.len() > 10_000, "{} bytes", all.len());
+}
+
+/// A connection of HTTP/2; its other half runs until it ends.
+async fn http2(memory: &mut Memory, tasks: &mut JoinSet<()>) -> SendRequest<Full<Bytes>> {
+    let (sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(memory.connect())).await.expect("a pipe");
+    tasks.spawn(async move {
+        let _ = connection.await;
+    });
+    sender
+}
+
+async fn ask(sender: &mut SendRequest<Full<Bytes>>) -> Result<u16, hyper::Error> {
+    let body = Full::new(Bytes::from(json!({"text": "a b"}).to_string()));
+    let request = Request::post("http://a/generate").body(body).expect("a request");
+    let answer = sender.send_request(request).await?;
+    let status = answer.status().as_u16();
+    answer.into_body().collect().await?;
+    Ok(status)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_of_http2_is_closed_though_it_answers_pings() {
+    let mut memory = Memory::start(&[]);
+    let _worker = memory.worker(Profile::default());
+    let mut tasks = JoinSet::new();
+    let mut sender = http2(&mut memory, &mut tasks).await;
+    assert_eq!(ask(&mut sender).await.unwrap(), 200);
+    sleep(70 * SECOND).await;
+    assert_eq!(ask(&mut sender).await.unwrap(), 200);
+    let begun = Instant::now();
+    timeout(1000 * SECOND, tasks.join_next()).await.expect("it is closed");
+    assert_eq!(begun.elapsed().as_secs(), 75);
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_requests_of_http2_go_on_at_once_as_there_may_be_connections() {
+    let mut memory = Memory::start(&["--max-connections", "3"]);
+    let _worker = memory.worker(Profile { batch_cost: SECOND, ..Profile::default() });
+    let mut tasks = JoinSet::new();
+    let mut asked = JoinSet::new();
+    for _ in 0..2 {
+        let sender = http2(&mut memory, &mut tasks).await;
+        for _ in 0..3 {
+            let mut sender = sender.clone();
+            asked.spawn(async move { ask(&mut sender).await });
+        }
+    }
+    let answers = asked.join_all().await;
+    let (served, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    assert_eq!((served.len(), refused.len()), (3, 3), "{refused:?}");
+    for refused in refused {
+        let reason = std::error::Error::source(&refused.unwrap_err()).expect("a reason").to_string();
+        assert!(reason.contains("refused stream"), "{reason}");
+    }
+    let mut sender = http2(&mut memory, &mut tasks).await;
+    assert_eq!(ask(&mut sender).await.unwrap(), 200, "they have given back their places");
+}
