@@ -3,6 +3,9 @@
 //! Both are reserved before anything is done for a request, and given back by dropping what was reserved. Texts count
 //! while they wait; bytes count until the request has ended, because a prompt is kept until then.
 //!
+//! A body takes its room as it comes, and most of it only in a part of all room: many that come slowly, or not to their
+//! end, leave room for those that are small, and for those that are whole.
+//!
 //! Who is sent away is told when to come back, and a part of the queue is then kept for those who do (`promises`).
 
 mod promises;
@@ -57,6 +60,8 @@ struct State {
     bounds: Bounds,
     texts: AtomicUsize,
     bytes: AtomicUsize,
+    /// Of them, those of bodies that are not whole, without the first of each.
+    coming: AtomicUsize,
     arriving: AtomicUsize,
     /// Nanoseconds of the engines' time that a text takes, lately; 0 while unknown.
     each: AtomicU64,
@@ -76,6 +81,11 @@ pub struct Promise {
     pub texts: usize,
 }
 
+/// Bytes of a body that may be anywhere in the room: as many connections as a proxy has by default fit beside what else
+/// comes.
+const FIRST: usize = 2048;
+/// All bodies that are coming may have one part in so many of the room, beside the first bytes of each.
+const MOST_COMING: usize = 2;
 /// Of the queue's bound at most one part in so many is kept for those who were told to come back.
 const MOST_KEPT: usize = 2;
 /// What a text is taken to need of the engines' time while nothing is known of it.
@@ -89,6 +99,7 @@ impl Admission {
                 bounds,
                 texts: AtomicUsize::new(0),
                 bytes: AtomicUsize::new(0),
+                coming: AtomicUsize::new(0),
                 arriving: AtomicUsize::new(0),
                 each: AtomicU64::new(0),
                 start: Instant::now(),
@@ -169,14 +180,17 @@ impl Admission {
         QueueSlot { state: self.state.clone() }
     }
 
-    /// Room for `n` bytes.
+    /// A body of which `announced` bytes are known to come, or more.
     ///
     /// # Errors
-    /// There is less.
-    pub fn bytes(&self, n: usize) -> Result<Bytes, Rejected> {
-        let mut bytes = Bytes { state: self.state.clone(), held: 0 };
-        bytes.grow(n)?;
-        Ok(bytes)
+    /// There is no room for as many now.
+    pub fn body(&self, announced: usize) -> Result<Coming, Rejected> {
+        let state = self.state.clone();
+        let mut coming = Coming { bytes: Bytes { state, held: 0 }, late: 0 };
+        // They are not kept for it: it may not come to its end.
+        coming.grow(announced)?;
+        coming.shrink();
+        Ok(coming)
     }
 
     /// Says that a request is being read, until the guard is dropped.
@@ -209,6 +223,50 @@ impl Drop for QueueSlot {
     }
 }
 
+/// Bytes of a body that is not whole.
+#[derive(Debug)]
+pub struct Coming {
+    bytes: Bytes,
+    /// Those beyond the first.
+    late: usize,
+}
+
+impl Coming {
+    /// Room for `n` bytes more.
+    ///
+    /// # Errors
+    /// There is less; what was held is still held.
+    pub fn grow(&mut self, n: usize) -> Result<(), Rejected> {
+        let state = &self.bytes.state;
+        let late = self.bytes.held.saturating_add(n).saturating_sub(FIRST) - self.late;
+        // One alone may have all of it.
+        let most = |taken: usize| if taken == self.late { usize::MAX } else { state.bounds.bytes / MOST_COMING };
+        let room = |taken: usize| taken.checked_add(late).filter(|&sum| late == 0 || sum <= most(taken));
+        if state.coming.fetch_update(Relaxed, Relaxed, room).is_err() {
+            return Err(self.bytes.refused());
+        }
+        self.late += late;
+        self.bytes.grow(n)
+    }
+
+    fn shrink(&mut self) {
+        self.bytes.state.coming.fetch_sub(std::mem::take(&mut self.late), Relaxed);
+        self.bytes.state.bytes.fetch_sub(std::mem::take(&mut self.bytes.held), Relaxed);
+    }
+
+    /// It is whole.
+    pub fn whole(mut self) -> Bytes {
+        let held = std::mem::take(&mut self.bytes.held);
+        Bytes { state: self.bytes.state.clone(), held }
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.bytes.state.coming.fetch_sub(self.late, Relaxed);
+    }
+}
+
 /// Bytes of a request.
 #[derive(Debug)]
 pub struct Bytes {
@@ -224,12 +282,15 @@ impl Bytes {
     pub fn grow(&mut self, n: usize) -> Result<(), Rejected> {
         let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= self.state.bounds.bytes);
         if self.state.bytes.fetch_update(Relaxed, Relaxed, room).is_err() {
-            self.state.metrics.rejected_queue_bytes.increment(1);
-            let retry_after = Admission { state: self.state.clone() }.drained();
-            return Err(Rejected::QueueBytes { retry_after });
+            return Err(self.refused());
         }
         self.held += n;
         Ok(())
+    }
+
+    fn refused(&self) -> Rejected {
+        self.state.metrics.rejected_queue_bytes.increment(1);
+        Rejected::QueueBytes { retry_after: Admission { state: self.state.clone() }.drained() }
     }
 }
 
@@ -277,12 +338,55 @@ mod tests {
     #[test]
     fn bytes_are_held_until_dropped() {
         let door = door(0, 10);
-        let mut held = door.bytes(4).unwrap();
+        let body = |bytes| {
+            let mut body = door.body(bytes)?;
+            body.grow(bytes).map(|()| body)
+        };
+        let mut held = body(4).unwrap().whole();
         held.grow(6).unwrap();
         assert!(matches!(held.grow(1), Err(Rejected::QueueBytes { .. })));
         drop(held);
-        assert!(door.bytes(10).is_ok());
-        assert!(door.bytes(usize::MAX).is_err());
+        assert!(body(10).is_ok());
+        assert!(body(11).is_err());
+        assert!(body(usize::MAX).is_err());
+        assert!(body(10).is_ok(), "nothing is left of those");
+    }
+
+    #[test]
+    fn what_is_announced_and_does_not_come_takes_no_room() {
+        let door = door(0, 2 * FIRST);
+        let announced: Vec<_> = (0..100).map(|_| door.body(FIRST + 100).unwrap()).collect();
+        assert!(door.body(2 * FIRST + 1).is_err());
+        drop(announced);
+        assert_eq!((door.state.bytes.load(Relaxed), door.state.coming.load(Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn a_large_body_may_have_all_room_where_it_is_alone() {
+        let door = door(0, 4 * FIRST);
+        let mut body = door.body(4 * FIRST).unwrap();
+        (0..4).for_each(|_| body.grow(FIRST).unwrap());
+    }
+
+    #[test]
+    fn large_bodies_that_do_not_come_to_their_end_leave_room_for_others() {
+        let door = door(0, 20 * FIRST);
+        let large: Vec<_> = std::iter::from_fn(|| {
+            let mut body = door.body(0).ok()?;
+            body.grow(3 * FIRST).ok().map(|()| body)
+        })
+        .collect();
+        assert_eq!(large.len(), 5, "two in three bytes of each count");
+        let small = || door.body(FIRST).and_then(|mut body| body.grow(FIRST).map(|()| body.whole()));
+        let mut others: Vec<_> = (0..5).map(|_| small().unwrap()).collect();
+        assert!(small().is_err(), "all of it is taken");
+        others.clear();
+        let mut whole: Vec<_> = large.into_iter().map(Coming::whole).collect();
+        let mut next = door.body(3 * FIRST).unwrap();
+        next.grow(3 * FIRST).expect("those before are whole, and in nobody's way");
+        whole.clear();
+        drop(next);
+        assert_eq!((door.state.bytes.load(Relaxed), door.state.coming.load(Relaxed)), (0, 0));
     }
 
     #[test]

@@ -176,3 +176,24 @@ async fn as_many_requests_of_http2_go_on_at_once_as_there_may_be_connections() {
     let mut sender = http2(&mut memory, &mut tasks).await;
     assert_eq!(ask(&mut sender).await.unwrap(), 200, "they have given back their places");
 }
+
+#[tokio::test(start_paused = true)]
+async fn bodies_that_do_not_come_keep_nobody_out() {
+    let mut memory = Memory::start(&["--max-queue-bytes", "256KiB", "--max-body-bytes", "64KiB"]);
+    let _worker = memory.worker(Profile::default());
+    let mut hostile = Vec::new();
+    // Half of them announce all that a body may have, the others send most of it.
+    for part in [0, 60_000].repeat(50) {
+        let mut client = memory.connect();
+        client.write_all(b"POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: 65536\r\n\r\n").await.unwrap();
+        let sent = vec![b' '; part];
+        let _ = timeout(SECOND, client.write_all(&sent)).await;
+        hostile.push(client);
+    }
+    for text in ["a b".to_owned(), "word ".repeat(2000)] {
+        let answer = memory.generate(&json!({"text": text, "max_new_tokens": 4})).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let refused = memory.metrics().with("pillion_rejected_total", &[("reason", "queue_bytes")]);
+    assert!(refused > 40, "{refused} large bodies found no room");
+}

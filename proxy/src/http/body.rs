@@ -1,4 +1,4 @@
-//! A request's body: reserved before it is read, and read within bounds of size and time.
+//! A request's body: room for it is taken before it is kept, and it is read within bounds of size and time.
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::response::ApiError;
 use crate::admission::{self, Admission};
 
-/// Reads a body of at most `limit` bytes before `until`. The bytes stay reserved while the second part is held.
+/// Reads a body of at most `limit` bytes before `until`. Its room is taken while the second part is held.
 pub(super) async fn read(
     body: Incoming,
     limit: usize,
@@ -19,29 +19,21 @@ pub(super) async fn read(
 ) -> Result<(Bytes, admission::Bytes), ApiError> {
     let announced = body.size_hint().lower();
     let announced = usize::try_from(announced).ok().filter(|&n| n <= limit).ok_or(ApiError::TooLarge { limit })?;
-    let mut reserved = admission.bytes(announced)?;
-    let collect = collect(body, limit, announced, &mut reserved);
+    let mut room = admission.body(announced)?;
+    let collect = collect(body, limit, &mut room);
     let bytes = timeout_at(until, collect).await.map_err(|_| ApiError::BodyTimeout(until - started))??;
-    Ok((bytes, reserved))
+    Ok((bytes, room.whole()))
 }
 
-async fn collect(
-    mut body: Incoming,
-    limit: usize,
-    announced: usize,
-    reserved: &mut admission::Bytes,
-) -> Result<Bytes, ApiError> {
+async fn collect(mut body: Incoming, limit: usize, room: &mut admission::Coming) -> Result<Bytes, ApiError> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ApiError::Body(error.to_string()))?;
         let Ok(data) = frame.into_data() else { continue };
-        let total = whole.len() + data.len();
-        if total > limit {
+        if whole.len() + data.len() > limit {
             return Err(ApiError::TooLarge { limit });
         }
-        if total > announced {
-            reserved.grow(total - announced.max(whole.len()))?;
-        }
+        room.grow(data.len())?;
         if whole.is_empty() && body.is_end_stream() {
             return Ok(data);
         }
