@@ -7,6 +7,10 @@ use pillion_proxy::app::{self, AppError};
 use pillion_proxy::config::{Config, ConfigError, LogFormat};
 use tracing_subscriber::EnvFilter;
 
+/// Gives memory back soon after a flood, which the C library's does not. `.cargo/config.toml` says how soon.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const BAD_FLAG: u8 = 64;
 const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
