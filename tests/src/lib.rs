@@ -20,6 +20,7 @@ pub mod campaign;
 pub mod client;
 pub mod contract;
 pub mod events;
+pub mod floods;
 pub mod folder;
 pub mod gate;
 pub mod load;

@@ -57,7 +57,8 @@ impl Tally {
         self.asked > 0 && self.failed.is_empty() && self.wrong.is_empty()
     }
 
-    fn add(&mut self, question: &Question, result: Result<String, String>, took: Duration) {
+    /// One more.
+    pub(crate) fn add(&mut self, question: &Question, result: Result<String, String>, took: Duration) {
         self.asked += 1;
         self.streams += usize::from(question.is_stream);
         self.took.push(took);

@@ -7,7 +7,7 @@
 pub mod load;
 pub mod machine;
 pub mod scenes;
-mod setting;
+pub(crate) mod setting;
 
 use std::fmt;
 use std::time::Duration;

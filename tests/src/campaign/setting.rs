@@ -21,7 +21,7 @@ pub(super) const RATE: f64 = 50.0;
 pub(super) const BATCH: [&str; 2] = ["--max-batch-size", "16"];
 
 /// Requests of ten words, and some of 200 that are streamed.
-pub(super) fn questions() -> Arc<[Question]> {
+pub(crate) fn questions() -> Arc<[Question]> {
     let question = |number: usize| {
         let is_stream = number.is_multiple_of(8);
         let words = if is_stream { 200 } else { 10 };
@@ -67,7 +67,7 @@ impl Program {
     }
 }
 
-pub(super) async fn connected(stack: &Stack, workers: i64) {
+pub(crate) async fn connected(stack: &Stack, workers: i64) {
     stack.metric("pillion_workers_connected", |seen| seen == workers).await;
 }
 
