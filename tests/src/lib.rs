@@ -32,8 +32,10 @@ pub mod reference;
 pub mod simulated;
 pub mod simulation;
 pub mod simulator;
+pub mod soak;
 pub mod stack;
 pub mod tap;
+pub mod usage;
 
 use std::io::Write;
 use std::time::Duration;

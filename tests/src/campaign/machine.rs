@@ -29,6 +29,8 @@ pub async fn proxy_stops(scale: Scale) -> Row {
         sleep(Duration::from_secs(3)).await;
         stack.proxy.signal(Signal::SIGCONT);
         connected(stack, 2).await;
+        // What came meanwhile is more than half a second's work.
+        stack.metric("pillion_queue_depth", |waiting| waiting == 0).await;
     })
     .await;
     let lost = metrics.sum("pillion_workers_lost_total");

@@ -17,8 +17,8 @@ use crate::stack::Stack;
 /// The simulated worker's costs: with batches of 16 it answers some 640 short texts a second.
 const COSTS: [&str; 4] = ["--batch-cost", "10ms", "--step-cost", "1ms"];
 /// Requests a second where one worker may have to do.
-pub(super) const RATE: f64 = 50.0;
-pub(super) const BATCH: [&str; 2] = ["--max-batch-size", "16"];
+pub(crate) const RATE: f64 = 50.0;
+pub(crate) const BATCH: [&str; 2] = ["--max-batch-size", "16"];
 
 /// Requests of ten words, and some of 200 that are streamed.
 pub(crate) fn questions() -> Arc<[Question]> {
@@ -35,32 +35,32 @@ pub(crate) fn questions() -> Arc<[Question]> {
 
 /// A worker's program with its flags.
 #[derive(Clone, Debug)]
-pub(super) struct Program {
+pub(crate) struct Program {
     name: &'static str,
     flags: Vec<String>,
 }
 
 impl Program {
     /// One that waits instead of computing.
-    pub(super) fn simulated(more: &[&str]) -> Self {
+    pub(crate) fn simulated(more: &[&str]) -> Self {
         let flags = COSTS.iter().chain(more).map(|flag| (*flag).to_owned()).collect();
         Self { name: "simulated-worker", flags }
     }
 
     /// The real one, on the processor, with one thread.
-    pub(super) fn real(model: &str) -> Self {
+    pub(crate) fn real(model: &str) -> Self {
         let flags = ["--model", model, "--device", "cpu", "--threads", "1"].map(str::to_owned);
         Self { name: "pillion-worker", flags: flags.into() }
     }
 
-    pub(super) fn start(&self, stack: &mut Stack) {
+    pub(crate) fn start(&self, stack: &mut Stack) {
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
         let socket: PathBuf = stack.socket();
         stack.worker(self.name, &flags, &socket);
     }
 
     /// Kills a worker without a word and starts its like in its place.
-    pub(super) fn replace(&self, stack: &mut Stack, nth: usize, signal: Signal) {
+    pub(crate) fn replace(&self, stack: &mut Stack, nth: usize, signal: Signal) {
         stack.workers[nth].signal(signal);
         self.start(stack);
         stack.workers.remove(nth);
@@ -72,7 +72,7 @@ pub(crate) async fn connected(stack: &Stack, workers: i64) {
 }
 
 /// Requests a second that a stack answers when all clients ask again at once.
-pub(super) async fn capacity(stack: &Stack, questions: &Arc<[Question]>, clients: usize) -> f64 {
+pub(crate) async fn capacity(stack: &Stack, questions: &Arc<[Question]>, clients: usize) -> f64 {
     const SPAN: Duration = Duration::from_secs(3);
     let end = Instant::now() + SPAN;
     let mut asking = Vec::new();
@@ -96,7 +96,7 @@ pub(super) async fn capacity(stack: &Stack, questions: &Arc<[Question]>, clients
 }
 
 /// Waits a little for a moment in which many texts are with the workers, so that the next kill meets a batch.
-pub(super) async fn busy(stack: &Stack) {
+pub(crate) async fn busy(stack: &Stack) {
     const MANY: i64 = 12;
     for _ in 0..50 {
         if stack.metrics().await.sum("pillion_running") >= MANY {
@@ -107,7 +107,7 @@ pub(super) async fn busy(stack: &Stack) {
 }
 
 /// Something happens to a stack under load, so many times.
-pub(super) async fn often(
+pub(crate) async fn often(
     scale: Scale,
     mut stack: Stack,
     programs: &[Program],
@@ -127,7 +127,7 @@ pub(super) async fn often(
 }
 
 /// What a real worker is asked, and what it says undisturbed.
-pub(super) async fn real_questions(program: &Program) -> Arc<[Question]> {
+pub(crate) async fn real_questions(program: &Program) -> Arc<[Question]> {
     let mut asked = Vec::new();
     let mut stack = Stack::proxy(&[]).await;
     program.start(&mut stack);

@@ -8,11 +8,9 @@ pub mod hostile;
 pub mod scenes;
 
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use crate::campaign::load::Tally;
-use crate::process::Process;
 
 /// How much is tried.
 #[derive(Clone, Copy, Debug)]
@@ -36,38 +34,6 @@ impl Scale {
     /// For every change.
     pub const SHORT: Self =
         Self { hostile: 450, honest: 50, watch: Duration::from_secs(4), resets: 10_000, judges: false };
-}
-
-/// A process's share of the machine.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
-    /// Memory that it has, in bytes.
-    pub resident: u64,
-    /// The most that it ever had.
-    pub most: u64,
-    /// Seconds of a processor that it has used.
-    pub cpu: f64,
-}
-
-impl Usage {
-    /// Of a running process.
-    ///
-    /// # Panics
-    /// It has ended.
-    pub fn of(process: &Process) -> Self {
-        let folder = Path::new("/proc").join(process.pid().expect("it runs").to_string());
-        let status = std::fs::read_to_string(folder.join("status")).expect("its status can be read");
-        let kib = |name: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of each");
-            line.trim_matches([':', '\t', ' ', 'k', 'B']).parse().expect("a number")
-        };
-        let stat = std::fs::read_to_string(folder.join("stat")).expect("its times can be read");
-        // After the name, which may hold anything: user's and system's time are the 12th and 13th, in hundredths.
-        let (_, fields) = stat.rsplit_once(')').expect("a name");
-        let hundredths = |nth: usize| fields.split_whitespace().nth(nth).and_then(|field| field.parse::<f64>().ok());
-        let cpu: f64 = [11, 12].into_iter().filter_map(hundredths).sum::<f64>() / 100.0;
-        Self { resident: kib("VmRSS") << 10, most: kib("VmHWM") << 10, cpu }
-    }
 }
 
 /// One row of the table.

@@ -8,13 +8,14 @@ use tokio::time::sleep;
 
 use super::honest::{Honest, Probed, Prober};
 use super::hostile::{Crowd, Deed, honest_http2, resets};
-use super::{Row, Scale, Usage};
+use super::{Row, Scale};
 use crate::campaign::load::{Tally, ask};
 use crate::campaign::setting::{connected, questions};
 use crate::client::Client;
 use crate::eventually;
 use crate::process::Process;
 use crate::stack::Stack;
+use crate::usage::Usage;
 
 /// How long the proxy has to give back what a flood took.
 const CALM: Duration = Duration::from_secs(3);
