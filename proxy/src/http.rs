@@ -85,7 +85,7 @@ pub enum Scope {
 }
 
 /// Bytes of a request's head, and of what is read at once.
-const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEAD: usize = 32 * 1024;
 
 /// Once the proxy is to stop, idle connections stay open for so long: a request may be on its way.
 pub const LINGER: Duration = Duration::from_secs(1);
@@ -163,7 +163,7 @@ impl Service {
         let _counted = (scope == Scope::All).then(|| Counted::one_more(&self, |service| &service.connections));
         let opened = tokio::select! {
             opened = preface::open(io, &activity) => opened,
-            why = self.overstays(&activity) => return debug!(%why, "a connection was closed"),
+            why = self.overstays(&activity) => return self.closes(why),
             () = told_and_waited(&mut shutdown) => return,
         };
         match opened {
@@ -203,7 +203,7 @@ impl Service {
         let served = to_end(connection, http1::Connection::graceful_shutdown, told_and_waited(&mut shutdown));
         tokio::select! {
             () = served => {}
-            why = self.overstays(&activity) => debug!(%why, "a connection was closed"),
+            why = self.overstays(&activity) => self.closes(why),
         }
         if let Some(answered) = caller.answered() {
             self.handle.left(answered);
@@ -246,18 +246,29 @@ impl Service {
         let finish = async {
             tokio::select! {
                 () = told(&mut shutdown) => {}
-                why = self.overstays(&activity) => debug!(%why, "a connection was closed"),
+                why = self.overstays(&activity) => self.closes(why),
             }
         };
         tokio::select! {
             () = to_end(connection, http2::Connection::graceful_shutdown, finish) => {}
-            () = activity.is_left_unread() => debug!(why = %Overstayed::Unread, "a connection was cut"),
+            () = activity.is_left_unread() => self.closes(Overstayed::Unread),
         }
     }
 
     async fn overstays(&self, activity: &Activity) -> Overstayed {
-        let crowded = || self.connections.load(Relaxed) > self.limits.connections / 4 * 3;
+        let few = self.limits.connections / 4;
+        let crowded = || self.connections.load(Relaxed) > self.limits.connections - few;
         activity.overstayed(crowded).await
+    }
+
+    fn closes(&self, why: Overstayed) {
+        let counter = match why {
+            Overstayed::Idle => &self.metrics.connections_closed_idle,
+            Overstayed::Head => &self.metrics.connections_closed_head,
+            Overstayed::Unread => &self.metrics.connections_closed_unread,
+        };
+        counter.increment(1);
+        debug!(%why, "a connection is closed");
     }
 
     async fn answer(&self, request: Request<Incoming>, scope: Scope, caller: &Arc<Caller>) -> Answer {

@@ -131,6 +131,12 @@ pub struct Metrics {
     pub protocol_errors: Counter,
     /// Processes of other users that dialled the workers' socket.
     pub workers_refused: Counter,
+    /// Clients that were hung up on: they sent no request,
+    pub connections_closed_idle: Counter,
+    /// or began a request's head and did not end it,
+    pub connections_closed_head: Counter,
+    /// or did not read an answer.
+    pub connections_closed_unread: Counter,
 }
 
 impl Metrics {
@@ -255,6 +261,9 @@ fn register(recorder: Arc<PrometheusRecorder>) -> Metrics {
         workers_lost_stuck: counter!("pillion_workers_lost_total", "reason" => "stuck"),
         protocol_errors: counter!("pillion_protocol_errors_total"),
         workers_refused: counter!("pillion_workers_refused_total"),
+        connections_closed_idle: counter!("pillion_connections_closed_total", "reason" => "idle"),
+        connections_closed_head: counter!("pillion_connections_closed_total", "reason" => "head"),
+        connections_closed_unread: counter!("pillion_connections_closed_total", "reason" => "unread"),
     }
 }
 
@@ -307,6 +316,11 @@ fn describe() {
         Unit::Count,
         "Connections to the workers' socket from users that may not be workers"
     );
+    describe_counter!(
+        "pillion_connections_closed_total",
+        Unit::Count,
+        "Clients that were hung up on because they kept a connection for nothing"
+    );
 }
 
 #[cfg(test)]
@@ -326,6 +340,7 @@ mod tests {
             "pillion_forced_steps_total 0",
             "pillion_protocol_errors_total 0",
             "pillion_workers_refused_total 0",
+            r#"pillion_connections_closed_total{reason="idle"} 0"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in:\n{text}");
         }

@@ -101,6 +101,7 @@ async fn every_counter_stands_at_zero_from_the_start() {
         "worker_reconnects_total",
         "protocol_errors_total",
         "workers_refused_total",
+        "connections_closed_total",
         "queue_depth",
         "running",
         "build_info",
