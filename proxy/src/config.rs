@@ -18,7 +18,8 @@ use crate::http::ApiKeys;
 #[command(
     name = "pillion-proxy",
     version,
-    about = "Lets requests ride together: coalesces HTTP requests into batches for a model worker"
+    about = "Lets requests ride together: coalesces HTTP requests into batches for a model worker",
+    after_help = "pillion-proxy check live|ready asks a running proxy how it is."
 )]
 struct Flags {
     /// Address and port to serve HTTP on

@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod app;
 pub mod batcher;
+pub mod check;
 pub mod config;
 pub mod descriptors;
 mod doors;

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::process::ExitCode;
 
 use pillion_proxy::app::{self, AppError};
+use pillion_proxy::check;
 use pillion_proxy::config::{Config, ConfigError, LogFormat};
 use tracing_subscriber::EnvFilter;
 
@@ -17,6 +18,9 @@ const INTERNAL: u8 = 70;
 const UNFINISHED: u8 = 75;
 
 fn main() -> ExitCode {
+    if let Some(code) = check::asked(std::env::args_os()) {
+        return ExitCode::from(code);
+    }
     let config = match Config::read(std::env::args_os()) {
         Ok(config) => config,
         Err(ConfigError::Flags(error)) => {

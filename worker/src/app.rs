@@ -9,6 +9,7 @@ use pillion_protocol::frame::Hello;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::budget::Budget;
+use crate::check::Health;
 use crate::config::Config;
 use crate::engine::ct2::{Ct2, Device, Setting};
 use crate::engine::{Engine, EngineFailed, EnginePool, FEEDERS};
@@ -71,7 +72,11 @@ pub fn run(config: Config, patch: Patch) -> End {
 
 async fn serve(config: Config, patch: Patch) -> End {
     let socket = config.socket.clone();
-    let started = signals::listen().and_then(|controls| Ok((controls, start_loading(config, patch)?)));
+    let health = Health::default();
+    if let Err(error) = health.answer() {
+        tracing::warn!(%error, "nobody can ask this worker how it is");
+    }
+    let started = signals::listen().and_then(|controls| Ok((controls, start_loading(config, patch, health)?)));
     let (mut controls, mut loaded) = match started {
         Ok(started) => started,
         Err(error) => return End::before_any_engine(internal(&error)),
@@ -104,11 +109,15 @@ async fn serve(config: Config, patch: Patch) -> End {
 }
 
 /// Loads on a thread of its own, so that a signal is heard meanwhile.
-fn start_loading(config: Config, patch: Patch) -> std::io::Result<oneshot::Receiver<Result<Worker, Error>>> {
+fn start_loading(
+    config: Config,
+    patch: Patch,
+    health: Health,
+) -> std::io::Result<oneshot::Receiver<Result<Worker, Error>>> {
     let (sender, loaded) = oneshot::channel();
     let work = move || {
         // Where nobody listens any more, the process is about to end.
-        let _ = sender.send(load(&config, patch));
+        let _ = sender.send(load(&config, patch, health));
     };
     std::thread::Builder::new().name("loader".to_owned()).spawn(work)?;
     Ok(loaded)
@@ -138,7 +147,7 @@ fn batch_tokens(engine: &dyn Engine, sample: Sample, device: Device, slots: u32)
     Ok(u32::try_from(fit).unwrap_or(u32::MAX).clamp(sample.positions.max(1), most))
 }
 
-fn load(config: &Config, patch: Patch) -> Result<Worker, Error> {
+fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> {
     let device = Device::choose(config.device, config.device_index)?;
     let model = Model::open(&config.model)?;
     let tokens = Tokens::load(&model)?;
@@ -191,7 +200,9 @@ fn load(config: &Config, patch: Patch) -> Result<Worker, Error> {
         held_back: HELD_BACK,
     });
     let engines = EnginePool::start(&patch(engine), &shared).map_err(|error| internal(&error))?;
+    health.loaded();
     Ok(Worker {
+        health,
         hello,
         loaded: tokio::time::Instant::now(),
         shared,

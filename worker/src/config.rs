@@ -27,7 +27,8 @@ const SOCKET_PATH_MAX: usize = 107;
     version,
     about,
     after_help = "Every flag can be set by the environment too: \
-    PILLION_ and the flag in capitals, such as PILLION_MAX_BATCH_TOKENS. RUST_LOG chooses what is logged."
+    PILLION_ and the flag in capitals, such as PILLION_MAX_BATCH_TOKENS. RUST_LOG chooses what is logged. \
+    pillion-worker check asks a running worker how it is."
 )]
 struct Raw {
     /// Directory of the converted model: model.bin, config.json, vocabulary.json and tokenizer.json

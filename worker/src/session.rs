@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::batch::{BatchSignals, Event};
+use crate::check::Health;
 use crate::credit::{self, Credit};
 use crate::engine::{Arrived, EnginePool};
 use crate::prepare::forget_what_cannot_be_continued;
@@ -45,6 +46,8 @@ pub struct Worker {
     pub hello: Hello,
     /// When it had loaded its model.
     pub loaded: Instant,
+    /// How it is, for those who ask.
+    pub health: Health,
     /// What its threads share.
     pub shared: Arc<Shared>,
     /// The way in.
@@ -72,6 +75,7 @@ pub async fn run<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     let age_ms = u64::try_from(worker.loaded.elapsed().as_millis()).unwrap_or(u64::MAX);
     handshake::greet(&mut reader, &mut writer, &Hello { age_ms, ..worker.hello.clone() }).await?;
     tracing::info!("connected to the proxy");
+    let _connected = worker.health.connected();
     let (events, inbox) = mpsc::channel(EVENTS);
     let mut session = Session::new(worker, writer, events);
     let end = match session.serve(&mut reader, inbox, controls).await {

@@ -21,6 +21,8 @@ pub struct Scale {
     pub honest: usize,
     /// How long honest ones are watched, undisturbed and under a flood.
     pub watch: Duration,
+    /// How long the proxy has to give back what a flood took.
+    pub calm: Duration,
     /// Requests that are reset, and as many honest ones beside which their cost is held.
     pub resets: usize,
     /// Whether times, costs and memory are held against what is promised: of few clients they say nothing.
@@ -29,11 +31,23 @@ pub struct Scale {
 
 impl Scale {
     /// As the project's promises are worded.
-    pub const FULL: Self =
-        Self { hostile: 9000, honest: 1000, watch: Duration::from_secs(30), resets: 100_000, judges: true };
+    pub const FULL: Self = Self {
+        hostile: 9000,
+        honest: 1000,
+        watch: Duration::from_secs(30),
+        calm: Duration::from_secs(10),
+        resets: 100_000,
+        judges: true,
+    };
     /// For every change.
-    pub const SHORT: Self =
-        Self { hostile: 450, honest: 50, watch: Duration::from_secs(4), resets: 10_000, judges: false };
+    pub const SHORT: Self = Self {
+        hostile: 450,
+        honest: 50,
+        watch: Duration::from_secs(4),
+        calm: Duration::from_secs(1),
+        resets: 10_000,
+        judges: false,
+    };
 }
 
 /// One row of the table.

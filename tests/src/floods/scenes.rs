@@ -17,8 +17,6 @@ use crate::process::Process;
 use crate::stack::Stack;
 use crate::usage::Usage;
 
-/// How long the proxy has to give back what a flood took.
-const CALM: Duration = Duration::from_secs(3);
 /// What costs a flood may have, beside honest requests', and what times of honest ones.
 const MOST: f64 = 2.0;
 /// What memory it may leave behind, beside what was taken before.
@@ -88,7 +86,7 @@ async fn flood(scale: Scale, clients: usize, deeds: &'static [Deed], promise: Pr
     drop(crowd);
     let heard = prober.stop().await;
     let most = Usage::of(&stack.proxy).most;
-    sleep(CALM).await;
+    sleep(scale.calm).await;
     let after = Usage::of(&stack.proxy).resident;
 
     let ratio = ratio(under.percentiles()[1], before.percentiles()[1]);
@@ -166,7 +164,7 @@ async fn costs(
 ) -> Row {
     let heard = prober.stop().await;
     let most = Usage::of(&stack.proxy).most;
-    sleep(CALM).await;
+    sleep(scale.calm).await;
     let after = Usage::of(&stack.proxy).resident;
     Row {
         flood,

@@ -13,6 +13,7 @@ use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
+use crate::check::Health;
 use crate::engine::script::Script;
 use crate::engine::{Engine, EnginePool};
 use crate::shared::Shared;
@@ -43,6 +44,7 @@ pub(crate) fn worker(engine: &Arc<Script>, slots: u32) -> Worker {
             age_ms: 0,
         },
         loaded: Instant::now(),
+        health: Health::default(),
         engines: EnginePool::start(&engine, &shared).unwrap(),
         shared,
         places: Arc::new(Semaphore::new(2 * slots as usize)),

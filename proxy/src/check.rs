@@ -1,0 +1,140 @@
+//! `pillion-proxy check live|ready`: asks a running proxy how it is, and says it by the exit code. For images that hold
+//! nothing else that could ask.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+/// A proxy that does not answer for so long is not well.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of an answer that are looked at.
+const LOOKED_AT: u64 = 4096;
+
+const WELL: u8 = 0;
+const UNWELL: u8 = 1;
+const BAD_FLAG: u8 = 64;
+
+/// Asks a running proxy how it is. Exit codes: 0 well, 1 not, 64 bad flag
+#[derive(Debug, Parser)]
+#[command(name = "pillion-proxy check", version)]
+struct Flags {
+    /// live: it can serve HTTP; ready: it has a worker and is not shutting down
+    probe: Probe,
+    /// Where it serves HTTP
+    #[arg(long, env = "PILLION_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
+    listen: SocketAddr,
+    /// Where it serves probes alone, which is asked instead
+    #[arg(long, env = "PILLION_ADMIN_LISTEN", value_name = "ADDRESS:PORT")]
+    admin_listen: Option<SocketAddr>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Probe {
+    Live,
+    Ready,
+}
+
+impl Probe {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Live => "/livez",
+            Self::Ready => "/readyz",
+        }
+    }
+}
+
+/// Runs `check` where these arguments (the first is the program's name) ask for it; its exit code.
+pub fn asked(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next()?;
+    if arguments.next()? != "check" {
+        return None;
+    }
+    Some(match Flags::try_parse_from(std::iter::once(program).chain(arguments)) {
+        Ok(flags) => check(&flags),
+        Err(error) => {
+            let _ = error.print();
+            if error.use_stderr() { BAD_FLAG } else { WELL }
+        }
+    })
+}
+
+fn check(flags: &Flags) -> u8 {
+    let address = reachable(flags.admin_listen.unwrap_or(flags.listen));
+    match ask(address, flags.probe.path()) {
+        Ok((200, _)) => WELL,
+        Ok((status, text)) => {
+            eprintln!("{address} answers {status}: {text}");
+            UNWELL
+        }
+        Err(error) => {
+            eprintln!("{address} does not answer: {error}");
+            UNWELL
+        }
+    }
+}
+
+/// Who listens on every address is asked on the one that cannot leave the machine.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// Status and text of an answer.
+fn ask(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(LOOKED_AT).read_to_end(&mut answer)?;
+    read(&String::from_utf8_lossy(&answer)).ok_or_else(|| io::Error::other("what it says is no HTTP"))
+}
+
+fn read(answer: &str) -> Option<(u16, String)> {
+    let (head, text) = answer.split_once("\r\n\r\n")?;
+    let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
+    Some((status, text.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(line: &str) -> impl Iterator<Item = OsString> {
+        line.split(' ').map(OsString::from).collect::<Vec<_>>().into_iter()
+    }
+
+    #[test]
+    fn only_check_is_taken_for_it() {
+        assert_eq!(asked(arguments("pillion-proxy")), None);
+        assert_eq!(asked(arguments("pillion-proxy --listen check")), None);
+        assert_eq!(asked(arguments("pillion-proxy check well")), Some(BAD_FLAG));
+        assert_eq!(asked(arguments("pillion-proxy check")), Some(BAD_FLAG));
+        assert_eq!(asked(arguments("pillion-proxy check --help")), Some(WELL));
+    }
+
+    #[test]
+    fn an_address_that_means_all_is_asked_at_home() {
+        for (listen, asked) in [("0.0.0.0:80", "127.0.0.1:80"), ("[::]:81", "[::1]:81"), ("10.1.2.3:82", "10.1.2.3:82")]
+        {
+            assert_eq!(reachable(listen.parse().unwrap()), asked.parse().unwrap());
+        }
+    }
+
+    #[test]
+    fn an_answer_is_read() {
+        let unready = "HTTP/1.1 503 Service Unavailable\r\na: b\r\n\r\nno worker is connected\n";
+        assert_eq!(read(unready), Some((503, "no worker is connected".to_owned())));
+        for no_http in ["", "HTTP/1.1 200 OK\r\n", "SSH-2.0\r\n\r\n", "HTTP/1.1 20\r\n\r\n"] {
+            assert_eq!(read(no_http), None, "{no_http}");
+        }
+    }
+}
