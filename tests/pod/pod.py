@@ -176,7 +176,9 @@ def killed_worker(port: int) -> None:
         eventually("it is ready", lambda: is_well("worker", "ready"))
     time.sleep(1)
     load.stop()
-    print(f"worker killed 3 times: {load.right} right, {load.broken + len(load.refused)} failed, {len(load.wrong)} wrong")
+    print(
+        f"worker killed 3 times: {load.right} right, {load.broken + len(load.refused)} failed, {len(load.wrong)} wrong"
+    )
     assert load.right and not load.broken and not load.refused and not load.wrong, load.refused[:3] + load.wrong[:3]
 
 
