@@ -85,7 +85,7 @@ pub enum Scope {
 }
 
 /// Bytes of a request's head, and of what is read at once.
-const MAX_HEAD: usize = 32 * 1024;
+const MAX_HEAD: usize = 16 * 1024;
 
 /// Once the proxy is to stop, idle connections stay open for so long: a request may be on its way.
 pub const LINGER: Duration = Duration::from_secs(1);

@@ -192,10 +192,13 @@ async fn bodies_that_do_not_come_keep_nobody_out() {
     let mut memory = Memory::start(&["--max-queue-bytes", "256KiB", "--max-body-bytes", "64KiB"]);
     let _worker = memory.worker(Profile::default());
     let mut hostile = Vec::new();
-    // Some announce all that a body may have, others send most of it, others what would fit beside these.
-    for part in [[0, 60_000].repeat(25), vec![5000; 50], vec![1900; 50]].concat() {
+    // Some announce all that a body may have and send none or most of it, others all but a byte of what would fit beside.
+    let [none, most] = [(65_536, 0), (65_536, 60_000)];
+    let beside = [vec![(5001, 5000); 50], vec![(1901, 1900); 50]].concat();
+    for (announced, part) in [[none, most].repeat(25), beside].concat() {
         let mut client = memory.connect();
-        client.write_all(b"POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: 65536\r\n\r\n").await.unwrap();
+        let head = format!("POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: {announced}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
         let sent = vec![b' '; part];
         let _ = timeout(SECOND, client.write_all(&sent)).await;
         hostile.push(client);

@@ -26,7 +26,7 @@ const ANSWER: &[u8] = br#"{"text":"ok"}"#;
 
 // As in `proxy/src/http.rs` and `proxy/src/app.rs`, which do not show theirs.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-const MAX_HEAD: usize = 32 * 1024;
+const MAX_HEAD: usize = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Answers every request with the same few bytes, until it is killed.

@@ -44,7 +44,7 @@ pub async fn idlers(scale: Scale) -> Row {
 
 /// The same number sends nearly all that a head may have.
 pub async fn large_heads(scale: Scale) -> Row {
-    let flood_of = "connections send 31 KiB of a head that does not end";
+    let flood_of = "connections send 15 KiB of a head that does not end";
     flood(scale, scale.hostile, &[Deed::LargeHead], Promise::Answers, flood_of).await
 }
 
