@@ -12,6 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use pillion_protocol::frame::{Batch, Frame, Goodbye, GoodbyeReason, Member, Message, Options, Prompt, Welcome};
 use pillion_protocol::{BatchId, VERSIONS, codec};
 use pillion_worker::budget::Budget;
+use pillion_worker::check::Health;
 use pillion_worker::engine::{Call, Engine, EngineFailed, EnginePool, FEEDERS, NewToken};
 use pillion_worker::liveness::Liveness;
 use pillion_worker::model::Model;
@@ -157,6 +158,7 @@ fuzz_target!(|said: Vec<Said<'_>>| {
         let worker = Worker {
             hello: pillion_fuzz::hello(shared.limits.positions, shared.tokens.vocabulary(), 1),
             loaded: tokio::time::Instant::now(),
+            health: Health::default(),
             engines: EnginePool::start(&engine, &shared).expect("threads"),
             shared,
             places: Arc::new(Semaphore::new(2)),
