@@ -41,8 +41,8 @@ def unfit(deployment: dict) -> list[str]:
     needed = slowest + drain(proxy) if is_sidecar else max(slowest, pause(proxy) + drain(proxy))
     grace = pod["terminationGracePeriodSeconds"]
     rule(needed + MARGIN <= grace, f"stopping may take {needed} s, and {MARGIN} are to be left of {grace}")
-    for container in workers if is_sidecar else [proxy, *workers]:
-        rule(pause(container) >= 5, f"{container['name']} stops before routers have heard of it")
+    for worker in workers if is_sidecar else []:
+        rule(pause(worker) >= 5, f"{worker['name']} stops before routers have heard of it")
 
     loads = [span(worker["startupProbe"]) for worker in workers]
     rule(min(loads) >= LOAD, f"a model has {min(loads)} s to load")
