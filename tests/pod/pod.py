@@ -170,15 +170,20 @@ def serves(port: int) -> None:
         assert (answer["status"], answer["text"]) == (200, expected), answer
 
 
+def kill(name: str) -> None:
+    """Kills a container's process, and waits until it has been started again."""
+    pid = state(name)["Pid"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(f"another {name} runs", lambda: state(name)["Pid"] not in (0, pid))
+    eventually("it is ready", lambda: is_well(name, "ready"))
+
+
 def killed_worker(port: int) -> None:
     """Dead workers are started again, and nobody notices."""
     load = Load(port, 20)
     for _ in range(3):
         time.sleep(1)
-        pid = state("worker")["Pid"]
-        os.kill(pid, signal.SIGKILL)
-        eventually("another worker runs", lambda pid=pid: state("worker")["Pid"] not in (0, pid))
-        eventually("it is ready", lambda: is_well("worker", "ready"))
+        kill("worker")
     time.sleep(1)
     load.stop()
     print(
@@ -194,10 +199,7 @@ def killed_proxy(port: int) -> None:
     loaded = log("worker").count('"loaded"')
     for _ in range(3):
         time.sleep(1)
-        pid = state("proxy")["Pid"]
-        os.kill(pid, signal.SIGKILL)
-        eventually("another proxy runs", lambda pid=pid: state("proxy")["Pid"] not in (0, pid))
-        eventually("it is ready", lambda: is_well("proxy", "ready"))
+        kill("proxy")
         right = load.right
         eventually("clients are answered", lambda right=right: load.right > right)
     load.stop()

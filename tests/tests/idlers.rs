@@ -62,6 +62,9 @@ async fn who_sends_no_request_is_hung_up_on() {
     }
     assert_eq!(closed(again, b"").await, 75);
     assert_eq!(closed_for("idle", &memory), 2);
+    // One of few places is no crowd.
+    let mut small = Memory::start(&["--max-connections", "3"]);
+    assert_eq!(closed(small.connect(), b"").await, 75);
 }
 
 #[tokio::test(start_paused = true)]
