@@ -96,8 +96,9 @@ impl Batcher {
     pub async fn run(mut self) {
         let mut messages = Vec::with_capacity(MESSAGES_AT_ONCE);
         let mut held = None;
+        let mut now = Instant::now();
         loop {
-            let wake = [self.next_due(), held].into_iter().flatten().min();
+            let wake = [self.next_due(), held, self.workers.next_leave(now)].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 received = self.inbox.recv_many(&mut messages, MESSAGES_AT_ONCE) => {
@@ -113,12 +114,12 @@ impl Batcher {
                 }
                 self.take(message);
             }
-            let now = Instant::now();
+            now = Instant::now();
             self.expire(now);
             held = self.dispatch(now);
             self.preempt(now);
             self.reckon(now);
-            self.release();
+            self.release(now);
         }
     }
 

@@ -43,6 +43,7 @@ use self::record::Record;
 use self::response::{Api, ApiError};
 use crate::admission::Promise;
 use crate::batcher::{Handle, Past};
+use crate::lifecycle::LINGER;
 use crate::metrics::{Endpoint, Metrics};
 
 /// What requests are measured against.
@@ -86,9 +87,6 @@ pub enum Scope {
 
 /// Bytes of a request's head, and of what is read at once.
 const MAX_HEAD: usize = 16 * 1024;
-
-/// Once the proxy is to stop, idle connections stay open for so long: a request may be on its way.
-pub const LINGER: Duration = Duration::from_secs(1);
 
 /// Requests at once on one connection of HTTP/2.
 const MAX_STREAMS: u32 = 256;
@@ -140,8 +138,9 @@ impl Service {
         self.leaving.store(true, Relaxed);
     }
 
+    /// Whether an answer is its connection's last: clients are to go elsewhere.
     fn is_leaving(&self) -> bool {
-        self.leaving.load(Relaxed)
+        self.leaving.load(Relaxed) || self.handle.workers_are_leaving()
     }
 
     /// From now on nothing is admitted.
@@ -165,6 +164,7 @@ impl Service {
             opened = preface::open(io, &activity) => opened,
             why = self.overstays(&activity) => return self.closes(why),
             () = told_and_waited(&mut shutdown) => return,
+            () = self.workers_have_left() => return,
         };
         match opened {
             Ok((Version::Http1, io)) => self.serve_http1(io, scope, activity, shutdown).await,
@@ -200,9 +200,14 @@ impl Service {
             // Answers are small and written at once: one plain write costs the kernel less than a gathered one.
             .writev(false)
             .serve_connection(TokioIo::new(io), service);
-        let served = to_end(connection, http1::Connection::graceful_shutdown, told_and_waited(&mut shutdown));
+        let finish = async {
+            tokio::select! {
+                () = told_and_waited(&mut shutdown) => {}
+                () = self.workers_have_left() => {}
+            }
+        };
         tokio::select! {
-            () = served => {}
+            () = to_end(connection, http1::Connection::graceful_shutdown, finish) => {}
             why = self.overstays(&activity) => self.closes(why),
         }
         if let Some(answered) = caller.answered() {
@@ -246,12 +251,25 @@ impl Service {
         let finish = async {
             tokio::select! {
                 () = told(&mut shutdown) => {}
+                () = self.workers_have_left() => {}
                 why = self.overstays(&activity) => self.closes(why),
             }
         };
         tokio::select! {
             () = to_end(connection, http2::Connection::graceful_shutdown, finish) => {}
             () = activity.is_left_unread() => self.closes(Overstayed::Unread),
+        }
+    }
+
+    /// Resolves when no worker has been there for a while that stays, since the last was told to stop: as a sidecar, the
+    /// proxy is told only after it. Whoever comes is admitted all the same, since another worker may come.
+    async fn workers_have_left(&self) {
+        loop {
+            self.handle.workers_leave().await;
+            tokio::time::sleep(LINGER).await;
+            if self.handle.workers_are_leaving() {
+                return;
+            }
         }
     }
 

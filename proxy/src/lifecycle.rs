@@ -1,8 +1,12 @@
-//! Signals: what an operator says to the process.
+//! Signals: what an operator says to the process. And how long it lingers once it is to go.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Once clients are to go elsewhere, idle connections stay open for so long: a request may be on its way.
+pub const LINGER: Duration = Duration::from_secs(1);
 
 /// The signals that the proxy hears.
 #[derive(Debug)]

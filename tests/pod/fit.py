@@ -4,6 +4,8 @@ from manifests import containers, environment, seconds
 
 # What is left of a pod's time to stop when all that is foreseen has happened.
 MARGIN = 5
+# Told to stop, a proxy takes what is on its way for so long.
+LINGER = 1
 # `check` gives up after two seconds.
 PATIENCE = 2
 # A large model, read from a disk and warmed up.
@@ -28,7 +30,8 @@ def unfit(deployment: dict) -> list[str]:
     for container in [proxy, *workers]:
         name = container["name"]
         drains = drain(container)
-        rule(drains >= request, f"{name} drains for {drains} s, and a request may take {request}")
+        last = LINGER + request
+        rule(drains >= last, f"{name} drains for {drains} s, and the last request may end after {last}")
         for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
             probe = container.get(kind)
             if probe and kind != "startupProbe" or probe and "exec" in probe:

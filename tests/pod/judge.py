@@ -63,7 +63,7 @@ def changes(original: dict) -> list[tuple[str, dict]]:
     is_sidecar = "initContainers" in original["spec"]["template"]["spec"]
     names = [container["name"] for container in containers(original["spec"]["template"]["spec"])]
     change("stopping may take", lambda pod, _: pod.update(terminationGracePeriodSeconds=139 if is_sidecar else 69))
-    change("a request may take", lambda _, c: variable(c["proxy"], "PILLION_REQUEST_TIMEOUT", "66s"))
+    change("request may end", lambda _, c: variable(c["proxy"], "PILLION_REQUEST_TIMEOUT", "65s"))
     change("the Deployment waits", lambda _, c: c["proxy"]["startupProbe"].update(failureThreshold=301))
     change(
         "a proxy without a worker is alive", lambda _, c: c["proxy"].update(livenessProbe=c["proxy"]["readinessProbe"])
@@ -73,7 +73,7 @@ def changes(original: dict) -> list[tuple[str, dict]]:
     if is_sidecar:
         change("is waited for", lambda _, c: c["proxy"]["startupProbe"]["httpGet"].update(path="/readyz"))
     for name in names:
-        change(f"{name} drains", lambda _, c, name=name: variable(c[name], "PILLION_DRAIN_TIMEOUT", "59s"))
+        change(f"{name} drains", lambda _, c, name=name: variable(c[name], "PILLION_DRAIN_TIMEOUT", "60s"))
         change("stopping may take", lambda _, c, name=name: variable(c[name], "PILLION_DRAIN_TIMEOUT", "3m"))
         change(f"{name}'s livenessProbe", lambda _, c, name=name: c[name]["livenessProbe"].update(timeoutSeconds=2))
         if name == "proxy":

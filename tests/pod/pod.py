@@ -9,6 +9,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
+from itertools import count
 from pathlib import Path
 from threading import Event
 
@@ -93,12 +94,30 @@ def ask(port: int, question: str, tokens: int = 10, at_least: int = 0) -> dict:
     """One request over a connection of its own."""
     connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
-        body = {"text": question, "max_new_tokens": tokens, "min_new_tokens": at_least}
-        connection.request("POST", "/generate", json.dumps(body))
-        answer = connection.getresponse()
-        return {"status": answer.status, **json.loads(answer.read())}
+        return ask_over(connection, question, tokens, at_least)
     finally:
         connection.close()
+
+
+def ask_over(connection: HTTPConnection, question: str, tokens: int = 10, at_least: int = 0) -> dict:
+    """One request over this connection."""
+    body = {"text": question, "max_new_tokens": tokens, "min_new_tokens": at_least}
+    connection.request("POST", "/generate", json.dumps(body))
+    answer = connection.getresponse()
+    told = answer.getheader("connection")
+    return {"status": answer.status, "connection": told, **json.loads(answer.read())}
+
+
+def ask_until_told(port: int) -> int:
+    """One request after the other over one connection until an answer says that it is the last; how many there were."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    for turn in count(1):
+        for question, expected in QUESTIONS.items():
+            answer = ask_over(connection, question)
+            assert (answer["status"], answer["text"]) == (200, expected), answer
+            if answer["connection"] == "close":
+                connection.close()
+                return turn
 
 
 class Load:
@@ -211,16 +230,36 @@ def killed_proxy(port: int) -> None:
     assert state("worker")["Pid"] == worker and log("worker").count('"loaded"') == loaded, "it loaded again"
 
 
+def left(port: int) -> None:
+    """In a native sidecar's order, the worker first and the proxy when it has stopped: clients go elsewhere in between."""
+    clients = 20
+    with ThreadPoolExecutor(clients) as pool:
+        asked = [pool.submit(ask_until_told, port) for _ in range(clients)]
+        time.sleep(1)
+        assert not any(future.done() for future in asked), "one was told too early, or failed"
+        podman("stop", "-t", "70", "pillion-worker")
+        turns = [future.result(PATIENCE) for future in asked]
+    podman("stop", "-t", "70", "pillion-proxy")
+    codes = {name: state(name)["ExitCode"] for name in ("worker", "proxy")}
+    print(
+        f"stopped in a sidecar's order: {clients} clients went elsewhere after {sum(turns)} turns; exit codes {codes}"
+    )
+    assert codes == {"worker": 0, "proxy": 0}, logs()
+    podman("start", "pillion-proxy", "pillion-worker")
+    eventually("the worker is ready again", lambda: is_well("worker", "ready"))
+    serves(port)
+
+
 def stopped(port: int) -> None:
     """Told to stop, both end well when all that was admitted has been answered."""
-    count = 200
+    many = 200
 
     def timed() -> tuple[int, float]:
         answer = ask(port, "go on", 900, 900)
         return answer["status"], time.time()
 
-    with ThreadPoolExecutor(count) as pool:
-        asked = [pool.submit(timed) for _ in range(count)]
+    with ThreadPoolExecutor(many) as pool:
+        asked = [pool.submit(timed) for _ in range(many)]
         metrics = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
 
         def admitted() -> int:
@@ -229,7 +268,7 @@ def stopped(port: int) -> None:
             known = [line for line in lines if line.startswith(("pillion_running ", "pillion_queue_depth "))]
             return sum(int(float(line.split()[-1])) for line in known) + sum(future.done() for future in asked)
 
-        eventually("all are admitted", lambda: admitted() >= count)
+        eventually("all are admitted", lambda: admitted() >= many)
         metrics.close()
         told = time.time()
         # As Kubernetes does, both at once, and the network after them.
@@ -238,8 +277,8 @@ def stopped(port: int) -> None:
     right = [at for status, at in answers if status == 200]
     late = sum(at > told + 1 for at in right)
     codes = {name: state(name)["ExitCode"] for name in ("proxy", "worker")}
-    print(f"stopped: of {count} admitted {len(right)} answered, {late} a second or more later; exit codes {codes}")
-    assert len(right) == count and late and codes == {"proxy": 0, "worker": 0}, logs()
+    print(f"stopped: of {many} admitted {len(right)} answered, {late} a second or more later; exit codes {codes}")
+    assert len(right) == many and late and codes == {"proxy": 0, "worker": 0}, logs()
 
 
 def main() -> None:
@@ -254,6 +293,7 @@ def main() -> None:
     serves(port)
     killed_worker(port)
     killed_proxy(port)
+    left(port)
     stopped(port)
 
 

@@ -2,12 +2,14 @@
 //!
 //! With tokio's time paused, hours pass in an instant and in the same way each time: what a test says of time is exact.
 
+mod http2;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::Request;
 use hyper::client::conn::http1;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use pillion_proxy::app::Proxy;
 use pillion_proxy::config::Config;
@@ -16,7 +18,9 @@ use serde_json::Value;
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 
+pub use self::http2::Http2Client;
 use crate::client::Answer;
 use crate::metrics::Metrics;
 use crate::simulated::{Ending, FaultKind, Profile, Simulated};
@@ -111,6 +115,14 @@ impl Memory {
         async move { MemoryClient::over(near).await.post(path, &request).await }
     }
 
+    /// Gets a path, over a connection of its own.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub async fn get(&mut self, path: &str) -> Answer {
+        self.client().await.send(Method::GET, path, Bytes::new()).await
+    }
+
     /// A client that keeps one connection.
     pub async fn client(&mut self) -> MemoryClient {
         MemoryClient::over(self.connect()).await
@@ -153,11 +165,16 @@ impl MemoryClient {
     /// # Panics
     /// There is no answer.
     pub async fn post(&mut self, path: &str, request: &Value) -> Answer {
-        let body = Full::new(Bytes::from(request.to_string()));
-        let request = Request::post(path)
+        self.send(Method::POST, path, request.to_string().into()).await
+    }
+
+    async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header("host", "memory")
             .header("x-request-id", "memory")
-            .body(body)
+            .body(Full::new(body))
             .expect("a request");
         let Self { sender, connection } = self;
         let ask = async {
@@ -170,7 +187,8 @@ impl MemoryClient {
         tokio::select! {
             biased;
             answer = &mut ask => answer,
-            _ = connection => ask.await,
+            // What is left to read is there already.
+            _ = connection => timeout(REDIAL, ask).await.expect("an answer before the connection ended"),
         }
     }
 }

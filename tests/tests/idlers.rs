@@ -2,11 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::Request;
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use pillion_tests::memory::Memory;
 use pillion_tests::simulated::Profile;
 use serde_json::{Value, json};
@@ -133,34 +128,15 @@ async fn who_does_not_read_an_answer_is_hung_up_on_and_who_reads_slowly_is_not()
     assert!(all.len() > 10_000, "{} bytes", all.len());
 }
 
-/// A connection of HTTP/2; its other half runs until it ends.
-async fn http2(memory: &mut Memory, tasks: &mut JoinSet<()>) -> SendRequest<Full<Bytes>> {
-    let (sender, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(memory.connect())).await.expect("a pipe");
-    tasks.spawn(async move {
-        let _ = connection.await;
-    });
-    sender
-}
-
-async fn ask(sender: &mut SendRequest<Full<Bytes>>) -> Result<u16, hyper::Error> {
-    let body = Full::new(Bytes::from(json!({"text": "a b"}).to_string()));
-    let request = Request::post("http://a/generate").body(body).expect("a request");
-    let answer = sender.send_request(request).await?;
-    let status = answer.status().as_u16();
-    answer.into_body().collect().await?;
-    Ok(status)
-}
-
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_of_http2_is_closed_though_it_answers_pings() {
     let mut memory = Memory::start(&[]);
     let _worker = memory.worker(Profile::default());
     let mut tasks = JoinSet::new();
-    let mut sender = http2(&mut memory, &mut tasks).await;
-    assert_eq!(ask(&mut sender).await.unwrap(), 200);
+    let mut sender = memory.http2(&mut tasks).await;
+    assert_eq!(sender.ask().await.unwrap(), 200);
     sleep(70 * SECOND).await;
-    assert_eq!(ask(&mut sender).await.unwrap(), 200);
+    assert_eq!(sender.ask().await.unwrap(), 200);
     let begun = Instant::now();
     timeout(1000 * SECOND, tasks.join_next()).await.expect("it is closed");
     assert_eq!(begun.elapsed().as_secs(), 75);
@@ -173,10 +149,10 @@ async fn as_many_requests_of_http2_go_on_at_once_as_there_may_be_connections() {
     let mut tasks = JoinSet::new();
     let mut asked = JoinSet::new();
     for _ in 0..2 {
-        let sender = http2(&mut memory, &mut tasks).await;
+        let sender = memory.http2(&mut tasks).await;
         for _ in 0..3 {
             let mut sender = sender.clone();
-            asked.spawn(async move { ask(&mut sender).await });
+            asked.spawn(async move { sender.ask().await });
         }
     }
     let answers = asked.join_all().await;
@@ -186,8 +162,8 @@ async fn as_many_requests_of_http2_go_on_at_once_as_there_may_be_connections() {
         let reason = std::error::Error::source(&refused.unwrap_err()).expect("a reason").to_string();
         assert!(reason.contains("refused stream"), "{reason}");
     }
-    let mut sender = http2(&mut memory, &mut tasks).await;
-    assert_eq!(ask(&mut sender).await.unwrap(), 200, "they have given back their places");
+    let mut sender = memory.http2(&mut tasks).await;
+    assert_eq!(sender.ask().await.unwrap(), 200, "they have given back their places");
 }
 
 #[tokio::test(start_paused = true)]

@@ -115,18 +115,17 @@ impl Batcher {
     }
 
     /// Workers that want to leave and are not needed are told that they may.
-    pub(super) fn release(&mut self) {
+    pub(super) fn release(&mut self, now: Instant) {
         if !self.workers.iter().any(|worker| worker.draining && !worker.released) {
             return;
         }
-        for id in self.workers.releasable(&self.queue.classes()) {
+        for id in self.workers.releasable(&self.queue.classes(), now) {
             if let Some(worker) = self.workers.get_mut(id)
                 && worker.link.try_send(ToLink::Release).is_ok()
             {
-                self.workers.release(id, Instant::now());
+                self.workers.release(id, now);
                 info!(worker = id.0, "the worker may leave");
             }
         }
-        self.tell_ready();
     }
 }

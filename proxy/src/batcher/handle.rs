@@ -33,9 +33,23 @@ impl Handle {
         &self.admission
     }
 
-    /// Workers that are connected and take batches.
+    /// Workers that are connected and stay.
     pub fn workers_serving(&self) -> usize {
         self.serving.borrow().workers
+    }
+
+    /// Whether no worker stays since the last was told to stop. Those that are left still serve; one that died comes back.
+    pub fn workers_are_leaving(&self) -> bool {
+        self.serving.borrow().are_leaving
+    }
+
+    /// Resolves when that is so.
+    pub async fn workers_leave(&self) {
+        let mut serving = self.serving.clone();
+        if serving.wait_for(|serving| serving.are_leaving).await.is_err() {
+            // The batcher has ended, and says nothing any more.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// The model of this name, if a worker has ever announced it.

@@ -60,11 +60,7 @@ impl Batcher {
                     self.come_back(job);
                 }
             }
-            FromLink::Draining => {
-                if let Some(worker) = self.workers.get_mut(id) {
-                    worker.draining = true;
-                }
-            }
+            FromLink::Draining => self.workers.drains(id, Instant::now()),
             FromLink::Down(jobs) => self.lose(id, jobs),
         }
         self.tell_ready();
@@ -108,7 +104,12 @@ impl Batcher {
     }
 
     pub(super) fn tell_ready(&mut self) {
-        let serving = self.workers.iter().filter(|worker| !worker.released).count();
-        self.serving.send_if_modified(|known| std::mem::replace(&mut known.workers, serving) != serving);
+        let serving = self.workers.iter().filter(|worker| !worker.draining).count();
+        let are_leaving = self.workers.are_leaving();
+        self.serving.send_if_modified(|known| {
+            let before = (known.workers, known.are_leaving);
+            (known.workers, known.are_leaving) = (serving, are_leaving);
+            before != (serving, are_leaving)
+        });
     }
 }

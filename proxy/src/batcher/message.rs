@@ -65,8 +65,10 @@ pub enum ToLink {
 /// Who is there to serve.
 #[derive(Clone, Debug, Default)]
 pub struct Serving {
-    /// Workers that are connected and take batches.
+    /// Workers that are connected and stay.
     pub workers: usize,
+    /// None stays, since the last was told to stop.
+    pub are_leaving: bool,
     /// The models that they have, or had.
     pub models: Models,
 }

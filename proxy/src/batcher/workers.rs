@@ -2,6 +2,8 @@
 
 mod worker;
 
+use std::time::Duration;
+
 use pillion_protocol::BatchId;
 use pillion_protocol::frame::Hello;
 use tokio::sync::mpsc::Sender;
@@ -10,6 +12,7 @@ use tokio::time::Instant;
 pub use self::worker::{Worker, WorkerId};
 use super::ToLink;
 use crate::job::{Class, Kind, ModelId, Trial};
+use crate::lifecycle::LINGER;
 use crate::policy::Policy;
 use crate::policy::company::{self, Cell, Company};
 use crate::policy::forecast::Asked;
@@ -21,17 +24,31 @@ pub struct Workers {
     all: Vec<Worker>,
     /// When the last worker of a kind left. Bounded.
     left: Vec<(Kind, Instant)>,
+    /// Since when none stays, where the last that did was told to stop. One that died comes back: nobody leaves for it.
+    leaving: Option<Instant>,
 }
 
 /// A batch is shared with an idle worker where that makes it shorter by this part.
 const WORTH_SHARING: u32 = 10;
 /// Kinds of workers that are remembered after they left.
 const REMEMBERED: usize = 64;
+/// Workers of whom none stays are kept for so long even if nothing waits: twice what their clients' connections stay open,
+/// so that all that came over one is admitted before.
+const LAST: Duration = Duration::from_secs(2 * LINGER.as_secs());
 
 impl Workers {
     /// A worker has connected.
     pub fn add(&mut self, id: WorkerId, hello: Hello, model: ModelId, link: Sender<ToLink>, now: Instant) {
         self.all.push(Worker::new(id, hello, model, link, now));
+        self.leaving = None;
+    }
+
+    /// A worker wants to leave.
+    pub fn drains(&mut self, id: WorkerId, now: Instant) {
+        if let Some(worker) = self.get_mut(id) {
+            worker.draining = true;
+            self.see_who_stays(now);
+        }
     }
 
     /// A worker's connection has ended.
@@ -39,6 +56,7 @@ impl Workers {
         let at = self.all.iter().position(|worker| worker.id == id)?;
         let worker = self.all.swap_remove(at);
         self.leaves(worker.kind, now);
+        self.see_who_stays(now);
         Some(worker)
     }
 
@@ -49,6 +67,22 @@ impl Workers {
             let kind = worker.kind;
             self.leaves(kind, now);
         }
+    }
+
+    fn see_who_stays(&mut self, now: Instant) {
+        if !self.all.is_empty() && self.all.iter().all(|worker| worker.draining) {
+            self.leaving.get_or_insert(now);
+        }
+    }
+
+    /// Whether none stays since the last that did was told to stop, whether or not it is still there.
+    pub fn are_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// When those of whom none stays may leave, if that is yet to come.
+    pub fn next_leave(&self, now: Instant) -> Option<Instant> {
+        self.leaving.map(|since| since + LAST).filter(|due| *due > now)
     }
 
     fn leaves(&mut self, kind: Kind, now: Instant) {
@@ -209,16 +243,17 @@ impl Workers {
     }
 
     /// The workers that want to leave and are not needed: an equal one stays, or they hold nothing and nothing waits for
-    /// them. `waiting`: the classes of what waits.
-    pub fn releasable<'a>(&self, waiting: &(impl Iterator<Item = &'a Class> + Clone)) -> Vec<WorkerId> {
+    /// them, nor will come to the last of them over connections that are open. `waiting`: the classes of what waits.
+    pub fn releasable<'a>(&self, waiting: &(impl Iterator<Item = &'a Class> + Clone), now: Instant) -> Vec<WorkerId> {
         let equal_stays =
             |leaver: &Worker| self.all.iter().any(|worker| !worker.draining && worker.kind == leaver.kind);
         let is_idle =
             |leaver: &Worker| leaver.members == 0 && !waiting.clone().any(|class| self.serves(leaver.kind, class));
+        let more_may_come = self.next_leave(now).is_some();
         self.all
             .iter()
             .filter(|worker| worker.draining && !worker.released)
-            .filter(|worker| equal_stays(worker) || is_idle(worker))
+            .filter(|worker| equal_stays(worker) || is_idle(worker) && !more_may_come)
             .map(|worker| worker.id)
             .collect()
     }

@@ -1,6 +1,7 @@
 //! Probes, metrics and the API's description: what an operator asks.
 
 use std::sync::LazyLock;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 
@@ -26,8 +27,10 @@ impl Service {
 
     /// Why the service is not ready; `None` where it is. A full queue is no reason: it must not take the pod away.
     fn unready(&self) -> Option<&'static str> {
-        if self.is_leaving() {
+        if self.leaving.load(Relaxed) {
             Some("draining: the proxy is shutting down")
+        } else if self.handle.workers_are_leaving() {
+            Some("draining: the last worker was told to stop")
         } else if self.handle.workers_serving() == 0 {
             Some("no worker is connected")
         } else {

@@ -114,14 +114,52 @@ fn a_credit_before_the_end_says_who_is_about_to_be_answered() {
 
 #[test]
 fn a_lone_worker_that_wants_to_leave_is_kept_while_somebody_waits_for_it() {
-    let (mut workers, _) = workers(&["a"]);
-    workers.get_mut(WorkerId(1)).unwrap().draining = true;
-    assert!(workers.releasable(&[any()].iter()).is_empty());
+    let (mut workers, told) = workers(&["a"]);
+    workers.drains(WorkerId(1), told);
+    let now = told + LAST;
+    assert!(workers.releasable(&[any()].iter(), now).is_empty());
     let for_another = any().of_model(ModelId::new(2));
-    assert_eq!(workers.releasable(&[for_another].iter()), [WorkerId(1)]);
-    assert_eq!(workers.releasable(&[].iter()), [WorkerId(1)]);
+    assert_eq!(workers.releasable(&[for_another].iter(), now), [WorkerId(1)]);
+    assert_eq!(workers.releasable(&[].iter(), now), [WorkerId(1)]);
     workers.get_mut(WorkerId(1)).unwrap().members = 1;
-    assert!(workers.releasable(&[].iter()).is_empty(), "it holds a member");
+    assert!(workers.releasable(&[].iter(), now).is_empty(), "it holds a member");
+}
+
+#[test]
+fn the_last_that_is_told_to_stop_leaves_when_no_connection_can_bring_it_more() {
+    let (mut workers, start) = workers(&["a", "a"]);
+    workers.drains(WorkerId(1), start);
+    assert_eq!((workers.are_leaving(), workers.next_leave(start)), (false, None));
+    assert_eq!(workers.releasable(&[].iter(), start), [WorkerId(1)]);
+    let told = start + MINUTE;
+    workers.drains(WorkerId(2), told);
+    workers.drains(WorkerId(2), told + LAST / 2);
+    assert_eq!(
+        (workers.are_leaving(), workers.next_leave(told)),
+        (true, Some(told + LAST)),
+        "told twice, it counts once"
+    );
+    assert!(workers.releasable(&[].iter(), told + LAST - Duration::from_millis(1)).is_empty());
+    assert_eq!(workers.releasable(&[].iter(), told + LAST), [WorkerId(1), WorkerId(2)]);
+    assert_eq!(workers.next_leave(told + LAST), None, "what is over is awaited no more");
+}
+
+#[test]
+fn none_stays_until_another_comes_and_whoever_died_comes_back() {
+    let (mut workers, now) = workers(&["a", "b"]);
+    let (told, died) = (workers.all[0].hello.clone(), workers.all[1].hello.clone());
+    workers.drains(WorkerId(1), now);
+    workers.remove(WorkerId(2), now);
+    assert!(workers.are_leaving(), "who is left was told to stop");
+    workers.remove(WorkerId(1), now);
+    assert!(workers.are_leaving(), "and has");
+    workers.add(WorkerId(3), died, ModelId::new(1), mpsc::channel(1).0, now);
+    assert!(!workers.are_leaving());
+    workers.remove(WorkerId(3), now);
+    assert!(!workers.are_leaving(), "it was not told to");
+    workers.add(WorkerId(4), told, ModelId::new(1), mpsc::channel(1).0, now);
+    workers.drains(WorkerId(3), now);
+    assert!(!workers.are_leaving(), "what is gone says nothing");
 }
 
 #[test]
@@ -129,7 +167,7 @@ fn a_worker_with_an_equal_beside_it_may_leave_at_once() {
     let (mut workers, now) = workers(&["a", "a"]);
     let leaver = workers.get_mut(WorkerId(2)).unwrap();
     (leaver.draining, leaver.members) = (true, 1);
-    assert_eq!(workers.releasable(&[any()].iter()), [WorkerId(2)]);
+    assert_eq!(workers.releasable(&[any()].iter(), now), [WorkerId(2)]);
     assert_eq!(workers.soonest(&asked(1), kind("a"), now), Some(WorkerId(1)));
 }
 
@@ -149,10 +187,10 @@ fn a_newer_model_takes_what_comes_and_the_older_one_ends_what_it_has_begun() {
         let leaver = workers.get_mut(WorkerId(id)).unwrap();
         (leaver.draining, leaver.members) = (true, 1);
     }
-    assert!(workers.releasable(&[any()].iter()).is_empty(), "they hold members that no other can go on with");
+    assert!(workers.releasable(&[any()].iter(), now).is_empty(), "they hold members that no other can go on with");
     workers.get_mut(WorkerId(1)).unwrap().members = 0;
-    assert_eq!(workers.releasable(&[any()].iter()), [WorkerId(1)]);
-    assert!(workers.releasable(&[any(), tied].iter()).is_empty());
+    assert_eq!(workers.releasable(&[any()].iter(), now), [WorkerId(1)]);
+    assert!(workers.releasable(&[any(), tied].iter(), now).is_empty());
     // It was no good: back to the old one.
     workers.get_mut(WorkerId(1)).unwrap().draining = false;
     workers.get_mut(WorkerId(3)).unwrap().draining = true;

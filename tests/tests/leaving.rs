@@ -1,0 +1,200 @@
+//! The last worker is told to stop, and the proxy is not: as in a pod whose proxy is a sidecar. In one runtime with paused
+//! time, exact in time.
+
+use std::time::Duration;
+
+use pillion_tests::memory::{Memory, MemoryClient, MemoryWorker};
+use pillion_tests::simulated::Profile;
+use pillion_tests::simulated::echo::expected;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// A moment: what is due at its beginning has happened at its end.
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// Asks for `text` and returns whether the answer is the last on its connection.
+async fn is_last(client: &mut MemoryClient, text: &str) -> bool {
+    let answer = client.generate(&json!({"text": text})).await;
+    assert_eq!((answer.status, answer.json()["text"].as_str()), (200, Some(expected(text, 128, 0).as_str())));
+    match answer.header("connection") {
+        None => false,
+        close => {
+            assert_eq!(close, Some("close"));
+            true
+        }
+    }
+}
+
+/// Why the proxy is not ready, if it is not.
+async fn unready(memory: &mut Memory) -> Option<String> {
+    let answer = memory.get("/readyz").await;
+    (answer.status == 503).then(|| answer.text())
+}
+
+async fn is_closed(client: &mut DuplexStream) -> bool {
+    let mut all = Vec::new();
+    timeout(MOMENT, client.read_to_end(&mut all)).await.is_ok()
+}
+
+async fn gone(worker: &MemoryWorker) -> Duration {
+    let begun = Instant::now();
+    while !worker.is_gone() {
+        sleep(MOMENT).await;
+        assert!(begun.elapsed() < 60 * SECOND, "it does not leave");
+    }
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_never_cease_go_elsewhere_and_it_leaves_with_everything_answered() {
+    const CLIENTS: u32 = 50;
+    let mut memory = Memory::start(&["--max-batch-size", "10"]);
+    let worker = memory.worker(Profile { batch_cost: 20 * MOMENT, step_cost: 10 * MOMENT, ..Profile::default() });
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        let mut client = memory.client().await;
+        clients.spawn(async move {
+            for turn in 0_u32.. {
+                if is_last(&mut client, &format!("client {number} in turn {turn}")).await {
+                    return turn;
+                }
+            }
+            unreachable!("it is told to go elsewhere")
+        });
+    }
+    sleep(10 * SECOND).await;
+    assert_eq!((clients.len(), unready(&mut memory).await), (CLIENTS as usize, None));
+    assert!(clients.try_join_next().is_none(), "one was told to go too early");
+    worker.drain();
+    let turns = timeout(5 * SECOND, clients.join_all()).await.expect("all are told to go elsewhere");
+    assert!(turns.iter().all(|&turns| turns > 5), "{turns:?}");
+    assert!(!worker.is_gone(), "it is there for as long as more may come");
+    assert!(gone(&worker).await < 5 * SECOND);
+    let metrics = memory.metrics();
+    assert_eq!((metrics.sum("pillion_queue_depth"), metrics.sum("pillion_resumed_total")), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_on_its_way_when_the_last_is_told_to_stop_is_answered() {
+    let mut memory = Memory::start(&[]);
+    let worker = memory.worker(Profile { batch_cost: 3 * SECOND, ..Profile::default() });
+    let (mut late, mut idle) = (memory.client().await, memory.connect());
+    assert!(!is_last(&mut late, "before").await);
+    worker.drain();
+    sleep(MOMENT).await;
+    assert_eq!(unready(&mut memory).await.as_deref(), Some("draining: the last worker was told to stop\n"));
+    sleep(9 * SECOND / 10).await;
+    assert!(!is_closed(&mut idle).await);
+    assert!(is_last(&mut late, "just in time").await, "and it is told to go elsewhere");
+    assert!(is_closed(&mut idle).await);
+    assert!(gone(&worker).await < SECOND, "the batch took longer than it lingers");
+    assert_eq!(unready(&mut memory).await.as_deref(), Some("draining: the last worker was told to stop\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_anything_to_do_it_lingers_for_as_long_as_requests_may_come() {
+    let mut memory = Memory::start(&[]);
+    let worker = memory.worker(Profile::default());
+    sleep(MOMENT).await;
+    worker.drain();
+    // Whoever comes now is told in his answer, and is answered.
+    sleep(MOMENT).await;
+    assert!(is_last(&mut memory.client().await, "a newcomer").await);
+    let lingered = gone(&worker).await;
+    assert!((SECOND..3 * SECOND).contains(&lingered), "{lingered:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_another_comes_nobody_goes() {
+    let mut memory = Memory::start(&[]);
+    let first = memory.worker(Profile::default());
+    let (mut kept, mut idle) = (memory.client().await, memory.connect());
+    assert!(!is_last(&mut kept, "before").await);
+    first.drain();
+    sleep(SECOND / 2).await;
+    let _second = memory.worker(Profile::default());
+    assert!(gone(&first).await < SECOND, "an equal one stays");
+    for turn in ["soon", "later"] {
+        sleep(2 * SECOND).await;
+        assert!(!is_last(&mut kept, turn).await);
+    }
+    assert!(!is_closed(&mut idle).await);
+    assert_eq!(unready(&mut memory).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_died_comes_back_and_its_clients_wait() {
+    let mut memory = Memory::start(&[]);
+    let first = memory.worker(Profile::default());
+    let (mut kept, mut idle) = (memory.client().await, memory.connect());
+    assert!(!is_last(&mut kept, "before").await);
+    first.kill();
+    sleep(5 * SECOND).await;
+    assert_eq!(unready(&mut memory).await.as_deref(), Some("no worker is connected\n"));
+    assert!(!is_closed(&mut idle).await);
+    let asked = tokio::spawn(async move { is_last(&mut kept, "meanwhile").await });
+    sleep(5 * SECOND).await;
+    let _second = memory.worker(Profile::default());
+    assert!(!asked.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_it_left_a_newcomer_waits_for_the_next_and_the_next_ones_stay() {
+    let mut memory = Memory::start(&[]);
+    let first = memory.worker(Profile::default());
+    sleep(MOMENT).await;
+    first.drain();
+    gone(&first).await;
+    let mut idle = memory.connect();
+    let mut newcomer = memory.client().await;
+    let asked = tokio::spawn(async move { is_last(&mut newcomer, "is anybody there").await });
+    sleep(10 * SECOND).await;
+    assert!(is_closed(&mut idle).await && !asked.is_finished());
+    let _second = memory.worker(Profile::default());
+    asked.await.unwrap();
+    let (mut kept, mut idle) = (memory.client().await, memory.connect());
+    for turn in ["soon", "later"] {
+        assert!(!is_last(&mut kept, turn).await);
+        sleep(5 * SECOND).await;
+    }
+    assert!(!is_closed(&mut idle).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_of_http2_are_told_to_go_elsewhere_and_what_they_asked_is_answered() {
+    let mut memory = Memory::start(&[]);
+    let worker = memory.worker(Profile { batch_cost: 3 * SECOND, ..Profile::default() });
+    let mut tasks = JoinSet::new();
+    let mut client = memory.http2(&mut tasks).await;
+    assert_eq!(client.ask().await.unwrap(), 200);
+    worker.drain();
+    let mut same = client.clone();
+    let asked = tokio::spawn(async move { same.ask().await });
+    sleep(SECOND / 2).await;
+    let mut newcomer = memory.http2(&mut tasks).await;
+    let (asked, also) = tokio::join!(asked, newcomer.ask());
+    assert_eq!((asked.unwrap().unwrap(), also.unwrap()), (200, 200));
+    timeout(SECOND, async { while tasks.join_next().await.is_some() {} }).await.expect("both are closed");
+    assert!(client.ask().await.is_err());
+    assert!(gone(&worker).await < SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_read_to_its_end_and_is_its_connections_last() {
+    let mut memory = Memory::start(&[]);
+    let worker = memory.worker(Profile { step_cost: SECOND, ..Profile::default() });
+    let mut client = memory.connect();
+    let body = json!({"text": "a b c d e f g h"}).to_string();
+    let head = format!("POST /generate_stream HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+    client.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.unwrap();
+    sleep(3 * SECOND).await;
+    worker.drain();
+    let mut all = Vec::new();
+    timeout(60 * SECOND, client.read_to_end(&mut all)).await.expect("it is closed").unwrap();
+    let all = String::from_utf8(all).unwrap();
+    assert!(all.contains("finish_reason") && all.ends_with("0\r\n\r\n"), "{all}");
+    assert!(gone(&worker).await < SECOND);
+}
