@@ -81,6 +81,9 @@ pub struct Promise {
     pub texts: usize,
 }
 
+/// The longest that a request's body may take to arrive, whatever the request's own timeout is.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Bytes of a body that may be anywhere in the room: as many connections as a proxy has by default fit beside what else
 /// comes.
 const FIRST: usize = 2048;

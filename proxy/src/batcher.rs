@@ -96,9 +96,9 @@ impl Batcher {
     pub async fn run(mut self) {
         let mut messages = Vec::with_capacity(MESSAGES_AT_ONCE);
         let mut held = None;
-        let mut now = Instant::now();
+        let mut leave = None;
         loop {
-            let wake = [self.next_due(), held, self.workers.next_leave(now)].into_iter().flatten().min();
+            let wake = [self.next_due(), held, leave].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 received = self.inbox.recv_many(&mut messages, MESSAGES_AT_ONCE) => {
@@ -114,12 +114,12 @@ impl Batcher {
                 }
                 self.take(message);
             }
-            now = Instant::now();
+            let now = Instant::now();
             self.expire(now);
             held = self.dispatch(now);
             self.preempt(now);
             self.reckon(now);
-            self.release(now);
+            leave = self.release(now);
         }
     }
 
@@ -211,7 +211,7 @@ impl Batcher {
         warn!(queued = self.queue.len(), ?oldest, "dump: the queue");
         for worker in self.workers.iter() {
             let (id, model, credit, members) = (worker.id.0, &worker.hello.model, worker.credit, worker.members);
-            warn!(worker = id, %model, credit, members, draining = worker.draining, "dump: a worker");
+            warn!(worker = id, %model, credit, members, draining = worker.is_draining(), "dump: a worker");
             let _ = worker.link.try_send(ToLink::Dump);
         }
     }

@@ -140,7 +140,7 @@ impl Service {
 
     /// Whether an answer is its connection's last: clients are to go elsewhere.
     fn is_leaving(&self) -> bool {
-        self.leaving.load(Relaxed) || self.handle.workers_are_leaving()
+        self.leaving.load(Relaxed) || self.handle.workers_leaving().is_some()
     }
 
     /// From now on nothing is admitted.
@@ -161,10 +161,11 @@ impl Service {
         let activity = Arc::new(Activity::new(Instant::now()));
         let _counted = (scope == Scope::All).then(|| Counted::one_more(&self, |service| &service.connections));
         let opened = tokio::select! {
+            biased;
             opened = preface::open(io, &activity) => opened,
             why = self.overstays(&activity) => return self.closes(why),
             () = told_and_waited(&mut shutdown) => return,
-            () = self.workers_have_left() => return,
+            () = self.workers_have_left(scope) => return,
         };
         match opened {
             Ok((Version::Http1, io)) => self.serve_http1(io, scope, activity, shutdown).await,
@@ -203,7 +204,7 @@ impl Service {
         let finish = async {
             tokio::select! {
                 () = told_and_waited(&mut shutdown) => {}
-                () = self.workers_have_left() => {}
+                () = self.workers_have_left(scope) => {}
             }
         };
         tokio::select! {
@@ -251,7 +252,7 @@ impl Service {
         let finish = async {
             tokio::select! {
                 () = told(&mut shutdown) => {}
-                () = self.workers_have_left() => {}
+                () = self.workers_have_left(scope) => {}
                 why = self.overstays(&activity) => self.closes(why),
             }
         };
@@ -261,13 +262,17 @@ impl Service {
         }
     }
 
-    /// Resolves when no worker has been there for a while that stays, since the last was told to stop: as a sidecar, the
-    /// proxy is told only after it. Whoever comes is admitted all the same, since another worker may come.
-    async fn workers_have_left(&self) {
+    /// Resolves when no worker has been there for a while that stays, since whoever was last there was told to stop: as a
+    /// sidecar, the proxy is told only after it. Clients that come are admitted all the same, since another may come. Who
+    /// looks at the proxy itself has nowhere else to go.
+    async fn workers_have_left(&self, scope: Scope) {
+        if scope == Scope::Admin {
+            return std::future::pending().await;
+        }
         loop {
-            self.handle.workers_leave().await;
+            let since = self.handle.workers_leave().await;
             tokio::time::sleep(LINGER).await;
-            if self.handle.workers_are_leaving() {
+            if self.handle.workers_leaving() == Some(since) {
                 return;
             }
         }
@@ -414,6 +419,8 @@ where
 {
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
+        // What has come is read first: a connection with a request is not idle.
+        biased;
         ended = connection.as_mut() => ended,
         () = shutdown => {
             finish(connection.as_mut());

@@ -114,12 +114,14 @@ impl Batcher {
         }
     }
 
-    /// Workers that want to leave and are not needed are told that they may.
-    pub(super) fn release(&mut self, now: Instant) {
-        if !self.workers.iter().any(|worker| worker.draining && !worker.released) {
-            return;
+    /// Workers that want to leave and are not needed are told that they may. When to look again, if nothing happens
+    /// before.
+    pub(super) fn release(&mut self, now: Instant) -> Option<Instant> {
+        if !self.workers.iter().any(|worker| worker.is_draining() && !worker.released) {
+            return None;
         }
-        for id in self.workers.releasable(&self.queue.classes(), now) {
+        let arriving = self.admission.count_arriving() > 0;
+        for id in self.workers.releasable(&self.queue.classes(), arriving, now) {
             if let Some(worker) = self.workers.get_mut(id)
                 && worker.link.try_send(ToLink::Release).is_ok()
             {
@@ -127,5 +129,6 @@ impl Batcher {
                 info!(worker = id.0, "the worker may leave");
             }
         }
+        self.workers.next_leave(arriving, now)
     }
 }

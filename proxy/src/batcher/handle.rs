@@ -38,17 +38,22 @@ impl Handle {
         self.serving.borrow().workers
     }
 
-    /// Whether no worker stays since the last was told to stop. Those that are left still serve; one that died comes back.
-    pub fn workers_are_leaving(&self) -> bool {
-        self.serving.borrow().are_leaving
+    /// Since when no worker stays, where whoever was last there was told to stop. Those that are left still serve.
+    pub fn workers_leaving(&self) -> Option<Instant> {
+        self.serving.borrow().leaving
     }
 
-    /// Resolves when that is so.
-    pub async fn workers_leave(&self) {
+    /// The same, when it is so.
+    pub async fn workers_leave(&self) -> Instant {
         let mut serving = self.serving.clone();
-        if serving.wait_for(|serving| serving.are_leaving).await.is_err() {
-            // The batcher has ended, and says nothing any more.
-            std::future::pending::<()>().await;
+        loop {
+            if let Some(since) = serving.borrow_and_update().leaving {
+                return since;
+            }
+            if serving.changed().await.is_err() {
+                // The batcher has ended, and says nothing any more.
+                return std::future::pending().await;
+            }
         }
     }
 

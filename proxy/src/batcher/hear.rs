@@ -75,7 +75,7 @@ impl Batcher {
             self.lost_workers += 1;
         }
         // One that wanted to leave has been told to by somebody: whoever stops it then has not died of its work.
-        let died = worker.filter(|worker| !worker.draining);
+        let died = worker.filter(|worker| !worker.is_draining());
         for (batch, mut job) in jobs {
             let was_served = batch.is_some_and(|batch| died.as_ref().is_some_and(|worker| worker.runs(batch)));
             match if was_served { job.strike(self.settings.max_attempts) } else { Ok(()) } {
@@ -104,12 +104,12 @@ impl Batcher {
     }
 
     pub(super) fn tell_ready(&mut self) {
-        let serving = self.workers.iter().filter(|worker| !worker.draining).count();
-        let are_leaving = self.workers.are_leaving();
+        let serving = self.workers.iter().filter(|worker| !worker.is_draining()).count();
+        let leaving = self.workers.leaving();
         self.serving.send_if_modified(|known| {
-            let before = (known.workers, known.are_leaving);
-            (known.workers, known.are_leaving) = (serving, are_leaving);
-            before != (serving, are_leaving)
+            let before = (known.workers, known.leaving);
+            (known.workers, known.leaving) = (serving, leaving);
+            before != (serving, leaving)
         });
     }
 }

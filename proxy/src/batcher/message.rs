@@ -67,8 +67,8 @@ pub enum ToLink {
 pub struct Serving {
     /// Workers that are connected and stay.
     pub workers: usize,
-    /// None stays, since the last was told to stop.
-    pub are_leaving: bool,
+    /// Since when none stays, where whoever was last there was told to stop.
+    pub leaving: Option<Instant>,
     /// The models that they have, or had.
     pub models: Models,
 }

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 pub use self::worker::{Worker, WorkerId};
 use super::ToLink;
 use crate::job::{Class, Kind, ModelId, Trial};
-use crate::lifecycle::LINGER;
 use crate::policy::Policy;
 use crate::policy::company::{self, Cell, Company};
 use crate::policy::forecast::Asked;
@@ -24,7 +23,7 @@ pub struct Workers {
     all: Vec<Worker>,
     /// When the last worker of a kind left. Bounded.
     left: Vec<(Kind, Instant)>,
-    /// Since when none stays, where the last that did was told to stop. One that died comes back: nobody leaves for it.
+    /// Since when none stays, where whoever was last there was told to stop. One that died comes back.
     leaving: Option<Instant>,
 }
 
@@ -32,9 +31,8 @@ pub struct Workers {
 const WORTH_SHARING: u32 = 10;
 /// Kinds of workers that are remembered after they left.
 const REMEMBERED: usize = 64;
-/// Workers of whom none stays are kept for so long even if nothing waits: twice what their clients' connections stay open,
-/// so that all that came over one is admitted before.
-const LAST: Duration = Duration::from_secs(2 * LINGER.as_secs());
+/// How often is looked whether those whose bodies are awaited have come.
+const LOOK: Duration = Duration::from_secs(1);
 
 impl Workers {
     /// A worker has connected.
@@ -46,7 +44,7 @@ impl Workers {
     /// A worker wants to leave.
     pub fn drains(&mut self, id: WorkerId, now: Instant) {
         if let Some(worker) = self.get_mut(id) {
-            worker.draining = true;
+            worker.drains_since.get_or_insert(now);
             self.see_who_stays(now);
         }
     }
@@ -70,19 +68,24 @@ impl Workers {
     }
 
     fn see_who_stays(&mut self, now: Instant) {
-        if !self.all.is_empty() && self.all.iter().all(|worker| worker.draining) {
+        if !self.all.is_empty() && self.all.iter().all(Worker::is_draining) {
             self.leaving.get_or_insert(now);
         }
     }
 
-    /// Whether none stays since the last that did was told to stop, whether or not it is still there.
-    pub fn are_leaving(&self) -> bool {
-        self.leaving.is_some()
+    /// Since when none stays, where whoever was last there was told to stop, whether or not it still is.
+    pub fn leaving(&self) -> Option<Instant> {
+        self.leaving
     }
 
-    /// When those of whom none stays may leave, if that is yet to come.
-    pub fn next_leave(&self, now: Instant) -> Option<Instant> {
-        self.leaving.map(|since| since + LAST).filter(|due| *due > now)
+    /// When to look again who may leave, if nothing happens before. `arriving` as for [`releasable`](Self::releasable).
+    pub fn next_leave(&self, arriving: bool, now: Instant) -> Option<Instant> {
+        let leavers = self.all.iter().filter(|worker| worker.is_draining() && !worker.released);
+        let lingering = leavers.filter_map(|worker| {
+            let until = worker.lingers_until(arriving).filter(|until| *until > now)?;
+            Some(worker.lingers_until(false).filter(|soonest| *soonest > now).unwrap_or(until.min(now + LOOK)))
+        });
+        lingering.min()
     }
 
     fn leaves(&mut self, kind: Kind, now: Instant) {
@@ -120,7 +123,7 @@ impl Workers {
         let since = |build| there().filter(|worker| worker.kind.build == build).map(age).min();
         there().any(|other| {
             let build = other.kind.build;
-            !other.draining && build != kind.build && since(build) > since(kind.build)
+            !other.is_draining() && build != kind.build && since(build) > since(kind.build)
         })
     }
 
@@ -135,7 +138,7 @@ impl Workers {
         let ends = |worker: &Worker| worker.free_in(now) + worker.forecast.time(asked);
         self.with_credit()
             .filter(|worker| worker.kind == kind)
-            .min_by_key(|worker| (worker.draining, ends(worker), worker.members, worker.id))
+            .min_by_key(|worker| (worker.is_draining(), ends(worker), worker.members, worker.id))
             .map(|w| w.id)
     }
 
@@ -242,18 +245,25 @@ impl Workers {
         self.all.iter().all(|worker| worker.released)
     }
 
-    /// The workers that want to leave and are not needed: an equal one stays, or they hold nothing and nothing waits for
-    /// them, nor will come to the last of them over connections that are open. `waiting`: the classes of what waits.
-    pub fn releasable<'a>(&self, waiting: &(impl Iterator<Item = &'a Class> + Clone), now: Instant) -> Vec<WorkerId> {
+    /// The workers that want to leave and are not needed: an equal one stays, or they hold nothing, nothing waits for
+    /// them, and nothing is on its way. `waiting`: the classes of what waits; `arriving`: whether bodies are awaited.
+    pub fn releasable<'a>(
+        &self,
+        waiting: &(impl Iterator<Item = &'a Class> + Clone),
+        arriving: bool,
+        now: Instant,
+    ) -> Vec<WorkerId> {
         let equal_stays =
-            |leaver: &Worker| self.all.iter().any(|worker| !worker.draining && worker.kind == leaver.kind);
+            |leaver: &Worker| self.all.iter().any(|worker| !worker.is_draining() && worker.kind == leaver.kind);
         let is_idle =
             |leaver: &Worker| leaver.members == 0 && !waiting.clone().any(|class| self.serves(leaver.kind, class));
-        let more_may_come = self.next_leave(now).is_some();
+        let more_may_come = |leaver: &Worker| {
+            !self.is_superseded(leaver.kind) && leaver.lingers_until(arriving).is_some_and(|until| until > now)
+        };
         self.all
             .iter()
-            .filter(|worker| worker.draining && !worker.released)
-            .filter(|worker| equal_stays(worker) || is_idle(worker) && !more_may_come)
+            .filter(|worker| worker.is_draining() && !worker.released)
+            .filter(|worker| equal_stays(worker) || is_idle(worker) && !more_may_come(worker))
             .map(|worker| worker.id)
             .collect()
     }

@@ -29,7 +29,7 @@ impl Service {
     fn unready(&self) -> Option<&'static str> {
         if self.leaving.load(Relaxed) {
             Some("draining: the proxy is shutting down")
-        } else if self.handle.workers_are_leaving() {
+        } else if self.handle.workers_leaving().is_some() {
             Some("draining: the last worker was told to stop")
         } else if self.handle.workers_serving() == 0 {
             Some("no worker is connected")

@@ -17,9 +17,6 @@ use crate::admission::{self, Arriving, Promise, Rejected};
 use crate::batcher::{About, Stream, Ticket};
 use crate::job::{Ask, Completion, End, Failure, News, prompt_bytes};
 
-/// The longest that a body may take to arrive, whatever the request's own timeout is.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// A valid request.
 #[derive(Debug)]
 pub(super) struct Call {
@@ -124,7 +121,7 @@ impl Service {
         body::check_content_type(request.headers())?;
         let arriving = self.handle.admission().arriving();
         let started = record.started();
-        let until = started + BODY_TIMEOUT.min(self.limits.request_timeout);
+        let until = started + admission::BODY_TIMEOUT.min(self.limits.request_timeout);
         let admission = self.handle.admission();
         let (bytes, mut reserved) =
             body::read(request.into_body(), self.limits.body_bytes, started, until, admission).await?;

@@ -116,32 +116,38 @@ fn a_credit_before_the_end_says_who_is_about_to_be_answered() {
 fn a_lone_worker_that_wants_to_leave_is_kept_while_somebody_waits_for_it() {
     let (mut workers, told) = workers(&["a"]);
     workers.drains(WorkerId(1), told);
-    let now = told + LAST;
-    assert!(workers.releasable(&[any()].iter(), now).is_empty());
+    let now = told + MINUTE;
+    assert!(workers.releasable(&[any()].iter(), false, now).is_empty());
     let for_another = any().of_model(ModelId::new(2));
-    assert_eq!(workers.releasable(&[for_another].iter(), now), [WorkerId(1)]);
-    assert_eq!(workers.releasable(&[].iter(), now), [WorkerId(1)]);
+    assert_eq!(workers.releasable(&[for_another].iter(), false, now), [WorkerId(1)]);
+    assert_eq!(workers.releasable(&[].iter(), false, now), [WorkerId(1)]);
     workers.get_mut(WorkerId(1)).unwrap().members = 1;
-    assert!(workers.releasable(&[].iter(), now).is_empty(), "it holds a member");
+    assert!(workers.releasable(&[].iter(), false, now).is_empty(), "it holds a member");
 }
 
 #[test]
-fn the_last_that_is_told_to_stop_leaves_when_no_connection_can_bring_it_more() {
-    let (mut workers, start) = workers(&["a", "a"]);
-    workers.drains(WorkerId(1), start);
-    assert_eq!((workers.are_leaving(), workers.next_leave(start)), (false, None));
-    assert_eq!(workers.releasable(&[].iter(), start), [WorkerId(1)]);
+fn the_last_of_its_kind_lingers_for_what_is_on_its_way() {
+    const SECOND: Duration = Duration::from_secs(1);
+    const MOMENT: Duration = Duration::from_millis(1);
+    let (mut workers, start) = workers(&["b", "a", "a"]);
+    workers.drains(WorkerId(2), start);
+    assert_eq!(workers.leaving(), None);
+    assert_eq!(workers.releasable(&[].iter(), true, start), [WorkerId(2)], "an equal one stays");
+    workers.remove(WorkerId(2), start);
     let told = start + MINUTE;
-    workers.drains(WorkerId(2), told);
-    workers.drains(WorkerId(2), told + LAST / 2);
-    assert_eq!(
-        (workers.are_leaving(), workers.next_leave(told)),
-        (true, Some(told + LAST)),
-        "told twice, it counts once"
-    );
-    assert!(workers.releasable(&[].iter(), told + LAST - Duration::from_millis(1)).is_empty());
-    assert_eq!(workers.releasable(&[].iter(), told + LAST), [WorkerId(1), WorkerId(2)]);
-    assert_eq!(workers.next_leave(told + LAST), None, "what is over is awaited no more");
+    workers.drains(WorkerId(3), told);
+    workers.drains(WorkerId(3), told + SECOND);
+    assert_eq!((workers.leaving(), workers.next_leave(false, told)), (None, Some(told + 2 * SECOND)), "told once");
+    let next_leave = |arriving, after| workers.next_leave(arriving, told + after).map(|due| due - told);
+    let may_leave = |arriving, after| !workers.releasable(&[].iter(), arriving, told + after).is_empty();
+    assert!(!may_leave(false, 1999 * MOMENT) && may_leave(false, 2 * SECOND));
+    assert_eq!(next_leave(false, 2 * SECOND), None, "what is over is awaited no more");
+    // Bodies may be long in coming, and whether they have come is looked at now and then.
+    assert_eq!((next_leave(true, SECOND), next_leave(true, 5 * SECOND)), (Some(2 * SECOND), Some(6 * SECOND)));
+    assert!(!may_leave(true, 30_999 * MOMENT) && may_leave(true, 31 * SECOND));
+    assert_eq!((next_leave(true, 30_999 * MOMENT), next_leave(true, 31 * SECOND)), (Some(31 * SECOND), None));
+    workers.drains(WorkerId(1), told + MINUTE);
+    assert_eq!(workers.leaving(), Some(told + MINUTE), "since the last of all was told to");
 }
 
 #[test]
@@ -150,24 +156,24 @@ fn none_stays_until_another_comes_and_whoever_died_comes_back() {
     let (told, died) = (workers.all[0].hello.clone(), workers.all[1].hello.clone());
     workers.drains(WorkerId(1), now);
     workers.remove(WorkerId(2), now);
-    assert!(workers.are_leaving(), "who is left was told to stop");
+    assert!(workers.leaving().is_some(), "who is left was told to stop");
     workers.remove(WorkerId(1), now);
-    assert!(workers.are_leaving(), "and has");
+    assert!(workers.leaving().is_some(), "and has");
     workers.add(WorkerId(3), died, ModelId::new(1), mpsc::channel(1).0, now);
-    assert!(!workers.are_leaving());
+    assert!(workers.leaving().is_none());
     workers.remove(WorkerId(3), now);
-    assert!(!workers.are_leaving(), "it was not told to");
+    assert!(workers.leaving().is_none(), "it was not told to");
     workers.add(WorkerId(4), told, ModelId::new(1), mpsc::channel(1).0, now);
     workers.drains(WorkerId(3), now);
-    assert!(!workers.are_leaving(), "what is gone says nothing");
+    assert!(workers.leaving().is_none(), "what is gone says nothing");
 }
 
 #[test]
 fn a_worker_with_an_equal_beside_it_may_leave_at_once() {
     let (mut workers, now) = workers(&["a", "a"]);
     let leaver = workers.get_mut(WorkerId(2)).unwrap();
-    (leaver.draining, leaver.members) = (true, 1);
-    assert_eq!(workers.releasable(&[any()].iter(), now), [WorkerId(2)]);
+    (leaver.drains_since, leaver.members) = (Some(now), 1);
+    assert_eq!(workers.releasable(&[any()].iter(), false, now), [WorkerId(2)]);
     assert_eq!(workers.soonest(&asked(1), kind("a"), now), Some(WorkerId(1)));
 }
 
@@ -185,15 +191,18 @@ fn a_newer_model_takes_what_comes_and_the_older_one_ends_what_it_has_begun() {
     assert_eq!((next(&workers, any()), next(&workers, tied)), (Some(3), Some(1)));
     for id in [1, 2] {
         let leaver = workers.get_mut(WorkerId(id)).unwrap();
-        (leaver.draining, leaver.members) = (true, 1);
+        (leaver.drains_since, leaver.members) = (Some(now), 1);
     }
-    assert!(workers.releasable(&[any()].iter(), now).is_empty(), "they hold members that no other can go on with");
+    assert!(
+        workers.releasable(&[any()].iter(), false, now).is_empty(),
+        "they hold members that no other can go on with"
+    );
     workers.get_mut(WorkerId(1)).unwrap().members = 0;
-    assert_eq!(workers.releasable(&[any()].iter(), now), [WorkerId(1)]);
-    assert!(workers.releasable(&[any(), tied].iter(), now).is_empty());
+    assert_eq!(workers.releasable(&[any()].iter(), false, now), [WorkerId(1)]);
+    assert!(workers.releasable(&[any(), tied].iter(), false, now).is_empty());
     // It was no good: back to the old one.
-    workers.get_mut(WorkerId(1)).unwrap().draining = false;
-    workers.get_mut(WorkerId(3)).unwrap().draining = true;
+    workers.get_mut(WorkerId(1)).unwrap().drains_since = None;
+    workers.drains(WorkerId(3), now);
     assert_eq!(serving(&workers, any()), [1, 2, 3]);
     workers.remove(WorkerId(3), now);
     assert_eq!(serving(&workers, any()), [1, 2]);

@@ -9,8 +9,10 @@ use pillion_protocol::frame::Hello;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
+use crate::admission::BODY_TIMEOUT;
 use crate::batcher::ToLink;
 use crate::job::{Build, Job, Kind, ModelId, Trial};
+use crate::lifecycle::LINGER;
 use crate::link::inflight::Departure;
 use crate::policy::View;
 use crate::policy::company::{Company, LONGEST_PASSING};
@@ -50,8 +52,8 @@ pub struct Worker {
     since: Instant,
     /// What the members of its latest batch asked for.
     latest: Asked,
-    /// It wants to leave.
-    pub draining: bool,
+    /// Since when it wants to leave, if it does.
+    pub drains_since: Option<Instant>,
     /// It was told that it may; nothing more goes to it.
     pub released: bool,
 }
@@ -90,7 +92,7 @@ impl Worker {
             next_batch: 1,
             since: now,
             latest: Asked::default(),
-            draining: false,
+            drains_since: None,
             released: false,
         }
     }
@@ -121,6 +123,17 @@ impl Worker {
             held.on_trial = jobs.iter().any(|job| job.ask.class.trial() != Trial::None);
         }
         departure
+    }
+
+    /// Whether it wants to leave.
+    pub fn is_draining(&self) -> bool {
+        self.drains_since.is_some()
+    }
+
+    /// Until when it is not to leave though it has nothing to do, if it wants to: until then requests come that were on
+    /// their way when clients were told to go elsewhere. `arriving`: there are some whose bodies have not come yet.
+    pub(super) fn lingers_until(&self, arriving: bool) -> Option<Instant> {
+        self.drains_since.map(|since| since + if arriving { LINGER + BODY_TIMEOUT } else { 2 * LINGER })
     }
 
     /// Whether it holds no batch.
