@@ -91,8 +91,13 @@ impl Memory {
 
     /// A client's end of a connection on which anything can be sent.
     pub fn connect(&mut self) -> DuplexStream {
+        self.connect_to(Scope::All)
+    }
+
+    /// The same, to a listener that offers this.
+    pub fn connect_to(&mut self, scope: Scope) -> DuplexStream {
         let (near, far) = duplex(PIPE);
-        self.tasks.spawn(self.proxy.clone().serve_client(far, Scope::All, self.shutdown.clone()));
+        self.tasks.spawn(self.proxy.clone().serve_client(far, scope, self.shutdown.clone()));
         near
     }
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use pillion_proxy::http::Scope;
 use pillion_tests::memory::{Memory, MemoryClient, MemoryWorker};
 use pillion_tests::simulated::Profile;
 use pillion_tests::simulated::echo::expected;
@@ -136,6 +137,34 @@ async fn where_another_comes_nobody_goes() {
     }
     assert!(!is_closed(&mut idle).await);
     assert_eq!(unready(&mut memory).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_leaving_has_a_second_of_its_own() {
+    let mut memory = Memory::start(&[]);
+    let first = memory.worker(Profile::default());
+    let mut idle = memory.connect();
+    sleep(MOMENT).await;
+    first.drain();
+    sleep(SECOND / 2).await;
+    let second = memory.worker(Profile::default());
+    sleep(SECOND / 4).await;
+    second.drain();
+    sleep(SECOND / 2).await;
+    assert!(!is_closed(&mut idle).await);
+    sleep(SECOND).await;
+    assert!(is_closed(&mut idle).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_looks_at_the_proxy_itself_stays() {
+    let mut memory = Memory::start(&[]);
+    let worker = memory.worker(Profile::default());
+    let (mut admin, mut client) = (memory.connect_to(Scope::Admin), memory.connect());
+    sleep(MOMENT).await;
+    worker.drain();
+    gone(&worker).await;
+    assert!(is_closed(&mut client).await && !is_closed(&mut admin).await);
 }
 
 #[tokio::test(start_paused = true)]
