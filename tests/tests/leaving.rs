@@ -16,6 +16,15 @@ const SECOND: Duration = Duration::from_secs(1);
 /// A moment: what is due at its beginning has happened at its end.
 const MOMENT: Duration = Duration::from_millis(1);
 
+/// A proxy with one worker, a client that has had an answer and keeps its connection, and a connection without a request.
+async fn served(profile: Profile) -> (Memory, MemoryWorker, MemoryClient, DuplexStream) {
+    let mut memory = Memory::start(&[]);
+    let worker = memory.worker(profile);
+    let (mut kept, idle) = (memory.client().await, memory.connect());
+    assert!(!is_last(&mut kept, "before").await);
+    (memory, worker, kept, idle)
+}
+
 /// Asks for `text` and returns whether the answer is the last on its connection.
 async fn is_last(client: &mut MemoryClient, text: &str) -> bool {
     let answer = client.generate(&json!({"text": text})).await;
@@ -91,10 +100,9 @@ async fn clients_that_never_cease_go_elsewhere_and_it_leaves_with_everything_ans
 
 #[tokio::test(start_paused = true)]
 async fn a_request_on_its_way_when_the_last_is_told_to_stop_is_answered() {
-    let mut memory = Memory::start(&[]);
-    let worker = memory.worker(Profile { batch_cost: 3 * SECOND, ..Profile::default() });
-    let (mut late, mut idle, mut used) = (memory.client().await, memory.connect(), used(&mut memory).await);
-    assert!(!is_last(&mut late, "before").await);
+    let profile = Profile { batch_cost: 3 * SECOND, ..Profile::default() };
+    let (mut memory, worker, mut late, mut idle) = served(profile).await;
+    let mut used = used(&mut memory).await;
     worker.drain();
     sleep(MOMENT).await;
     assert_eq!(unready(&mut memory).await.as_deref(), Some("draining: the last worker was told to stop\n"));
@@ -123,10 +131,7 @@ async fn without_anything_to_do_it_lingers_for_as_long_as_requests_may_come() {
 
 #[tokio::test(start_paused = true)]
 async fn where_another_comes_nobody_goes() {
-    let mut memory = Memory::start(&[]);
-    let first = memory.worker(Profile::default());
-    let (mut kept, mut idle) = (memory.client().await, memory.connect());
-    assert!(!is_last(&mut kept, "before").await);
+    let (mut memory, first, mut kept, mut idle) = served(Profile::default()).await;
     first.drain();
     sleep(SECOND / 2).await;
     let _second = memory.worker(Profile::default());
@@ -169,10 +174,7 @@ async fn who_looks_at_the_proxy_itself_stays() {
 
 #[tokio::test(start_paused = true)]
 async fn one_that_died_comes_back_and_its_clients_wait() {
-    let mut memory = Memory::start(&[]);
-    let first = memory.worker(Profile::default());
-    let (mut kept, mut idle) = (memory.client().await, memory.connect());
-    assert!(!is_last(&mut kept, "before").await);
+    let (mut memory, first, mut kept, mut idle) = served(Profile::default()).await;
     first.kill();
     sleep(5 * SECOND).await;
     assert_eq!(unready(&mut memory).await.as_deref(), Some("no worker is connected\n"));

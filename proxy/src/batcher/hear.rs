@@ -103,7 +103,7 @@ impl Batcher {
         }
     }
 
-    pub(super) fn tell_ready(&mut self) {
+    fn tell_ready(&mut self) {
         let serving = self.workers.iter().filter(|worker| !worker.is_draining()).count();
         let leaving = self.workers.leaving();
         self.serving.send_if_modified(|known| {

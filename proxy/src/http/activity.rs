@@ -16,7 +16,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, sleep};
 
-use super::{AnswerBody, Counted};
+use super::AnswerBody;
+use super::connection::Counted;
 
 /// A connection may have no request for so long.
 const IDLE: Duration = Duration::from_secs(75);

@@ -9,10 +9,11 @@ use pillion_protocol::frame::FinishReason;
 use tokio::time::Instant;
 use tracing::info;
 
+use super::caller::Caller;
 use super::openai::{chat, completions};
 use super::record::Record;
 use super::response::{Api, ApiError};
-use super::{Answer, Caller, Service, body, events, request};
+use super::{Answer, Service, body, events, request};
 use crate::admission::{self, Arriving, Promise, Rejected};
 use crate::batcher::{About, Stream, Ticket};
 use crate::job::{Ask, Completion, End, Failure, News, prompt_bytes};

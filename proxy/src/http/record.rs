@@ -6,10 +6,11 @@ use std::time::{Duration, SystemTime};
 use hyper::header::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
+use super::Answer;
 use super::log::{Line, RequestLog};
+use super::request_id::X_REQUEST_ID;
 use super::response::{Api, ApiError, failure_code, reason_name};
 use super::trace::TraceParent;
-use super::{Answer, X_REQUEST_ID};
 use crate::job::{End, Origin};
 use crate::metrics::{Endpoint, Metrics};
 

@@ -24,7 +24,7 @@ const UNAVAILABLE: u8 = 69;
 
 const ANSWER: &[u8] = br#"{"text":"ok"}"#;
 
-// As in `proxy/src/http.rs` and `proxy/src/app.rs`, which do not show theirs.
+// As in `proxy/src/http/connection.rs` and `proxy/src/app.rs`, which do not show theirs.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 const MAX_HEAD: usize = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,58 @@
+//! What a request is called: as its client called it, or by a number.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+pub(super) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Numbers for requests that come without one: unique within a process, and unlike those of another.
+#[derive(Debug)]
+pub(super) struct RequestIds {
+    base: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    pub(super) fn new() -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        Self { base: RandomState::new().hash_one(std::process::id()), next: AtomicU64::new(0) }
+    }
+
+    /// The client's own where it sent a sane one: 1 to 128 visible ASCII characters.
+    pub(super) fn of(&self, headers: &HeaderMap) -> HeaderValue {
+        let sane = |value: &&HeaderValue| {
+            (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+        };
+        if let Some(value) = headers.get(&X_REQUEST_ID).filter(sane) {
+            return value.clone();
+        }
+        let number = self.base.wrapping_add(self.next.fetch_add(1, Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut digits = [0; 16];
+        for (place, digit) in digits.iter_mut().enumerate() {
+            let nibble = number.to_be_bytes()[place / 2] >> (4 * (1 - place % 2)) & 15;
+            *digit = b"0123456789abcdef"[usize::from(nibble)];
+        }
+        HeaderValue::from_bytes(&digits).unwrap_or(HeaderValue::from_static("unnumbered"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sane_request_id_is_kept_and_any_other_replaced() {
+        let ids = RequestIds::new();
+        let of = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(&X_REQUEST_ID, HeaderValue::from_bytes(value).unwrap());
+            ids.of(&headers)
+        };
+        assert_eq!(of(b"abc-1"), "abc-1");
+        for insane in [&b""[..], b"two words", &[b'x'; 129], "\u{e9}".as_bytes()] {
+            assert_ne!(of(insane).as_bytes(), insane);
+        }
+        assert_ne!(ids.of(&HeaderMap::new()), ids.of(&HeaderMap::new()));
+    }
+}
