@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::budget::Budget;
 use crate::check::Health;
 use crate::config::Config;
-use crate::engine::ct2::{Ct2, Device, Setting};
+use crate::engine::ct2::{CUBLAS, Ct2, Device, Setting};
 use crate::engine::{Engine, EngineFailed, EnginePool, FEEDERS};
 use crate::error::Error;
 use crate::liveness::{Liveness, Stuck};
@@ -148,16 +148,23 @@ fn batch_tokens(engine: &dyn Engine, sample: Sample, device: Device, slots: u32)
 }
 
 fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> {
-    let device = Device::choose(config.device, config.device_index)?;
+    let chosen = Device::choose(config.device, config.device_index)?;
     let model = Model::open(&config.model)?;
     let tokens = Tokens::load(&model)?;
     if !model.positions_known {
         tracing::info!(positions = model.positions, "the model sets no limit to positions, so this one is assumed");
     }
     let sample = Sample { vocabulary: tokens.vocabulary(), positions: model.positions };
-    let (engine, threads) = engine(config, &model, device, sample)?;
-    let pace = Pace::default();
-    warmup::warm_up(&*engine, sample, &pace).map_err(|error| engine_failed(&error))?;
+    let (Started { engine, threads, pace }, device) = match start(config, &model, chosen, sample) {
+        Ok(started) => (started, chosen),
+        Err(error) => match chosen.instead(config.device).filter(|_| matches!(error, Error::Device(_))) {
+            None => return Err(error),
+            Some(device) => {
+                tracing::warn!("--device auto: computing on the processor, although a GPU is there: {error}");
+                (start(config, &model, device, sample)?, device)
+            }
+        },
+    };
     let batch_tokens = match config.max_batch_tokens {
         Some(tokens) => tokens,
         None => batch_tokens(&*engine, sample, device, config.slots)?,
@@ -213,6 +220,20 @@ fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> 
     })
 }
 
+/// An engine that has made its first calls.
+struct Started {
+    engine: Arc<dyn Engine>,
+    threads: usize,
+    pace: Pace,
+}
+
+fn start(config: &Config, model: &Model, device: Device, sample: Sample) -> Result<Started, Error> {
+    let (engine, threads) = engine(config, model, device, sample)?;
+    let pace = Pace::default();
+    warmup::warm_up(&*engine, sample, &pace).map_err(|error| engine_failed(&error))?;
+    Ok(Started { engine, threads, pace })
+}
+
 /// Loads the engine, with as many threads as were asked for or as serve fastest.
 fn engine(config: &Config, model: &Model, device: Device, sample: Sample) -> Result<(Arc<dyn Engine>, usize), Error> {
     let vocabulary = Arc::new(model.vocabulary.clone());
@@ -231,7 +252,13 @@ fn engine(config: &Config, model: &Model, device: Device, sample: Sample) -> Res
 }
 
 fn engine_failed(error: &EngineFailed) -> Error {
-    Error::Internal(format!("the engine failed in its first calls: {error}"))
+    match error {
+        EngineFailed::Device(message) => Error::Device(format!(
+            "the CUDA device is not to be had: {message} (pip install {CUBLAS} brings cuBLAS; LD_LIBRARY_PATH names its \
+             folder)"
+        )),
+        _ => Error::Internal(format!("the engine failed in its first calls: {error}")),
+    }
 }
 
 fn internal(error: &std::io::Error) -> Error {

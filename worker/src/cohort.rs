@@ -52,15 +52,6 @@ pub struct Rules {
 
 /// Splits members into cohorts: lists of places in `shapes`, each member in exactly one, none empty, shortest prompts
 /// first.
-///
-/// ```
-/// use pillion_worker::cohort::{Cost, Rules, Shape, split};
-/// let shape = |prompt| Shape { prompt, least: 0, most: 8 };
-/// let rules = Rules { look_back: false, max_tokens: 1000, cost: Cost::default() };
-/// assert_eq!(split(&[shape(9), shape(1), shape(5)], rules), [vec![1], vec![2, 0]]);
-/// let rules = Rules { look_back: true, ..rules };
-/// assert_eq!(split(&[shape(9), shape(1), shape(5)], rules), [vec![1], vec![2], vec![0]]);
-/// ```
 pub fn split(shapes: &[Shape], rules: Rules) -> Vec<Vec<usize>> {
     let class = |place: &usize| {
         let shape = shapes[*place];

@@ -51,6 +51,9 @@ pub enum EngineFailed {
     /// The device has not enough memory for the call.
     #[error("not enough memory: {0}")]
     OutOfMemory(String),
+    /// What it computes with is not there or does not work: a library of CUDA, say.
+    #[error("{0}")]
+    Device(String),
     /// For another reason.
     #[error("{0}")]
     Other(String),

@@ -16,16 +16,13 @@ use crate::model::{Model, ModelError};
 /// The most candidates that CTranslate2's top-p kernel for CUDA takes.
 const CUDA_TOP_P_CANDIDATES: u32 = 8192;
 
-/// What this build can compute on.
-const BUILD: Build = Build { cuda: cfg!(feature = "cuda"), processor: cfg!(feature = "cpu") };
+/// The package on PyPI with the cuBLAS that this build opens at run time.
+pub const CUBLAS: &str = if PROCESSOR { "nvidia-cublas-cu12" } else { "nvidia-cublas==13.*" };
 
-/// What a build can compute on.
-#[derive(Clone, Copy, Debug)]
-struct Build {
-    cuda: bool,
-    /// Without its kernels the processor computes nothing.
-    processor: bool,
-}
+const NO_DEVICE: &str = "there is no CUDA device, or no driver recent enough for it";
+
+/// Whether this build has kernels for the processor: CTranslate2 built from source has none.
+const PROCESSOR: bool = cfg!(feature = "ready-made");
 
 /// A device that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,19 +39,15 @@ impl Device {
     /// # Errors
     /// It is not to be had, or its number is none.
     pub fn choose(choice: DeviceChoice, index: u32) -> Result<Self, LoadError> {
-        let devices = if BUILD.cuda { u32::try_from(get_device_count(Ct2Device::CUDA)).unwrap_or(0) } else { 0 };
-        Self::of(BUILD, devices, choice, index)
+        Self::of(PROCESSOR, u32::try_from(get_device_count(Ct2Device::CUDA)).unwrap_or(0), choice, index)
     }
 
-    /// The same in such a build, where so many CUDA devices are there.
-    fn of(build: Build, devices: u32, choice: DeviceChoice, index: u32) -> Result<Self, LoadError> {
+    /// The same in a build with or without the processor's kernels, where so many CUDA devices are there.
+    fn of(processor: bool, devices: u32, choice: DeviceChoice, index: u32) -> Result<Self, LoadError> {
         match choice {
-            DeviceChoice::Cuda if !build.cuda => Err(LoadError::Device(
-                "--device cuda is not to be had: this pillion-worker was built without CUDA".to_owned(),
-            )),
-            DeviceChoice::Cuda if devices == 0 => Err(LoadError::Device(
-                "--device cuda is not to be had: there is no CUDA device, or no driver recent enough for it".to_owned(),
-            )),
+            DeviceChoice::Cuda if devices == 0 => {
+                Err(LoadError::Device(format!("--device cuda is not to be had: {NO_DEVICE}")))
+            }
             DeviceChoice::Cuda | DeviceChoice::Auto if devices > 0 => {
                 if index < devices {
                     Ok(Self::Cuda(index))
@@ -63,20 +56,28 @@ impl Device {
                     Err(FlagError::refused("--device-index", &index.to_string(), &allowed).into())
                 }
             }
-            DeviceChoice::Cpu if !build.processor => Err(LoadError::Device(
+            DeviceChoice::Cpu if !processor => Err(LoadError::Device(
                 "--device cpu is not to be had: this pillion-worker was built without the processor's kernels"
                     .to_owned(),
             )),
-            DeviceChoice::Auto if !build.processor => Err(LoadError::Device(
-                "--device auto finds none: there is no CUDA device, or no driver recent enough for it, and this \
-                 pillion-worker was built without the processor's kernels"
-                    .to_owned(),
-            )),
+            DeviceChoice::Auto if !processor => Err(LoadError::Device(format!(
+                "--device auto finds none: {NO_DEVICE}, and this pillion-worker was built without the processor's \
+                 kernels"
+            ))),
             _ if index != 0 => {
                 Err(FlagError::refused("--device-index", &index.to_string(), "0 where the processor serves").into())
             }
+            DeviceChoice::Auto => {
+                tracing::info!("--device auto: computing on the processor, since {NO_DEVICE}");
+                Ok(Self::Cpu)
+            }
             _ => Ok(Self::Cpu),
         }
+    }
+
+    /// What serves where this device has turned out not to: the processor, unless the user asked for the device.
+    pub fn instead(self, choice: DeviceChoice) -> Option<Self> {
+        (self != Self::Cpu && choice == DeviceChoice::Auto && PROCESSOR).then_some(Self::Cpu)
     }
 
     /// The most candidates that top-p sampling may choose among.
@@ -165,9 +166,16 @@ impl Engine for Ct2 {
 /// What CTranslate2 says where memory is short: its CUDA allocators, cuBLAS, its own allocator on a processor, C++.
 const NO_MEMORY: [&str; 4] = ["out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "failed to allocate", "bad_alloc"];
 
+/// What it says where a GPU is there, but not what computes on it: cuBLAS, opened by the first product of matrices, or kernels
+/// for so old a card.
+const NO_CUDA: [&str; 3] = ["libcublas", "no kernel image", "CUBLAS_STATUS_NOT_INITIALIZED"];
+
 fn failed(message: String) -> EngineFailed {
-    if NO_MEMORY.iter().any(|words| message.contains(words)) {
+    let says = |words: &[&str]| words.iter().any(|words| message.contains(words));
+    if says(&NO_MEMORY) {
         EngineFailed::OutOfMemory(message)
+    } else if says(&NO_CUDA) {
+        EngineFailed::Device(message)
     } else {
         EngineFailed::Other(message)
     }
@@ -228,42 +236,43 @@ fn explain(message: &str, directory: &Path, setting: Setting) -> LoadError {
 mod tests {
     use super::*;
 
-    const PROCESSOR: Build = Build { cuda: false, processor: true };
-    const CUDA: Build = Build { cuda: true, processor: false };
-    const BOTH: Build = Build { cuda: true, processor: true };
-
     #[test]
     fn what_is_asked_for_is_had_where_it_is_there() {
         use DeviceChoice::{Auto, Cpu, Cuda};
-        for (build, devices, choice, index, device) in [
-            (PROCESSOR, 0, Auto, 0, Device::Cpu),
-            (PROCESSOR, 0, Cpu, 0, Device::Cpu),
-            (BOTH, 0, Auto, 0, Device::Cpu),
-            (BOTH, 2, Auto, 1, Device::Cuda(1)),
-            (BOTH, 2, Cpu, 0, Device::Cpu),
-            (CUDA, 1, Auto, 0, Device::Cuda(0)),
-            (CUDA, 2, Cuda, 1, Device::Cuda(1)),
+        for (processor, devices, choice, index, device) in [
+            (true, 0, Auto, 0, Device::Cpu),
+            (true, 0, Cpu, 0, Device::Cpu),
+            (true, 2, Auto, 1, Device::Cuda(1)),
+            (true, 2, Cpu, 0, Device::Cpu),
+            (false, 1, Auto, 0, Device::Cuda(0)),
+            (false, 2, Cuda, 1, Device::Cuda(1)),
         ] {
-            assert_eq!(Device::of(build, devices, choice, index).unwrap(), device, "{build:?} {devices} {choice:?}");
+            assert_eq!(Device::of(processor, devices, choice, index).unwrap(), device, "{devices} {choice:?}");
         }
-        assert_eq!(Device::choose(Cpu, 0).is_ok(), BUILD.processor);
+        assert_eq!(Device::choose(Cpu, 0).is_ok(), PROCESSOR);
     }
 
     #[test]
     fn what_is_not_to_be_had_is_told_with_the_reason() {
         use DeviceChoice::{Auto, Cpu, Cuda};
-        for (build, devices, choice, reason) in [
-            (PROCESSOR, 0, Cuda, "was built without CUDA"),
-            (BOTH, 0, Cuda, "no driver recent enough for it"),
-            (CUDA, 1, Cpu, "was built without the processor's kernels"),
-            (CUDA, 0, Auto, "was built without the processor's kernels"),
+        for (processor, devices, choice, reason) in [
+            (true, 0, Cuda, "no driver recent enough for it"),
+            (false, 1, Cpu, "was built without the processor's kernels"),
+            (false, 0, Auto, "was built without the processor's kernels"),
         ] {
-            let error = Device::of(build, devices, choice, 0).unwrap_err();
+            let error = Device::of(processor, devices, choice, 0).unwrap_err();
             assert!(matches!(error, LoadError::Device(_)) && error.to_string().ends_with(reason), "{error}");
         }
-        for (build, devices, choice) in [(PROCESSOR, 0, Cpu), (BOTH, 1, Cuda), (BOTH, 1, Auto)] {
-            assert!(matches!(Device::of(build, devices, choice, 1).unwrap_err(), LoadError::Flag(_)));
+        for (devices, choice) in [(0, Cpu), (1, Cuda), (1, Auto)] {
+            assert!(matches!(Device::of(true, devices, choice, 1).unwrap_err(), LoadError::Flag(_)));
         }
+    }
+
+    #[test]
+    fn the_processor_steps_in_for_a_gpu_that_nobody_asked_for() {
+        assert_eq!(Device::Cuda(0).instead(DeviceChoice::Auto).is_some(), PROCESSOR);
+        assert_eq!(Device::Cuda(0).instead(DeviceChoice::Cuda), None);
+        assert_eq!(Device::Cpu.instead(DeviceChoice::Auto), None);
     }
 
     #[test]
@@ -273,6 +282,8 @@ mod tests {
         {
             assert!(matches!(failed(message.to_owned()), EngineFailed::OutOfMemory(_)), "{message}");
         }
+        let no_cublas = "Library libcublas.so.12 is not found or cannot be loaded".to_owned();
+        assert!(matches!(failed(no_cublas), EngineFailed::Device(_)));
         assert!(matches!(failed("no position encodings are defined".to_owned()), EngineFailed::Other(_)));
     }
 

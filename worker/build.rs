@@ -1,0 +1,39 @@
+//! Where the worker finds the engine's library at run time: in the tree, in an image, in the wheel.
+
+use std::env;
+use std::path::{Component, Path, PathBuf};
+
+/// In an image, from `/usr/bin`, and in the wheel, from `site-packages/pillion/bin`.
+const INSTALLED: [&str; 2] = ["../lib/pillion", "../../ctranslate2.libs"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    // CTranslate2 built from source becomes a part of the program.
+    if env::var_os("CARGO_FEATURE_READY_MADE").is_none() {
+        return;
+    }
+    let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let engine = package.parent().expect("the package lies in the tree").join("deploy/engine/lib");
+    println!("cargo::rerun-if-changed={}", engine.display());
+    if !engine.is_dir() {
+        println!("cargo::error=the engine is not there yet: run deploy/setup once, which fetches it");
+        return;
+    }
+    // TARGET/PROFILE/build/pillion-worker-HASH/out; programs lie in TARGET/PROFILE, tests and examples in folders of it.
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    let programs = out.ancestors().nth(3).expect("cargo's layout");
+    let in_tree = relative(programs, &engine);
+    for folder in [in_tree.clone(), Path::new("..").join(in_tree)].iter().map(PathBuf::as_path) {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/{}", folder.display());
+    }
+    for folder in INSTALLED {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/{folder}");
+    }
+}
+
+/// The way from one folder to another.
+fn relative(from: &Path, to: &Path) -> PathBuf {
+    let (from, to): (Vec<Component>, Vec<Component>) = (from.components().collect(), to.components().collect());
+    let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    from[common..].iter().map(|_| Component::ParentDir).chain(to[common..].iter().copied()).collect()
+}
