@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::address;
+
 /// A proxy that does not answer for so long is not well.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of an answer that are looked at.
@@ -24,10 +26,10 @@ struct Flags {
     /// live: it can serve HTTP; ready: it has a worker and is not shutting down
     probe: Probe,
     /// Where it serves HTTP
-    #[arg(long, env = "PILLION_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
+    #[arg(long, env = "PILLION_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT", value_parser = address::parse)]
     listen: SocketAddr,
     /// Where it serves probes alone, which is asked instead
-    #[arg(long, env = "PILLION_ADMIN_LISTEN", value_name = "ADDRESS:PORT")]
+    #[arg(long, env = "PILLION_ADMIN_LISTEN", value_name = "ADDRESS:PORT", value_parser = address::parse)]
     admin_listen: Option<SocketAddr>,
 }
 

@@ -11,6 +11,7 @@ use nix::unistd::{AccessFlags, Uid, access};
 use pillion_protocol::codec::{MAX_BATCH_MEMBERS, MAX_BATCH_TEXT};
 use pillion_protocol::default_socket_path;
 
+use crate::address;
 use crate::http::ApiKeys;
 
 /// The flags as they are written.
@@ -23,10 +24,10 @@ use crate::http::ApiKeys;
 )]
 struct Flags {
     /// Address and port to serve HTTP on
-    #[arg(long, env = "PILLION_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
+    #[arg(long, env = "PILLION_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT", value_parser = address::parse)]
     listen: SocketAddr,
     /// Address and port for probes and metrics alone, beside --listen
-    #[arg(long, env = "PILLION_ADMIN_LISTEN", value_name = "ADDRESS:PORT")]
+    #[arg(long, env = "PILLION_ADMIN_LISTEN", value_name = "ADDRESS:PORT", value_parser = address::parse)]
     admin_listen: Option<SocketAddr>,
     /// Unix-domain socket that workers dial [default: /run/pillion/worker.sock, or one in the user's runtime folder]
     #[arg(long, env = "PILLION_SOCKET", value_name = "PATH")]
@@ -189,6 +190,16 @@ impl Config {
                 ),
             });
         }
+        let socket = flags.socket.unwrap_or_else(socket_path);
+        if let Some(folder) = socket.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+            && socket != socket_path()
+        {
+            return Err(ConfigError::Value {
+                flag: "socket",
+                value: socket.display().to_string(),
+                allowed: format!("its folder must be there, and {} is not", folder.display()),
+            });
+        }
         let api_keys = flags.api_key_file.map(|path| {
             ApiKeys::read(&path).map_err(|error| ConfigError::Value {
                 flag: "api-key-file",
@@ -200,7 +211,7 @@ impl Config {
             api_keys: api_keys.transpose()?,
             listen: flags.listen,
             admin_listen: flags.admin_listen,
-            socket: flags.socket.unwrap_or_else(socket_path),
+            socket,
             max_batch_size: flags.max_batch_size as usize,
             batch_timeout: flags.batch_timeout,
             max_queue: flags.max_queue as usize,
@@ -259,7 +270,11 @@ mod tests {
             (&["--batch-timeout", "fast"][..], &["--batch-timeout", "fast", "500ms"][..]),
             (&["--max-batch-size", "0"], &["--max-batch-size", "0", "1..=4096"]),
             (&["--max-queue", "-1"], &["--max-queue", "-1", "1..=1000000"]),
-            (&["--listen", "here"], &["--listen", "here"]),
+            (&["--listen", "here"], &["--listen", "here", "localhost:8080"]),
+            (
+                &["--socket", "/no/such/folder/a.sock"],
+                &["--socket", "/no/such/folder/a.sock", "/no/such/folder is not"],
+            ),
             (&["--max-body-bytes", "9MiB"], &["--max-body-bytes", "9.0 MiB", "8.0 MiB"]),
             (&["--drain-timeout", "59s"], &["--drain-timeout", "59s", "--request-timeout", "1m"]),
             (&["--request-timeout", "0s"], &["--request-timeout", "0s", "over 0"]),

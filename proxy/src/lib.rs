@@ -1,6 +1,7 @@
 //! Pillion's proxy: it takes HTTP requests, lets them ride together in batches, and passes the batches to workers over
 //! a Unix-domain socket. `README.md` beside this crate has the picture and the invariants.
 
+mod address;
 pub mod admission;
 pub mod app;
 pub mod batcher;

@@ -89,7 +89,7 @@ pub enum Trigger {
     Tokens,
 }
 
-/// Every series of the proxy; each field is named like its series, which the README explains.
+/// Every series of the proxy; each field is named like its series, which `deploy/README.md` explains.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "each field is named like its series")]
 pub struct Metrics {

@@ -28,7 +28,7 @@ const SOCKET_PATH_MAX: usize = 107;
     about,
     after_help = "Every flag can be set by the environment too: \
     PILLION_ and the flag in capitals, such as PILLION_MAX_BATCH_TOKENS. RUST_LOG chooses what is logged. \
-    pillion-worker check asks a running worker how it is."
+    pillion-worker check asks a running worker how it is, pillion-worker inspect DIR says what a model is."
 )]
 struct Raw {
     /// Directory of the converted model: model.bin, config.json, vocabulary.json and tokenizer.json
@@ -153,6 +153,12 @@ impl Config {
             Some(path) if path.as_os_str().is_empty() => return refuse("--socket", "", "the path of a Unix socket"),
             Some(path) => path,
         };
+        if let Some(folder) = socket.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+            && socket != default_socket()
+        {
+            let allowed = format!("a path in a folder that is there, and {} is not", folder.display());
+            return refuse("--socket", &socket.to_string_lossy(), &allowed);
+        }
         if socket.as_os_str().len() > SOCKET_PATH_MAX {
             return refuse("--socket", &socket.to_string_lossy(), "a path of at most 107 bytes");
         }

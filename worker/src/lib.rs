@@ -14,6 +14,7 @@ pub mod credit;
 pub mod engine;
 pub mod environment;
 mod error;
+pub mod inspect;
 pub mod leave;
 pub mod lifecycle;
 pub mod liveness;

@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+mod description;
 mod fingerprint;
 mod header;
+mod unconverted;
 
+pub use description::Description;
 use header::Header;
 
 /// Positions assumed of a model whose kind of position encoding (rotary, say) sets no limit.
@@ -51,6 +54,8 @@ pub struct Model {
     pub eos: u32,
     /// Hexadecimal digest of the model and its tokenizer.
     pub fingerprint: String,
+    /// For people.
+    pub description: Description,
 }
 
 #[derive(Deserialize)]
@@ -67,15 +72,8 @@ impl Model {
     /// # Errors
     /// A file is missing or cut short, or the model is no decoder.
     pub fn open(directory: &Path) -> Result<Self, ModelError> {
-        match directory.metadata() {
-            Err(error) => return Err(ModelError::new(directory, missing(&error, "directory"))),
-            Ok(found) if !found.is_dir() => {
-                return Err(ModelError::new(
-                    directory,
-                    "is not a directory; --model takes the converted model's directory",
-                ));
-            }
-            Ok(_) => {}
+        if let Some(problem) = unconverted::explain(directory) {
+            return Err(ModelError::new(directory, problem));
         }
         let model_bin = directory.join("model.bin");
         let header = Header::read(&mut BufReader::new(open(&model_bin)?))
@@ -106,6 +104,7 @@ impl Model {
             vocabulary,
             eos,
             fingerprint,
+            description: Description::of(&header),
         })
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::config::{Command, Config};
 use crate::engine::Engine;
-use crate::{Error, app, check, environment, leave, log};
+use crate::{Error, app, check, environment, inspect, leave, log};
 
 /// What becomes of the engine once it is warm. The worker leaves it as it is; tests put something around it.
 pub type Patch = fn(Arc<dyn Engine>) -> Arc<dyn Engine>;
@@ -16,7 +16,7 @@ pub fn run(patch: Patch) -> ExitCode {
     if let Some(code) = leave::handed_over(std::env::args_os()) {
         return ExitCode::from(code);
     }
-    if let Some(code) = check::asked(std::env::args_os()) {
+    if let Some(code) = check::asked(std::env::args_os()).or_else(|| inspect::asked(std::env::args_os())) {
         return ExitCode::from(code);
     }
     match Config::read(std::env::args_os()) {

@@ -68,6 +68,11 @@ impl Tokens {
         self.vocabulary
     }
 
+    /// Where the chat template comes from, for people.
+    pub fn chat_template(&self) -> &'static str {
+        self.chats.template_file().unwrap_or("none of its own: chats are written as \"role: content\" lines")
+    }
+
     /// The ids of a text, with what the post-processor adds.
     ///
     /// # Errors

@@ -14,7 +14,17 @@ const NEWEST: u32 = 6;
 pub(super) struct Header {
     /// The kind of model.
     pub(super) spec: String,
-    shapes: HashMap<String, Vec<u32>>,
+    variables: HashMap<String, Variable>,
+}
+
+/// A variable: a weight, or a setting.
+#[derive(Clone, Debug)]
+pub(super) struct Variable {
+    pub(super) shape: Vec<u32>,
+    /// CTranslate2's number of the type of its elements.
+    pub(super) kind: u8,
+    /// Its size.
+    pub(super) bytes: u32,
 }
 
 /// What is wrong with a `model.bin`.
@@ -40,28 +50,34 @@ impl Header {
         }
         let spec = table.string()?;
         let _revision = table.u32()?;
-        let mut shapes = HashMap::new();
+        let mut variables = HashMap::new();
         for _ in 0..table.u32()? {
             let name = table.string()?;
             let rank = table.bytes::<1>()?[0];
             let shape = (0..rank).map(|_| table.u32()).collect::<Result<Vec<u32>, _>>()?;
-            let _type = table.bytes::<1>()?;
+            let kind = table.bytes::<1>()?[0];
             let bytes = table.u32()?;
             table.skip(bytes)?;
-            shapes.insert(name, shape);
+            variables.insert(name, Variable { shape, kind, bytes });
         }
         for _ in 0..table.u32()? {
             let alias = table.string()?;
-            if let Some(shape) = shapes.get(&table.string()?).cloned() {
-                shapes.insert(alias, shape);
+            if let Some(variable) = variables.get(&table.string()?).cloned() {
+                // It takes no room of its own.
+                variables.insert(alias, Variable { bytes: 0, ..variable });
             }
         }
-        Ok(Self { spec, shapes })
+        Ok(Self { spec, variables })
     }
 
     /// A variable's shape, if there is such a variable.
     pub(super) fn shape(&self, name: &str) -> Option<&[u32]> {
-        self.shapes.get(name).map(Vec::as_slice)
+        self.variables.get(name).map(|variable| variable.shape.as_slice())
+    }
+
+    /// All variables with their names, in no order.
+    pub(super) fn variables(&self) -> impl Iterator<Item = (&str, &Variable)> {
+        self.variables.iter().map(|(name, variable)| (name.as_str(), variable))
     }
 }
 

@@ -53,6 +53,11 @@ impl Chats {
         Ok(Self { template, special, ids, reading: OnceLock::new() })
     }
 
+    /// The file that the template was in; none for the plain one.
+    pub(super) fn template_file(&self) -> Option<&'static str> {
+        self.template.file()
+    }
+
     /// The ids of a chat. `plain` takes special tokens for plain text.
     pub(super) fn encode(&self, messages: &[Message], plain: &Tokenizer) -> Result<Vec<u32>, ChatFailed> {
         if messages.iter().all(|message| self.first_special(&message.content, 0).is_none()) {

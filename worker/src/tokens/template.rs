@@ -27,6 +27,8 @@ pub(super) struct Template {
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    /// The file that it was in; none for the plain one.
+    file: Option<&'static str>,
 }
 
 /// What matters here of `tokenizer_config.json`.
@@ -77,22 +79,30 @@ impl Template {
             Some(text) => serde_json::from_str(&text).map_err(|error| ModelError::new(&config, error.to_string()))?,
         };
         let own = directory.join(FILE);
-        let (path, source) = match (optional(&own)?, read.chat_template) {
-            (Some(source), _) => (own, source),
-            (None, Some(Templates::One(source))) => (config, source),
+        let (file, source) = match (optional(&own)?, read.chat_template) {
+            (Some(source), _) => (Some(FILE), source),
+            (None, Some(Templates::One(source))) => (Some(CONFIG), source),
             (None, Some(Templates::Named(all))) => {
                 let default = all.into_iter().find(|named| named.name == "default").map(|named| named.template);
                 let Some(source) = default else {
                     return Err(ModelError::new(&config, "has several chat templates, but none is named \"default\""));
                 };
-                (config, source)
+                (Some(CONFIG), source)
             }
-            (None, None) => (own, PLAIN.to_owned()),
+            (None, None) => (None, PLAIN.to_owned()),
         };
         let text = |token: Option<SpecialToken>| token.map(SpecialToken::into_text).unwrap_or_default();
-        Self::new(source, text(read.bos_token), text(read.eos_token)).map_err(|error| {
+        let (bos, eos) = (text(read.bos_token), text(read.eos_token));
+        let template = Self::new(source, bos, eos).map_err(|error| {
+            let path = directory.join(file.unwrap_or(FILE));
             ModelError::new(path, format!("has a chat template that cannot be used: {}", told(&error)))
-        })
+        })?;
+        Ok(Self { file, ..template })
+    }
+
+    /// The file that it was in, if it is the model's own.
+    pub(super) fn file(&self) -> Option<&'static str> {
+        self.file
     }
 
     /// The plain one.
@@ -110,7 +120,7 @@ impl Template {
             Err(Error::new(Fault::InvalidOperation, message))
         });
         environment.add_template_owned(NAME, source)?;
-        Ok(Self { environment, bos, eos })
+        Ok(Self { environment, bos, eos, file: None })
     }
 
     /// The chat as a text, with the beginning of the assistant's answer.
@@ -189,17 +199,19 @@ mod tests {
         let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
         let hello = [said("user", "hello")];
         let render = || Template::load(&folder).unwrap().render(&hello).unwrap();
+        let file = || Template::load(&folder).unwrap().file();
+        assert_eq!(file(), None);
         assert_eq!(render(), "user: hello\nassistant:");
         write(
             CONFIG,
             r#"{"bos_token": {"content": "<s>"}, "chat_template": "{{ bos_token }}{{ messages[0].content }}"}"#,
         );
-        assert_eq!(render(), "<s>hello");
+        assert_eq!((render().as_str(), file()), ("<s>hello", Some(CONFIG)));
         let named = r#"{"chat_template": [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]}"#;
         write(CONFIG, named);
         assert_eq!(render(), "yes");
         write(FILE, "from {{ 'its own file' }}");
-        assert_eq!(render(), "from its own file");
+        assert_eq!((render().as_str(), file()), ("from its own file", Some(FILE)));
         write(FILE, "{% if %}");
         let error = Template::load(&folder).unwrap_err();
         assert!(error.path.ends_with(FILE) && error.problem.contains("cannot be used"), "{error}");

@@ -1,0 +1,107 @@
+//! `pillion-worker inspect DIR`: says what a model is, and whether it can be served, without loading it.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+
+use crate::model::{Model, ModelError};
+use crate::tokens::Tokens;
+use crate::{Error, memory};
+
+const BAD_FLAG: u8 = 64;
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Says what a converted model is, and whether it can be served. Exit codes: 0 it can, 66 it cannot, 64 bad flag
+#[derive(Debug, Parser)]
+#[command(name = "pillion-worker inspect", version)]
+struct Flags {
+    /// The model's directory
+    directory: PathBuf,
+}
+
+/// Runs `inspect` where these arguments (the first is the program's name) ask for it; its exit code.
+pub fn asked(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next()?;
+    if arguments.next()? != "inspect" {
+        return None;
+    }
+    Some(match Flags::try_parse_from(std::iter::once(program).chain(arguments)) {
+        Ok(flags) => match inspect(&flags.directory) {
+            Ok(lines) => {
+                // Where nobody reads it, the exit code still says whether it can be served.
+                let _ = std::io::stdout().write_all(lines.as_bytes());
+                0
+            }
+            Err(error) => {
+                eprintln!("pillion-worker: {error}");
+                Error::from(error).exit_code()
+            }
+        },
+        Err(error) => {
+            let _ = error.print();
+            if error.use_stderr() { BAD_FLAG } else { 0 }
+        }
+    })
+}
+
+#[allow(clippy::cast_precision_loss, reason = "it is rounded")]
+fn inspect(directory: &Path) -> Result<String, ModelError> {
+    let model = Model::open(directory)?;
+    let tokens = Tokens::load(&model)?;
+    let about = &model.description;
+    let known = if model.positions_known { "" } else { " (assumed: the model sets no limit)" };
+    let weights = about.bytes as f64 / MIB;
+    let keys = about.bytes_per_token as f64 / 1024.0;
+    let free = memory::free().map_or_else(String::new, |free| format!("; {:.0} MiB are free here", free as f64 / MIB));
+    let eos = model.eos;
+    let end = model.vocabulary.get(eos as usize).map_or("", String::as_str);
+    Ok(format!(
+        "model           {directory}\n\
+         kind            {about}\n\
+         positions       {positions}{known}\n\
+         vocabulary      {vocabulary} tokens\n\
+         end token       {end} (id {eos})\n\
+         chat template   {template}\n\
+         memory          {weights:.1} MiB of weights for each slot; {keys:.1} KiB a token for keys and values{free}\n\
+         Pillion serves it.\n",
+        directory = directory.display(),
+        positions = model.positions,
+        vocabulary = model.vocabulary.len(),
+        template = tokens.chat_template(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_described_and_one_that_is_none_is_refused() {
+        let builtin = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/models/builtin"));
+        let said = inspect(builtin).unwrap();
+        for words in [
+            "decoder of 2 layers, 128 wide, 0.6 million parameters",
+            "int8",
+            "positions       1024\n",
+            "</s> (id 1)",
+            "chat template   none",
+            "2.0 KiB a token",
+            "Pillion serves it.",
+        ] {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+        assert!(inspect(Path::new("facebook/opt-125m")).unwrap_err().to_string().contains("pillion convert"));
+    }
+
+    #[test]
+    fn only_inspect_is_taken_for_it() {
+        let asked = |line: &str| asked(line.split(' ').map(OsString::from));
+        assert_eq!(asked("pillion-worker"), None);
+        assert_eq!(asked("pillion-worker --model inspect"), None);
+        assert_eq!(asked("pillion-worker inspect"), Some(BAD_FLAG));
+        assert_eq!(asked("pillion-worker inspect /no/such/model"), Some(66));
+    }
+}
