@@ -1,0 +1,119 @@
+"""What the command decides without doing anything: addresses, flags, restarts, what a model's name means."""
+
+import unittest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pillion import address, convert, flags, models
+from pillion.failure import Failure
+from pillion.restarts import FIRST_PAUSE, LONGEST_PAUSE, WELL, Restarts
+
+
+class Addresses(unittest.TestCase):
+    def test_people_write_them_in_several_ways(self):
+        for text, host, port in [
+            ("8080", "127.0.0.1", 8080),
+            (":8080", "0.0.0.0", 8080),
+            ("localhost:80", "127.0.0.1", 80),
+            ("10.1.2.3:1", "10.1.2.3", 1),
+            ("[::1]:0", "::1", 0),
+        ]:
+            self.assertEqual(address.parse(text), address.Address(host, port), text)
+        for wrong in ["", "here", "here:80", "65536", "::1", ":", "127.0.0.1", "localhost"]:
+            with self.assertRaises(Failure, msg=wrong) as refused:
+                address.parse(wrong)
+            self.assertEqual(refused.exception.code, 64)
+
+    def test_a_taken_one_is_refused_and_a_free_one_is_named(self):
+        listener, bound = address.bind(address.parse("localhost:0"))
+        with listener:
+            listener.listen()
+            self.assertGreater(bound.port, 0)
+            self.assertEqual(bound.url, f"http://localhost:{bound.port}")
+            with self.assertRaises(Failure) as refused:
+                address.bind(bound)
+        self.assertEqual(refused.exception.code, 69)
+
+
+class Flags(unittest.TestCase):
+    PROXY = {"--max-queue": True, "--log-prompts": False, "--socket": True}
+    WORKER = {"--slots": True, "--log-prompts": False, "--socket": True}
+
+    def read(self, text: str) -> flags.Line:
+        return flags.read(text.split(), {"--workers"}, lambda: (self.PROXY, self.WORKER))
+
+    def test_each_goes_to_whom_it_belongs(self):
+        line = self.read("--max-queue 5 model --slots=2 --workers 3 --log-prompts --socket /s")
+        self.assertEqual((line.own, line.places), ({"--workers": "3"}, ["model"]))
+        self.assertEqual(line.proxy, ["--max-queue", "5", "--log-prompts", "--socket", "/s"])
+        self.assertEqual(line.worker, ["--slots=2", "--log-prompts", "--socket", "/s"])
+
+    def test_what_nobody_knows_or_lacks_its_value_is_refused(self):
+        for wrong in ["--nothing", "-x", "--workers", "--slots"]:
+            with self.assertRaises(Failure, msg=wrong) as refused:
+                self.read(wrong)
+            self.assertEqual(refused.exception.code, 64)
+
+    def test_programs_are_not_asked_without_need(self):
+        def asked():
+            raise AssertionError
+
+        self.assertEqual(flags.read(["model"], {"--workers"}, asked).places, ["model"])
+
+
+class Restarting(unittest.TestCase):
+    def test_what_was_never_ready_is_given_up(self):
+        self.assertIsNone(Restarts().ended(5.0))
+
+    def test_pauses_grow_to_a_bound_and_end_once_it_is_well(self):
+        restarts, pauses = Restarts(), []
+        for now in range(10):
+            restarts.ready(now)
+            pauses.append(restarts.ended(now) - now)
+        self.assertEqual(pauses[:4], [0, FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE])
+        self.assertEqual(pauses[-1], LONGEST_PAUSE)
+        restarts.ready(100.0)
+        self.assertEqual(restarts.ended(100.0 + WELL), 100.0 + WELL)
+
+    def test_one_that_was_ready_once_is_started_again_though_it_is_not_now(self):
+        restarts = Restarts()
+        restarts.ready(0.0)
+        restarts.ended(1.0)
+        self.assertEqual(restarts.ended(2.0), 2.0 + FIRST_PAUSE)
+
+
+class Models(unittest.TestCase):
+    def test_what_a_name_means(self):
+        with TemporaryDirectory() as folder:
+            path = Path(folder)
+            self.assertEqual(self.refused(folder).code, 66)
+            (path / "config.json").write_text("{}")
+            source = models.find(folder)
+            self.assertFalse(source.converted)
+            kept = source.cached("int8")
+            self.assertNotEqual(kept, source.cached("float16"))
+            (path / "weights").write_text("other")
+            self.assertNotEqual(kept, models.find(folder).cached("int8"), "its files have changed")
+            (path / "model.bin").write_text("")
+            self.assertTrue(models.find(folder).converted)
+            (path / "some.gguf").write_text("")
+            self.assertIn("GGUF", str(self.refused(str(path / "some.gguf"))))
+        self.assertEqual(models.find("facebook/opt-125m").name, "facebook/opt-125m")
+        for wrong in ["/no/such", "./nothing", "a/b/c", "../x"]:
+            self.assertIn("does not exist", str(self.refused(wrong)))
+
+    def refused(self, text: str) -> Failure:
+        with self.assertRaises(Failure, msg=text) as refused:
+            models.find(text)
+        return refused.exception
+
+    def test_quantization_suits_the_device(self):
+        self.assertEqual(convert.quantization(None, "cpu"), "int8")
+        self.assertEqual(convert.quantization(None, "cuda"), "float16")
+        self.assertEqual(convert.quantization("int16", "cuda"), "int16")
+        with self.assertRaises(Failure):
+            convert.quantization("int3", "cpu")
+
+
+if __name__ == "__main__":
+    unittest.main()
