@@ -31,9 +31,11 @@ impl Place {
 
     fn start(&self, command: &str, flags: &[&str]) -> Process {
         let address = self.listen.to_string();
-        let flags = [&["--listen", &address], flags].concat();
+        let script = deploy(command);
+        // Tests that are run in the background have been made to ignore SIGINT, and what they start would too.
+        let flags = [&["--default-signal=INT", script.to_str().unwrap(), "--listen", &address], flags].concat();
         let variables = [("XDG_RUNTIME_DIR", self.folder.path()), ("XDG_CACHE_HOME", self.folder.path())];
-        Process::script(&deploy(command), &flags, &variables, self.folder.path().join(format!("{command}.log")))
+        Process::script(Path::new("env"), &flags, &variables, self.folder.path().join(format!("{command}.log")))
     }
 
     /// The programs that were built beside this test.
@@ -255,4 +257,33 @@ async fn what_cannot_be_served_is_told_with_an_exit_code() {
     let mut local = place.local(&[]);
     assert_eq!(local.ended().await, Some(69), "{}", local.log());
     assert!(local.log().contains("Address already in use; --listen takes another"), "{}", local.log());
+}
+
+#[tokio::test]
+async fn an_engine_that_cannot_be_fetched_is_told_in_a_sentence_and_nothing_is_left() {
+    let place = Place::new();
+    let copy = place.folder.path().join("deploy");
+    let engine = copy.join("engine");
+    fs::create_dir_all(&engine).unwrap();
+    for file in ["setup", "functions", "engine/requirements.txt"] {
+        fs::copy(deploy(file), copy.join(file)).unwrap();
+    }
+    // Pip sees this folder and nothing else.
+    let wheels = place.folder.path().join("wheels");
+    fs::create_dir(&wheels).unwrap();
+    let alone: [(&str, &Path); 3] =
+        [("PIP_NO_INDEX", Path::new("1")), ("PIP_FIND_LINKS", &wheels), ("PIP_NO_CACHE_DIR", Path::new("1"))];
+    for (wheel, told) in [
+        (None, "the engine cannot be fetched; is there a network?"),
+        (Some("ctranslate2-4.8.4-cp312-cp312-manylinux_2_28_x86_64.whl"), "its hash is another; nothing was kept"),
+    ] {
+        if let Some(wheel) = wheel {
+            fs::write(wheels.join(wheel), "another").unwrap();
+        }
+        let mut setup =
+            Process::script(&copy.join("setup"), &[] as &[&str], &alone, place.folder.path().join("setup.log"));
+        assert_eq!(setup.ended().await, Some(69), "{}", setup.log());
+        assert!(setup.log().contains(told), "{}", setup.log());
+        assert_eq!(fs::read_dir(&engine).unwrap().count(), 1, "only the pin is there");
+    }
 }

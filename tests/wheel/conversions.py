@@ -13,10 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import ctranslate2
+from models import NEW_TOKENS, PROMPTS
 from serving import PATIENCE, Serving, ended
 from tokenizers import Tokenizer
-
-from models import NEW_TOKENS, PROMPTS
 
 PILLION = [str(Path(sys.executable).parent / "pillion")]
 CONVERTING = "pillion: converting"
@@ -106,9 +105,10 @@ def children(pid: int) -> list[int]:
 def together(source: Path, cache: Path) -> None:
     """Two at once: one converts, both serve."""
     environment = {"XDG_CACHE_HOME": str(cache)}
-    with Serving(PILLION, str(source), environment=environment) as one, Serving(
-        PILLION, str(source), environment=environment
-    ) as other:
+    with (
+        Serving(PILLION, str(source), environment=environment) as one,
+        Serving(PILLION, str(source), environment=environment) as other,
+    ):
         assert one.answer("a", 4) == other.answer("a", 4)
         assert sum(CONVERTING in serving.said() for serving in (one, other)) == 1, one.said() + other.said()
     print("two at once: one converted, both answered", flush=True)
@@ -139,6 +139,8 @@ def refused(source: Path, folder: Path) -> None:
 
 def main() -> None:
     """All of it."""
+    # Run in the background, this process has been made to ignore it, and what it starts would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with TemporaryDirectory() as name:
         folder = Path(name)
         models = folder / "models"

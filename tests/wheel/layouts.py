@@ -19,7 +19,10 @@ def pythons() -> dict[str, Path]:
     """The Pythons of this machine that the wheel is for, by version."""
     found = {}
     for version in VERSIONS:
-        places = [shutil.which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}")]
+        places = [
+            shutil.which(f"python{version}"),
+            *Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"),
+        ]
         for place in filter(None, places):
             if ended([str(place), "-c", "import venv, ensurepip"])[0] == 0:
                 found.setdefault(version, Path(place))
@@ -43,7 +46,8 @@ def in_environment(version: str, python: Path, wheel: Path, folder: Path) -> Non
     with Serving(command) as serving:
         assert serving.answer(QUESTION, 10) == ANSWER
         print(
-            f"Python {version}: installed in {installed:.1f} s, answered {serving.seconds():.1f} s after the start", flush=True
+            f"Python {version}: installed in {installed:.1f} s, answered {serving.seconds():.1f} s after the start",
+            flush=True,
         )
         code, said = ended([*command, "reload", "--listen", str(serving.port)], serving.environment)
         assert code == 0, said

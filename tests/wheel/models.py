@@ -28,7 +28,9 @@ PROMPTS = [
     "Once upon a time there was a small model that nobody had trained.",
 ]
 NEW_TOKENS = 12
-TEMPLATE = "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}[assistant] "
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}[assistant] "
+)
 
 
 def tokenizer() -> Tokenizer:
@@ -37,7 +39,9 @@ def tokenizer() -> Tokenizer:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(PROMPTS * 8, trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet))
+    made.train_from_iterator(
+        PROMPTS * 8, trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    )
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return made
 
@@ -69,7 +73,13 @@ def main() -> None:
     """All of them."""
     folder = Path(sys.argv[1])
     made = tokenizer()
-    size = {"vocab_size": made.get_vocab_size(), "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, **ENDS}
+    size = {
+        "vocab_size": made.get_vocab_size(),
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        **ENDS,
+    }
     grouped = {**size, "intermediate_size": 128, "num_key_value_heads": 2, "max_position_embeddings": 256}
     opt = {**size, "ffn_dim": 128, "max_position_embeddings": 256, "word_embed_proj_dim": 64}
     write(folder / "opt", OPTConfig(**opt), made)
@@ -82,7 +92,13 @@ def main() -> None:
     for left in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"):
         (folder / "slow" / left).unlink(missing_ok=True)
     made.model.save(str(folder / "slow"))
-    kind = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    kind = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_bos_token": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
     (folder / "slow" / "tokenizer_config.json").write_text(json.dumps(kind))
 
 

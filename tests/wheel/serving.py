@@ -15,7 +15,7 @@ PATIENCE = 120
 
 
 class Serving:
-    """A running `pillion serve`: a context that ends it by Ctrl-C, and wants it to end well."""
+    """A running `pillion serve`: a context that ends it by SIGTERM, and wants it to end well."""
 
     def __init__(self, command: list[str], *arguments: str, environment: dict[str, str] | None = None) -> None:
         with socket.socket() as probe:
@@ -34,7 +34,7 @@ class Serving:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(PATIENCE)
         said = self.said()
         self.folder.cleanup()
@@ -77,6 +77,11 @@ class Serving:
 def ended(command: list[str], environment: dict[str, str] | None = None) -> tuple[int, str]:
     """Runs a command to its end: its exit code, and what it printed."""
     done = subprocess.run(
-        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=PATIENCE, check=False
+        command,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     return done.returncode, done.stdout + done.stderr

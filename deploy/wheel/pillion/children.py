@@ -7,10 +7,17 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+# What asks this process to stop.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 FIRST_INHERITED = 3
 # Seconds that a worker may take to say how it is.
 PATIENCE = 1.0
+
+
+def stopping() -> list[signal.Signals]:
+    """The signals that stop this process. `nohup` and shells that start it in the background have it ignore some: so it stays."""
+    return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def die_with_parent(number: signal.Signals) -> Callable[[], None]:
@@ -29,7 +36,9 @@ def die_with_parent(number: signal.Signals) -> Callable[[], None]:
     return prepare
 
 
-def start(program: Path, arguments: list[str], environment: dict[str, str], listener: socket.socket | None = None) -> int:
+def start(
+    program: Path, arguments: list[str], environment: dict[str, str], listener: socket.socket | None = None
+) -> int:
     """Starts a program; a listening socket goes with it by systemd's convention (sd_listen_fds(3)). Says its process number."""
     prepare = die_with_parent(signal.SIGTERM)
     pid = os.fork()
@@ -37,7 +46,7 @@ def start(program: Path, arguments: list[str], environment: dict[str, str], list
         return pid
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
+        for number in (*STOPPING, signal.SIGUSR1, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         prepare()
         if listener is not None:

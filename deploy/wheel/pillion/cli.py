@@ -2,12 +2,11 @@
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pillion import __version__, address, control, convert, flags, models, programs
+from pillion import __version__, address, children, control, convert, flags, models, programs
 from pillion.failure import BAD_FLAG, UNAVAILABLE, Failure, Stopped
 from pillion.supervisor import Plan, Supervisor
 
@@ -98,7 +97,7 @@ def main() -> int:
     if any(argument in ("--help", "-h") for argument in arguments[1:]):
         print(usage, end="")
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in children.stopping():
         signal.signal(number, stop)
     try:
         return run(arguments[1:])
@@ -116,7 +115,7 @@ def main() -> int:
 
 def stop(*_: object) -> None:
     """Ends whatever is being prepared. A second signal changes nothing: what is left is a few clean-ups."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in children.STOPPING:
         signal.signal(number, signal.SIG_IGN)
     raise Stopped
 
@@ -140,54 +139,41 @@ def serve(arguments: list[str]) -> int:
     kind = setting(line, "--quantization")
     if kind:
         convert.quantization(kind, device)
-    given = (line.places or [setting(line, "--model")])[0]
-    source = models.find(given) if given else models.Source(str(programs.BUILTIN.resolve()), "builtin", converted=True)
+    place = (line.places or [setting(line, "--model")])[0]
+    source = models.find(place) if place else models.Source(str(programs.BUILTIN.resolve()), "builtin", converted=True)
 
     listener, bound = address.bind(wanted)
-    model = convert.converted(source, convert.quantization(kind, device), found) if not source.converted else Path(source.place)
+    model = convert.converted(source, kind, device, found)
     try:
         listener.listen(BACKLOG)
     except OSError as error:
         raise address.refused(bound, error) from None
-    folder_of_sockets = control.own_folder(bound)
-    try:
-        return Supervisor(plan(line, found, bound, listener, folder_of_sockets, model, source, device, workers)).run()
-    finally:
-        control.remove(folder_of_sockets)
-
-
-def plan(
-    line: flags.Line,
-    found: programs.Programs,
-    bound: address.Address,
-    listener: socket.socket,
-    folder: Path,
-    model: Path,
-    source: models.Source,
-    device: str,
-    workers: int,
-) -> Plan:
-    """What the supervisor is to run."""
-    both = []
-    if "--socket" not in [word.partition("=")[0] for word in line.proxy] and "PILLION_SOCKET" not in os.environ:
-        both = ["--socket", str(folder / "worker.sock")]
-    named = "--model-name" in [word.partition("=")[0] for word in line.worker] or "PILLION_MODEL_NAME" in os.environ
-    name = [] if named else ["--model-name", source.name]
+    sockets = control.own_folder(bound)
+    both = [] if given(line.proxy, "--socket") else ["--socket", str(sockets / "worker.sock")]
+    name = [] if given(line.worker, "--model-name") else ["--model-name", source.name]
     prompt = EXAMPLE if source.name == "builtin" else "Once upon a time"
-    hints = [
-        f"serving {source.name} on {bound.url} - try:",
-        f"  curl -s {bound.url}/generate -d '{{\"text\": \"{prompt}\", \"max_new_tokens\": 10}}'",
-    ]
-    return Plan(
+    plan = Plan(
         programs=found,
         proxy=["--listen", str(bound), *both, *line.proxy],
         worker=["--device", device, *both, *name, *line.worker],
         model=str(model),
         workers=workers,
         listener=listener,
-        folder=folder,
-        hints=hints,
+        folder=sockets,
+        hints=[
+            f"serving {source.name} on {bound.url} - try:",
+            f'  curl -s {bound.url}/generate -d \'{{"text": "{prompt}", "max_new_tokens": 10}}\'',
+        ],
     )
+    try:
+        return Supervisor(plan).run()
+    finally:
+        control.remove(sockets)
+
+
+def given(words: list[str], flag: str) -> bool:
+    """Whether a flag of the programs is given, on the command line or by the environment."""
+    return flag in [word.partition("=")[0] for word in words] or variable(flag) in os.environ
 
 
 def convert_to(arguments: list[str]) -> int:
@@ -217,15 +203,14 @@ def reload(arguments: list[str]) -> int:
     """`pillion reload`."""
     line = flags.read(arguments, {"--listen", "--quantization", "--model"}, lambda: ({}, {}))
     at_most(line.places, 1, "pillion reload")
-    place = address.parse(setting(line, "--listen") or address.DEFAULT)
-    given = (line.places or [line.own.get("--model")])[0]
+    served = address.parse(setting(line, "--listen") or address.DEFAULT)
+    place = (line.places or [line.own.get("--model")])[0]
     model = None
-    if given:
-        source = models.find(given)
+    if place:
+        source = models.find(place)
         found = programs.find(os.environ.get("PILLION_BINARIES"))
-        kind = convert.quantization(setting(line, "--quantization"), "auto")
-        model = str(convert.converted(source, kind, found))
-    answer = control.ask(place, {"model": model})
+        model = str(convert.converted(source, setting(line, "--quantization"), "auto", found))
+    answer = control.ask(served, {"model": model})
     if answer["code"]:
         raise Failure(answer["said"], answer["code"])
     convert.say("a new worker serves since now; the one before has ended")
@@ -234,8 +219,12 @@ def reload(arguments: list[str]) -> int:
 
 def setting(line: flags.Line, flag: str) -> str | None:
     """A flag of one's own, or its environment variable."""
-    variable = "PILLION_" + flag.removeprefix("--").replace("-", "_").upper()
-    return line.own.get(flag) or os.environ.get(variable)
+    return line.own.get(flag) or os.environ.get(variable(flag))
+
+
+def variable(flag: str) -> str:
+    """The environment variable of a flag."""
+    return "PILLION_" + flag.removeprefix("--").replace("-", "_").upper()
 
 
 def after(flag: str, arguments: list[str]) -> str | None:

@@ -46,7 +46,9 @@ def convert(place: str, folder: Path, quantization: str) -> None:
 
     config = AutoConfig.from_pretrained(place)
     if config.is_encoder_decoder:
-        raise Failure(f"{place} is an encoder-decoder model ({config.model_type}); Pillion serves decoders alone", BAD_MODEL)
+        raise Failure(
+            f"{place} is an encoder-decoder model ({config.model_type}); Pillion serves decoders alone", BAD_MODEL
+        )
     if type(config).__name__ not in _MODEL_LOADERS:
         raise Failure(f"{place} is of a kind that CTranslate2 does not convert: {config.model_type}", BAD_MODEL)
     TransformersConverter(place, low_cpu_mem_usage=True).convert(str(folder), quantization=quantization, force=True)
@@ -87,11 +89,17 @@ def explained(place: str, error: Exception) -> tuple[str, int]:
     if full or any("No space left" in str(link) for link in chain):
         return f"the disk is full: {place} needs more room for its files and its conversion", UNAVAILABLE
     if "GatedRepoError" in names:
-        return f"{place} is gated on the hub: accept its licence there, then log in with the command hf auth login", UNAVAILABLE
+        return (
+            f"{place} is gated on the hub: accept its licence there, then log in with the command hf auth login",
+            UNAVAILABLE,
+        )
     if "RepositoryNotFoundError" in names:
         return f"{place}: there is no such directory, and no model of that name on the hub", BAD_MODEL
     if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "TransportError"}:
-        return f"{place}: there is no such directory, and the hub cannot be reached for a model of that name", UNAVAILABLE
+        return (
+            f"{place}: there is no such directory, and the hub cannot be reached for a model of that name",
+            UNAVAILABLE,
+        )
     if isinstance(error, MemoryError):
         return f"there is too little memory to convert {place}", UNAVAILABLE
     said = " ".join(str(error).split())[:300] or type(error).__name__

@@ -54,18 +54,22 @@ def has_gpu() -> bool:
         return False
 
 
-def converted(source: Source, kind: str, programs: Programs) -> Path:
-    """The directory of the converted model: the source itself, or what the cache has, or a new conversion.
+def converted(source: Source, asked: str | None, device: str, programs: Programs) -> Path:
+    """The directory of the converted model: the source itself, or what the cache has, or a new conversion with the
+    quantization that was asked for, or that suits the device.
 
     Raises:
         Failure: it cannot be converted, or is not served.
     """
     if source.converted:
         return Path(source.place)
+    kind = quantization(asked, device)
     target = source.cached(kind)
     if not target.exists():
         make_folder(target.parent)
-        with locked(target.with_name(f".{target.name}.lock"), f"another process converts {source.name}; waiting for it"):
+        with locked(
+            target.with_name(f".{target.name}.lock"), f"another process converts {source.name}; waiting for it"
+        ):
             if not target.exists():
                 convert(source, kind, target, programs)
     return target
@@ -80,7 +84,9 @@ def convert(source: Source, kind: str, target: Path, programs: Programs) -> None
     for needed in ("ctranslate2", "torch", "transformers"):
         if importlib.util.find_spec(needed) is None:
             remedy = "pip install 'pillion[convert]'"
-            raise Failure(f"{source.place} is not converted yet, and converting it needs {needed}: {remedy}", UNAVAILABLE)
+            raise Failure(
+                f"{source.place} is not converted yet, and converting it needs {needed}: {remedy}", UNAVAILABLE
+            )
     make_folder(target.parent)
     for left in target.parent.glob(f".{target.name}.*.partial"):
         # Of a process that was killed. One that still runs holds a lock, or has another target.
@@ -137,7 +143,9 @@ def run(place: str, kind: str, partial: Path) -> None:
         raise Failure(failure["message"], failure["code"])
     if code < 0:
         killed = signal.Signals(-code).name
-        raise Failure(f"the converter was ended by {killed}: has this machine too little memory for {place}?", UNAVAILABLE)
+        raise Failure(
+            f"the converter was ended by {killed}: has this machine too little memory for {place}?", UNAVAILABLE
+        )
     raise Failure(f"the converter failed; what it said is above (exit code {code})", INTERNAL)
 
 

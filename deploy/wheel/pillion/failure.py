@@ -15,4 +15,4 @@ class Failure(Exception):
 
 
 class Stopped(BaseException):
-    """SIGINT, SIGTERM or SIGHUP arrived before anything was served."""
+    """A signal to stop arrived before anything was served."""

@@ -52,9 +52,13 @@ def read(arguments: list[str], own: set[str], programs: Callable[[], tuple[Known
             line.own[flag] = value if equals else take(flag, rest)
             continue
         asked = asked or programs()
-        takers = [(known, words) for known, words in zip(asked, (line.proxy, line.worker), strict=True) if flag in known]
+        takers = [
+            (known, words) for known, words in zip(asked, (line.proxy, line.worker), strict=True) if flag in known
+        ]
         if not takers:
-            raise Failure(f"there is no flag {flag}; pillion serve --help lists its own and names those of the programs", BAD_FLAG)
+            raise Failure(
+                f"there is no flag {flag}; pillion serve --help lists its own and names those of the programs", BAD_FLAG
+            )
         words = [argument]
         if not equals and takers[0][0][flag]:
             words.append(take(flag, rest))

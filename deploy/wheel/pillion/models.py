@@ -10,6 +10,7 @@ from pillion import ENGINE_VERSION
 from pillion.failure import BAD_MODEL, Failure
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+GGUF = "which CTranslate2 does not read: name the Hugging Face model that it was made from"
 # Counted up when a conversion takes along other files than before.
 CONVERSION = 1
 
@@ -54,12 +55,15 @@ def find(text: str) -> Source:
             return Source(str(path.absolute()), name, converted=True)
         if (path / "config.json").exists():
             return Source(str(path.resolve()), name, converted=False)
+        if any(path.glob("*.gguf")):
+            raise Failure(f"{text}: holds GGUF files, {GGUF}", BAD_MODEL)
         raise Failure(
-            f"{text}: holds neither model.bin, which CTranslate2 writes, nor config.json of a Hugging Face model", BAD_MODEL
+            f"{text}: holds neither model.bin, which CTranslate2 writes, nor config.json of a Hugging Face model",
+            BAD_MODEL,
         )
     if path.exists():
         if path.suffix == ".gguf":
-            what = "is a GGUF file, which CTranslate2 does not read: name the Hugging Face model that it was made from"
+            what = f"is a GGUF file, {GGUF}"
         else:
             what = "is a file: name the model's directory"
         raise Failure(f"{text}: {what}", BAD_MODEL)

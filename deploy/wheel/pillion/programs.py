@@ -63,7 +63,9 @@ def engine_folder() -> Path:
             found = f"version {metadata.version('ctranslate2')}"
         except metadata.PackageNotFoundError:
             found = f"another build, at {folder.parent},"
-        raise Failure(f"the engine must be ctranslate2 {ENGINE_VERSION}, but {found} is installed: {remedy}", UNAVAILABLE)
+        raise Failure(
+            f"the engine must be ctranslate2 {ENGINE_VERSION}, but {found} is installed: {remedy}", UNAVAILABLE
+        )
     return folder
 
 

@@ -22,7 +22,6 @@ from pillion.restarts import Restarts
 
 # Seconds between two looks at workers that are still loading.
 LOOK = 0.1
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Supervisor:
     def run(self) -> int:
         """Serves until it is told to stop; the exit code."""
         signal.set_wakeup_fd(self.woken, warn_on_full_buffer=False)
-        for number in (*STOPPING, signal.SIGUSR1, signal.SIGCHLD):
+        for number in (*children.stopping(), signal.SIGUSR1, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         self.selector.register(self.wake, selectors.EVENT_READ)
         self.selector.register(self.control, selectors.EVENT_READ)
@@ -162,7 +161,7 @@ class Supervisor:
         if number == signal.SIGUSR1:
             for child in (self.proxy, *self.workers):
                 self.kill(child.pid, signal.SIGUSR1)
-        elif number in STOPPING:
+        elif number in children.STOPPING:
             self.signals += 1
             self.stop()
 
