@@ -134,11 +134,10 @@ async fn workers_and_a_proxy_that_die_are_started_again() {
     let place = Place::new();
     let mut local = place.serving(&["--workers", "2"]).await;
     let parent = local.pid().unwrap();
-    let workers = eventually("both workers run", async || {
-        let workers = children(parent, "pillion-worker");
-        (workers.len() == 2).then_some(workers)
-    })
-    .await;
+    let connected = |log: &str| log.matches("a worker has connected").count();
+    eventually("both workers serve", async || (connected(&local.log()) == 2).then_some(())).await;
+    let workers = children(parent, "pillion-worker");
+    assert_eq!(workers.len(), 2);
     let asking = place.asking();
     for victim in workers {
         send(victim, Signal::SIGKILL);
@@ -148,10 +147,7 @@ async fn workers_and_a_proxy_that_die_are_started_again() {
         })
         .await;
     }
-    eventually("four workers have connected", async || {
-        (local.log().matches("a worker has connected").count() >= 4).then_some(())
-    })
-    .await;
+    eventually("their successors serve", async || (connected(&local.log()) >= 4).then_some(())).await;
     assert!(!asking.is_finished(), "a request failed");
     asking.abort();
 

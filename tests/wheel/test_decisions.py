@@ -1,12 +1,14 @@
 """What the command decides without doing anything: addresses, flags, restarts, what a model's name means."""
 
+import socket
 import unittest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pillion import address, convert, flags, models
+from pillion import address, convert, flags, models, programs
 from pillion.failure import Failure
 from pillion.restarts import FIRST_PAUSE, LONGEST_PAUSE, WELL, Restarts
+from pillion.supervisor import Plan, Supervisor
 
 
 class Addresses(unittest.TestCase):
@@ -80,6 +82,29 @@ class Restarting(unittest.TestCase):
         restarts.ready(0.0)
         restarts.ended(1.0)
         self.assertEqual(restarts.ended(2.0), 2.0 + FIRST_PAUSE)
+
+
+class Supervising(unittest.TestCase):
+    def setUp(self):
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        nowhere = programs.Programs(Path("/no/proxy"), Path("/no/worker"), {})
+        listener = socket.socket()
+        self.addCleanup(listener.close)
+        plan = Plan(nowhere, [], [], "model", 2, listener, Path(folder.name), [])
+        self.supervisor = Supervisor(plan)
+        self.addCleanup(self.supervisor.control.close)
+        self.supervisor.workers[1].pid = 0x7FFFFFFF
+
+    def test_a_worker_that_was_never_ready_ends_all_with_its_code(self):
+        self.supervisor.ended(0x7FFFFFFF, 66)
+        self.assertEqual(self.supervisor.exit_code, 66)
+
+    def test_it_is_started_again_where_another_has_been_ready(self):
+        self.supervisor.ready(self.supervisor.workers[0], 0.0)
+        self.supervisor.ended(0x7FFFFFFF, -9)
+        self.assertIsNone(self.supervisor.exit_code)
+        self.assertIsNotNone(self.supervisor.workers[1].due)
 
 
 class Models(unittest.TestCase):

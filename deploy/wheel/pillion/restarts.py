@@ -13,7 +13,7 @@ WELL = 60.0
 class Restarts:
     """The restarts of one program."""
 
-    # Whether it has ever been ready.
+    # Whether it, or another like it, has ever been ready.
     proved: bool = False
     pause: float = 0.0
     ready_since: float | None = None

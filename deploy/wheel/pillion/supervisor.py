@@ -119,9 +119,7 @@ class Supervisor:
                 self.start(child)
         for worker in self.workers:
             if worker.pid is not None and worker.restarts.ready_since is None and children.is_connected(worker.pid):
-                worker.restarts.ready(now)
-                self.proxy.restarts.ready(now)
-                self.serves()
+                self.ready(worker, now)
         self.go_on_with_reload()
 
     def pause(self) -> float | None:
@@ -149,8 +147,12 @@ class Supervisor:
         """A process's number."""
         return children.start(program, arguments, self.plan.programs.environment, listener)
 
-    def serves(self) -> None:
-        """Says so, the first time."""
+    def ready(self, worker: Child, now: float) -> None:
+        """A worker serves: so can the others, of which none is given up from now on."""
+        worker.restarts.ready(now)
+        self.proxy.restarts.ready(now)
+        for other in self.workers:
+            other.restarts.proved = True
         if not self.served:
             self.served = True
             for line in self.plan.hints:
