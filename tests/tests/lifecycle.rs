@@ -143,6 +143,7 @@ async fn a_socket_whose_folder_was_removed_is_there_again() {
     let folder = Folder::new();
     let socket = folder.path().join("run/worker.sock");
     let path = socket.to_str().unwrap();
+    std::fs::create_dir(folder.path().join("run")).unwrap();
     let arguments = ["--listen", "127.0.0.1:0", "--socket", path];
     let mut proxy = Process::start("pillion-proxy", &arguments, folder.path().join("proxy.log"));
     proxy.logged("it listens", |line| line.contains("listening").then_some(())).await;

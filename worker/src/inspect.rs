@@ -86,7 +86,7 @@ mod tests {
             "decoder of 2 layers, 128 wide, 0.6 million parameters",
             "int8",
             "positions       1024\n",
-            "</s> (id 1)",
+            "</s> (id 2)",
             "chat template   none",
             "2.0 KiB a token",
             "Pillion serves it.",
