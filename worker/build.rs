@@ -22,7 +22,9 @@ fn main() {
     // TARGET/PROFILE/build/pillion-worker-HASH/out; programs lie in TARGET/PROFILE, tests and examples in folders of it.
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let programs = out.ancestors().nth(3).expect("cargo's layout");
-    let in_tree = relative(programs, &engine);
+    // The loader takes a program's real path for $ORIGIN, and the target folder may be a link.
+    let real = |folder: &Path| folder.canonicalize().expect("it is there");
+    let in_tree = relative(&real(programs), &real(&engine));
     for folder in [in_tree.clone(), Path::new("..").join(in_tree)].iter().map(PathBuf::as_path) {
         println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/{}", folder.display());
     }

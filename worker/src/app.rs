@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::budget::Budget;
 use crate::check::Health;
 use crate::config::Config;
-use crate::engine::ct2::{CUBLAS, Ct2, Device, Setting};
+use crate::engine::ct2::{Ct2, Device, Setting, unusable};
 use crate::engine::{Engine, EngineFailed, EnginePool, FEEDERS};
 use crate::error::Error;
 use crate::liveness::{Liveness, Stuck};
@@ -157,7 +157,7 @@ fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> 
     let sample = Sample { vocabulary: tokens.vocabulary(), positions: model.positions };
     let (Started { engine, threads, pace }, device) = match start(config, &model, chosen, sample) {
         Ok(started) => (started, chosen),
-        Err(error) => match chosen.instead(config.device).filter(|_| matches!(error, Error::Device(_))) {
+        Err(error) => match chosen.instead(config.device).filter(|_| matches!(error, Error::Unusable(_))) {
             None => return Err(error),
             Some(device) => {
                 tracing::warn!("--device auto: computing on the processor, although a GPU is there: {error}");
@@ -253,10 +253,7 @@ fn engine(config: &Config, model: &Model, device: Device, sample: Sample) -> Res
 
 fn engine_failed(error: &EngineFailed) -> Error {
     match error {
-        EngineFailed::Device(message) => Error::Device(format!(
-            "the CUDA device is not to be had: {message} (pip install {CUBLAS} brings cuBLAS; LD_LIBRARY_PATH names its \
-             folder)"
-        )),
+        EngineFailed::Device(message) => Error::Unusable(unusable(message)),
         _ => Error::Internal(format!("the engine failed in its first calls: {error}")),
     }
 }

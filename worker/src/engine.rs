@@ -68,6 +68,9 @@ pub enum LoadError {
     /// The device is not to be had.
     #[error("{0}")]
     Device(String),
+    /// A GPU is there, but not what computes on it.
+    #[error("{0}")]
+    Unusable(String),
     /// The engine does not take the model.
     #[error(transparent)]
     Model(#[from] ModelError),

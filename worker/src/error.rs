@@ -16,6 +16,9 @@ pub enum Error {
     /// The device is not to be had.
     #[error("{0}")]
     Device(String),
+    /// A GPU is there, but not what computes on it: a library of CUDA's, or kernels for so old a card.
+    #[error("{0}")]
+    Unusable(String),
     /// The engine went on for longer than it may without a step.
     #[error("engine {slot} has made no step for {seconds} seconds and counts as stuck")]
     Stuck {
@@ -43,7 +46,7 @@ impl Error {
         match self {
             Self::Flag(_) => 64,
             Self::Model(_) => 66,
-            Self::Device(_) => 69,
+            Self::Device(_) | Self::Unusable(_) => 69,
             Self::Stuck { .. } | Self::Internal(_) => 70,
             Self::WorkLeft { .. } => 75,
         }
@@ -55,6 +58,7 @@ impl From<LoadError> for Error {
         match error {
             LoadError::Flag(flag) => Self::Flag(flag),
             LoadError::Device(message) => Self::Device(message),
+            LoadError::Unusable(message) => Self::Unusable(message),
             LoadError::Model(model) => Self::Model(model),
         }
     }

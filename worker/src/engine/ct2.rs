@@ -17,7 +17,7 @@ use crate::model::{Model, ModelError};
 const CUDA_TOP_P_CANDIDATES: u32 = 8192;
 
 /// The package on PyPI with the cuBLAS that this build opens at run time.
-pub const CUBLAS: &str = if PROCESSOR { "nvidia-cublas-cu12" } else { "nvidia-cublas==13.*" };
+const CUBLAS: &str = if PROCESSOR { "nvidia-cublas-cu12" } else { "nvidia-cublas==13.*" };
 
 const NO_DEVICE: &str = "there is no CUDA device, or no driver recent enough for it";
 
@@ -170,15 +170,23 @@ const NO_MEMORY: [&str; 4] = ["out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "fa
 /// for so old a card.
 const NO_CUDA: [&str; 3] = ["libcublas", "no kernel image", "CUBLAS_STATUS_NOT_INITIALIZED"];
 
+fn says(message: &str, words: &[&str]) -> bool {
+    words.iter().any(|words| message.contains(words))
+}
+
 fn failed(message: String) -> EngineFailed {
-    let says = |words: &[&str]| words.iter().any(|words| message.contains(words));
-    if says(&NO_MEMORY) {
+    if says(&message, &NO_MEMORY) {
         EngineFailed::OutOfMemory(message)
-    } else if says(&NO_CUDA) {
+    } else if says(&message, &NO_CUDA) {
         EngineFailed::Device(message)
     } else {
         EngineFailed::Other(message)
     }
+}
+
+/// What is said where a GPU is there, but not what computes on it.
+pub fn unusable(message: &str) -> String {
+    format!("the GPU cannot be used: {message} (pip install {CUBLAS} brings cuBLAS; LD_LIBRARY_PATH names its folder)")
 }
 
 /// A call's options. The prompt must not be part of the result: else it would not be fed in bulk.
@@ -224,10 +232,14 @@ fn explain(message: &str, directory: &Path, setting: Setting) -> LoadError {
         let asked = setting.compute_type.to_string();
         return FlagError::refused("--compute-type", &asked, &format!("what this device can do ({message})")).into();
     }
-    if matches!(setting.device, Device::Cuda(_))
-        && ["CUDA", "cuBLAS", "cublas", "libcu"].iter().any(|word| message.contains(word))
-    {
-        return LoadError::Device(format!("the CUDA device is not to be had: {message}"));
+    if matches!(setting.device, Device::Cuda(_)) {
+        // Too little memory is nothing that the processor should step in for: it may be there in a moment.
+        if says(message, &NO_CUDA) && !says(message, &NO_MEMORY) {
+            return LoadError::Unusable(unusable(message));
+        }
+        if says(message, &["CUDA", "cuBLAS", "CUBLAS", "libcu", "out of memory"]) {
+            return LoadError::Device(format!("the CUDA device is not to be had: {message}"));
+        }
     }
     ModelError::new(directory, format!("is not a model that CTranslate2 takes: {message}")).into()
 }
@@ -285,6 +297,16 @@ mod tests {
         let no_cublas = "Library libcublas.so.12 is not found or cannot be loaded".to_owned();
         assert!(matches!(failed(no_cublas), EngineFailed::Device(_)));
         assert!(matches!(failed("no position encodings are defined".to_owned()), EngineFailed::Other(_)));
+    }
+
+    #[test]
+    fn a_gpu_without_memory_for_the_model_is_no_unusable_one() {
+        let setting = Setting { device: Device::Cuda(0), compute_type: ComputeType::Default, slots: 1 };
+        let explained = |message| explain(message, Path::new("/m"), setting);
+        assert!(matches!(explained("CUDA failed with error out of memory"), LoadError::Device(_)));
+        assert!(matches!(explained("CUDA failed with error no kernel image is available"), LoadError::Unusable(_)));
+        assert!(matches!(explained("Library libcublas.so.12 is not found"), LoadError::Unusable(_)));
+        assert!(matches!(explained("unsupported model"), LoadError::Model(_)));
     }
 
     #[test]

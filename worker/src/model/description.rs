@@ -28,10 +28,12 @@ impl Description {
     pub(super) fn of(header: &Header) -> Self {
         let mut this = Self { weights: "unknown", ..Self::default() };
         for (name, variable) in header.variables() {
-            let elements: u64 = variable.shape.iter().map(|side| u64::from(*side)).product();
+            // A file can claim any shape.
+            let sides = variable.shape.iter().map(|side| u64::from(*side));
+            let elements = sides.fold(1, u64::saturating_mul);
             this.bytes += u64::from(variable.bytes);
             if variable.bytes > 0 && !variable.shape.is_empty() && !name.ends_with("_scale") {
-                this.parameters += elements;
+                this.parameters = this.parameters.saturating_add(elements);
             }
             let side = |place: usize| variable.shape.get(place).copied().map_or(0, u64::from);
             // Queries, keys and values are one matrix; what it has beyond the queries, which the output matrix takes in.
