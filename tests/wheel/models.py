@@ -28,9 +28,7 @@ PROMPTS = [
     "Once upon a time there was a small model that nobody had trained.",
 ]
 NEW_TOKENS = 12
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}[assistant] "
-)
+TEMPLATE = "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}[assistant] "
 
 
 def tokenizer() -> Tokenizer:

@@ -1,11 +1,14 @@
-"""What the command decides without doing anything: addresses, flags, restarts, what a model's name means."""
+"""What the command decides, and the processes and sockets that it starts from: without the programs."""
 
+import os
+import signal
 import socket
 import unittest
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
-from pillion import address, convert, flags, models, programs
+from pillion import address, children, control, convert, flags, models, programs
 from pillion.failure import Failure
 from pillion.restarts import FIRST_PAUSE, LONGEST_PAUSE, WELL, Restarts
 from pillion.supervisor import Plan, Supervisor
@@ -21,7 +24,18 @@ class Addresses(unittest.TestCase):
             ("[::1]:0", "::1", 0),
         ]:
             self.assertEqual(address.parse(text), address.Address(host, port), text)
-        for wrong in ["", "here", "here:80", "65536", "::1", ":", "127.0.0.1", "localhost"]:
+        for wrong in [
+            "",
+            "here",
+            "here:80",
+            "65536",
+            "::1",
+            ":",
+            "127.0.0.1",
+            "localhost",
+            "[127.0.0.1]:80",
+            "fe80::1:80",
+        ]:
             with self.assertRaises(Failure, msg=wrong) as refused:
                 address.parse(wrong)
             self.assertEqual(refused.exception.code, 64)
@@ -91,9 +105,11 @@ class Supervising(unittest.TestCase):
         nowhere = programs.Programs(Path("/no/proxy"), Path("/no/worker"), {})
         listener = socket.socket()
         self.addCleanup(listener.close)
-        plan = Plan(nowhere, [], [], "model", 2, listener, Path(folder.name), [])
-        self.supervisor = Supervisor(plan)
-        self.addCleanup(self.supervisor.control.close)
+        with mock.patch.dict("os.environ", {"XDG_RUNTIME_DIR": folder.name}):
+            sockets = control.Sockets(address.Address("127.0.0.1", 1))
+        self.addCleanup(sockets.remove)
+        self.supervisor = Supervisor(Plan(nowhere, [], [], "model", 2, listener, sockets, []))
+        self.supervisor.selector.register(sockets.listener, 1)
         self.supervisor.workers[1].pid = 0x7FFFFFFF
 
     def test_a_worker_that_was_never_ready_ends_all_with_its_code(self):
@@ -105,6 +121,36 @@ class Supervising(unittest.TestCase):
         self.supervisor.ended(0x7FFFFFFF, -9)
         self.assertIsNone(self.supervisor.exit_code)
         self.assertIsNotNone(self.supervisor.workers[1].due)
+        self.supervisor.signalled(15)
+        self.assertIsNone(self.supervisor.pause(), "nothing is due while it stops")
+
+
+class Processes(unittest.TestCase):
+    def test_a_signal_right_after_the_start_is_the_childs_and_not_lost(self):
+        reader, writer = os.pipe2(os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        self.addCleanup(os.close, writer)
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
+        self.addCleanup(signal.signal, signal.SIGTERM, before)
+        self.addCleanup(signal.set_wakeup_fd, signal.set_wakeup_fd(writer))
+        for _ in range(20):
+            pid = children.start(Path("/bin/sleep"), ["60"], dict(os.environ))
+            os.kill(pid, signal.SIGTERM)
+            self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), -signal.SIGTERM)
+        with self.assertRaises(BlockingIOError):
+            os.read(reader, 1)
+
+    def test_a_server_that_drains_leaves_its_successors_sockets_alone(self):
+        place = address.Address("127.0.0.1", 1)
+        with TemporaryDirectory() as folder, mock.patch.dict("os.environ", {"XDG_RUNTIME_DIR": folder}):
+            with mock.patch("os.getpid", return_value=1):
+                draining = control.Sockets(place)
+            draining.leave()
+            successor = control.Sockets(place)
+            self.addCleanup(successor.remove)
+            self.assertTrue(draining.folder.exists(), "its programs still use it")
+            draining.remove()
+            self.assertTrue(successor.path.exists() and successor.folder.exists())
 
 
 class Models(unittest.TestCase):
@@ -124,6 +170,7 @@ class Models(unittest.TestCase):
             (path / "some.gguf").write_text("")
             self.assertIn("GGUF", str(self.refused(str(path / "some.gguf"))))
         self.assertEqual(models.find("facebook/opt-125m").name, "facebook/opt-125m")
+        self.assertIn("empty", str(self.refused("")))
         for wrong in ["/no/such", "./nothing", "a/b/c", "../x"]:
             self.assertIn("does not exist", str(self.refused(wrong)))
 
@@ -133,11 +180,12 @@ class Models(unittest.TestCase):
         return refused.exception
 
     def test_quantization_suits_the_device(self):
-        self.assertEqual(convert.quantization(None, "cpu"), "int8")
-        self.assertEqual(convert.quantization(None, "cuda"), "float16")
-        self.assertEqual(convert.quantization("int16", "cuda"), "int16")
+        nowhere = programs.Programs(Path("/no/proxy"), Path("/no/worker"), {})
+        self.assertEqual(convert.quantization(None, "cpu", nowhere), "int8")
+        self.assertEqual(convert.quantization(None, "cuda", nowhere), "float16")
+        self.assertEqual(convert.quantization("int16", "cuda", nowhere), "int16")
         with self.assertRaises(Failure):
-            convert.quantization("int3", "cpu")
+            convert.quantization("int3", "cpu", nowhere)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,12 @@ def parse(text: str) -> Address:
     """
     host, colon, port = text.rpartition(":")
     host = {"": "0.0.0.0" if colon else "127.0.0.1", "localhost": "127.0.0.1"}.get(host, host)
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
     try:
-        host = str(ipaddress.ip_address(host))
-        if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        if host.startswith("["):
+            host = str(ipaddress.IPv6Address(host.removeprefix("[").removesuffix("]")))
+        else:
+            host = str(ipaddress.IPv4Address(host))
+        if not (port.isascii() and port.isdigit()) or int(port) > 65535 or "%" in host:
             raise ValueError(port)
     except ValueError:
         allowed = "an address and a port such as 127.0.0.1:8080, localhost:8080, :8080 or 8080"

@@ -1,11 +1,13 @@
 """Starts the two programs, so that they end with this process, and asks a worker how it is."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 # What asks this process to stop.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,19 +38,51 @@ def die_with_parent(number: signal.Signals) -> Callable[[], None]:
     return prepare
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals wait until the end: between fork and exec a child would take them by its parent's handlers, and lose them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [*STOPPING, signal.SIGUSR1, signal.SIGCHLD])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start(
     program: Path, arguments: list[str], environment: dict[str, str], listener: socket.socket | None = None
 ) -> int:
-    """Starts a program; a listening socket goes with it by systemd's convention (sd_listen_fds(3)). Says its process number."""
+    """Starts a program; a listening socket goes with it by systemd's convention (sd_listen_fds(3)).
+
+    Returns:
+        Its process number.
+
+    Raises:
+        OSError: the system has no room for another process.
+    """
     prepare = die_with_parent(signal.SIGTERM)
-    pid = os.fork()
-    if pid:
-        return pid
+    with signals_held():
+        pid = os.fork()
+        if pid:
+            return pid
+        become(program, arguments, environment, listener, prepare)
+
+
+def become(
+    program: Path,
+    arguments: list[str],
+    environment: dict[str, str],
+    listener: socket.socket | None,
+    prepare: Callable[[], None],
+) -> NoReturn:
+    """What a child does until it is its program."""
     try:
         signal.set_wakeup_fd(-1)
-        for number in (*STOPPING, signal.SIGUSR1, signal.SIGCHLD):
+        held = [*STOPPING, signal.SIGUSR1, signal.SIGCHLD]
+        for number in held:
             signal.signal(number, signal.SIG_DFL)
         prepare()
+        # What was sent meanwhile comes now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
         if listener is not None:
             environment = {**environment, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
             if listener.fileno() == FIRST_INHERITED:

@@ -29,7 +29,8 @@ built-in model is served. What is not converted is converted once, into the user
 
   --listen ADDRESS:PORT    where to serve HTTP; 8080, :8080 and localhost:8080 are understood [default: 127.0.0.1:8080]
   --device DEVICE          auto, cpu or cuda [default: auto]
-  --workers N              worker processes, each with the model [default: 1]
+  --workers N              worker processes, each with the model [default: 1]; give several --threads and
+                           --max-batch-tokens too, since each measures as if it had the machine to itself
   --quantization TYPE      of a conversion: int8, int8_float32, int8_float16, int8_bfloat16, int16, float16, bfloat16 or float32
                            [default: int8 on a processor, float16 on a GPU]
   --model MODEL            another way to give MODEL
@@ -64,9 +65,10 @@ Usage: pillion reload [MODEL] [--listen ADDRESS:PORT] [--quantization TYPE]
 Starts a worker with the model beside each one that runs, waits until it is loaded, and lets it take over. Requests notice
 nothing. Both models are in memory meanwhile. A model that does not load changes nothing.
 
-  MODEL                    as for `pillion serve` [default: the one before, read again]
+  MODEL                    as for `pillion serve` [default: the converted directory of before, read again]
   --listen ADDRESS:PORT    where `pillion serve` serves [default: 127.0.0.1:8080]
-  --quantization TYPE      of a conversion
+  --device DEVICE, --quantization TYPE
+                           as for `pillion serve`, of a conversion
 """
 
 # The built-in model answers this.
@@ -108,16 +110,17 @@ def main() -> int:
         # Whatever the system refuses that nobody expected it to: a full disk, say.
         print(f"pillion: {error.filename or command}: {error.strerror or error}", file=sys.stderr)
         return UNAVAILABLE
-    except Stopped:
+    except Stopped as stopped:
         convert.say("stopped")
-        return 0
+        # Nothing was promised yet by serving. What else was asked for has not been done.
+        return 0 if command == "serve" else 128 + stopped.number
 
 
-def stop(*_: object) -> None:
+def stop(number: int, _: object) -> None:
     """Ends whatever is being prepared. A second signal changes nothing: what is left is a few clean-ups."""
-    for number in children.STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    raise Stopped
+    for other in children.STOPPING:
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(number)
 
 
 def serve(arguments: list[str]) -> int:
@@ -138,9 +141,10 @@ def serve(arguments: list[str]) -> int:
     wanted = address.parse(setting(line, "--listen") or address.DEFAULT)
     kind = setting(line, "--quantization")
     if kind:
-        convert.quantization(kind, device)
+        convert.quantization(kind, device, found)
     place = (line.places or [setting(line, "--model")])[0]
-    source = models.find(place) if place else models.Source(str(programs.BUILTIN.resolve()), "builtin", converted=True)
+    builtin = models.Source(str(programs.BUILTIN.resolve()), "builtin", converted=True)
+    source = builtin if place is None else models.find(place)
 
     listener, bound = address.bind(wanted)
     model = convert.converted(source, kind, device, found)
@@ -148,8 +152,8 @@ def serve(arguments: list[str]) -> int:
         listener.listen(BACKLOG)
     except OSError as error:
         raise address.refused(bound, error) from None
-    sockets = control.own_folder(bound)
-    both = [] if given(line.proxy, "--socket") else ["--socket", str(sockets / "worker.sock")]
+    sockets = control.Sockets(bound)
+    both = [] if given(line.proxy, "--socket") else ["--socket", str(sockets.folder / "worker.sock")]
     name = [] if given(line.worker, "--model-name") else ["--model-name", source.name]
     prompt = EXAMPLE if source.name == "builtin" else "Once upon a time"
     plan = Plan(
@@ -159,7 +163,7 @@ def serve(arguments: list[str]) -> int:
         model=str(model),
         workers=workers,
         listener=listener,
-        folder=sockets,
+        sockets=sockets,
         hints=[
             f"serving {source.name} on {bound.url} - try:",
             f'  curl -s {bound.url}/generate -d \'{{"text": "{prompt}", "max_new_tokens": 10}}\'',
@@ -168,7 +172,7 @@ def serve(arguments: list[str]) -> int:
     try:
         return Supervisor(plan).run()
     finally:
-        control.remove(sockets)
+        sockets.remove()
 
 
 def given(words: list[str], flag: str) -> bool:
@@ -182,12 +186,13 @@ def convert_to(arguments: list[str]) -> int:
     if len(line.places) != 2:
         raise Failure("pillion convert takes SOURCE and DIR", BAD_FLAG)
     source, target = models.find(line.places[0]), Path(line.places[1])
-    kind = convert.quantization(setting(line, "--quantization"), "auto")
+    found = programs.find(os.environ.get("PILLION_BINARIES"))
+    kind = convert.quantization(setting(line, "--quantization"), "auto", found)
     if source.converted:
         raise Failure(f"{line.places[0]}: is converted already", BAD_FLAG)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Failure(f"{target}: exists already; name a directory that does not", BAD_FLAG)
-    convert.convert(source, kind, target.absolute(), programs.find(os.environ.get("PILLION_BINARIES")))
+    convert.convert(source, kind, target.absolute(), found)
     return 0
 
 
@@ -201,15 +206,18 @@ def inspect(arguments: list[str]) -> int:
 
 def reload(arguments: list[str]) -> int:
     """`pillion reload`."""
-    line = flags.read(arguments, {"--listen", "--quantization", "--model"}, lambda: ({}, {}))
+    line = flags.read(arguments, {"--listen", "--device", "--quantization", "--model"}, lambda: ({}, {}))
     at_most(line.places, 1, "pillion reload")
     served = address.parse(setting(line, "--listen") or address.DEFAULT)
     place = (line.places or [line.own.get("--model")])[0]
     model = None
-    if place:
+    if place is not None:
         source = models.find(place)
-        found = programs.find(os.environ.get("PILLION_BINARIES"))
-        model = str(convert.converted(source, setting(line, "--quantization"), "auto", found))
+        model = source.place
+        if not source.converted:
+            found = programs.find(os.environ.get("PILLION_BINARIES"))
+            device = setting(line, "--device") or "auto"
+            model = str(convert.converted(source, setting(line, "--quantization"), device, found))
     answer = control.ask(served, {"model": model})
     if answer["code"]:
         raise Failure(answer["said"], answer["code"])
@@ -219,7 +227,7 @@ def reload(arguments: list[str]) -> int:
 
 def setting(line: flags.Line, flag: str) -> str | None:
     """A flag of one's own, or its environment variable."""
-    return line.own.get(flag) or os.environ.get(variable(flag))
+    return line.own[flag] if flag in line.own else os.environ.get(variable(flag)) or None
 
 
 def variable(flag: str) -> str:

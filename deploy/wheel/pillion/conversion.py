@@ -1,5 +1,5 @@
-"""The converter's process: `python -m pillion.conversion SOURCE FOLDER QUANTIZATION REPORT`. What fails is written to the
-descriptor REPORT as JSON."""
+"""The converter's process, with the arguments SOURCE FOLDER QUANTIZATION REPORT. What fails is written to the descriptor REPORT
+as JSON."""
 
 import errno
 import json
@@ -44,7 +44,8 @@ def convert(place: str, folder: Path, quantization: str) -> None:
     from ctranslate2.converters.transformers import _MODEL_LOADERS
     from transformers import AutoConfig, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(place)
+    # Code that comes with a model is not run.
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if config.is_encoder_decoder:
         raise Failure(
             f"{place} is an encoder-decoder model ({config.model_type}); Pillion serves decoders alone", BAD_MODEL
@@ -59,7 +60,7 @@ def convert(place: str, folder: Path, quantization: str) -> None:
             shutil.copyfile(found, folder / name)
     if not (folder / "tokenizer.json").exists():
         saved = folder / "tokenizer"
-        AutoTokenizer.from_pretrained(place).save_pretrained(saved)
+        AutoTokenizer.from_pretrained(place, trust_remote_code=False).save_pretrained(saved)
         for name in TAKEN_ALONG:
             if (saved / name).exists():
                 shutil.copyfile(saved / name, folder / name)
@@ -106,7 +107,3 @@ def explained(place: str, error: Exception) -> tuple[str, int]:
     if isinstance(error, ImportError):
         return f"{place} cannot be converted without another package: {said}", UNAVAILABLE
     return f"{place} cannot be converted: {said}", BAD_MODEL
-
-
-if __name__ == "__main__":
-    main()

@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pillion.children import die_with_parent
+from pillion.children import die_with_parent, signals_held
 from pillion.failure import BAD_FLAG, BAD_MODEL, INTERNAL, UNAVAILABLE, Failure
 from pillion.models import Source
 from pillion.programs import Programs
 
 QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
+# Python would import from the folder that the user is in.
+SAFE_PATH = "import sys; sys.path[:] = filter(None, sys.path); "
 # Seconds between two lines of progress.
 NEWS = 10.0
 
@@ -28,30 +30,28 @@ def say(message: str) -> None:
     print(f"pillion: {message}", file=sys.stderr, flush=True)
 
 
-def quantization(asked: str | None, device: str) -> str:
+def quantization(asked: str | None, device: str, programs: Programs) -> str:
     """The quantization that was asked for, or what suits the device.
 
     Raises:
         Failure: there is no such quantization.
     """
     if asked is None:
-        return "float16" if device == "cuda" or (device == "auto" and has_gpu()) else "int8"
+        return "float16" if device == "cuda" or (device == "auto" and has_gpu(programs)) else "int8"
     if asked not in QUANTIZATIONS:
         raise Failure(f"--quantization does not take {asked!r}, only one of {', '.join(QUANTIZATIONS)}", BAD_FLAG)
     return asked
 
 
-def has_gpu() -> bool:
-    """Whether the engine finds an NVIDIA GPU."""
-    # Loading the engine to ask it takes time: not where there is no trace of a driver.
+def has_gpu(programs: Programs) -> bool:
+    """Whether the worker can compute on an NVIDIA GPU: the engine finds one, and cuBLAS is there."""
+    # Asking the engine takes a while: not where there is no trace of a driver.
     if not any(os.path.exists(trace) for trace in ("/dev/nvidiactl", "/dev/dxg")):
         return False
-    try:
-        import ctranslate2
-
-        return ctranslate2.get_cuda_device_count() > 0
-    except (ImportError, RuntimeError):
-        return False
+    asking = "import ctypes; ctypes.CDLL('libcublas.so.12'); import ctranslate2, sys; "
+    asking += "sys.exit(ctranslate2.get_cuda_device_count() == 0)"
+    command = [sys.executable, "-c", SAFE_PATH + asking]
+    return subprocess.run(command, env=programs.environment, capture_output=True, check=False).returncode == 0
 
 
 def converted(source: Source, asked: str | None, device: str, programs: Programs) -> Path:
@@ -63,51 +63,41 @@ def converted(source: Source, asked: str | None, device: str, programs: Programs
     """
     if source.converted:
         return Path(source.place)
-    kind = quantization(asked, device)
+    kind = quantization(asked, device, programs)
     target = source.cached(kind)
     if not target.exists():
-        make_folder(target.parent)
-        with locked(
-            target.with_name(f".{target.name}.lock"), f"another process converts {source.name}; waiting for it"
-        ):
-            if not target.exists():
-                convert(source, kind, target, programs)
+        convert(source, kind, target, programs)
     return target
 
 
 def convert(source: Source, kind: str, target: Path, programs: Programs) -> None:
-    """Converts into `target`, which must not exist.
+    """Converts into `target`, unless another process has done so meanwhile.
 
     Raises:
         Failure: it cannot be converted, or is not served. Then nothing is left behind.
     """
     for needed in ("ctranslate2", "torch", "transformers"):
         if importlib.util.find_spec(needed) is None:
-            remedy = "pip install 'pillion[convert]'"
-            raise Failure(
-                f"{source.place} is not converted yet, and converting it needs {needed}: {remedy}", UNAVAILABLE
-            )
+            what = f"{source.place} is not converted yet"
+            if not os.path.isdir(source.place):
+                what = f"there is no directory {source.place}, and a model of that name on the hub is not converted yet"
+            raise Failure(f"{what}; converting needs {needed}: pip install 'pillion[convert]'", UNAVAILABLE)
     make_folder(target.parent)
-    for left in target.parent.glob(f".{target.name}.*.partial"):
-        # Of a process that was killed. One that still runs holds a lock, or has another target.
-        pid = left.name.split(".")[-2]
-        if not os.path.exists(f"/proc/{pid}"):
-            shutil.rmtree(left, ignore_errors=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    say(f"converting {source.name} to {kind}; this is done once, and kept in {target}")
-    started = time.monotonic()
-    try:
-        run(source.place, kind, partial)
-        check(partial, programs)
+    partial = target.with_name(f".{target.name}.partial")
+    with locked(target.with_name(f".{target.name}.lock"), f"another process converts {source.name}; waiting for it"):
+        if (target / "model.bin").exists():
+            return
+        say(f"converting {source.name} to {kind}; this is done once, and kept in {target}")
+        started = time.monotonic()
         try:
+            # Of a process that was killed.
+            shutil.rmtree(partial, ignore_errors=True)
+            run(source.place, kind, partial)
+            check(partial, programs)
             partial.rename(target)
-        except OSError as error:
-            # Another process was faster; what it made is as good.
-            if not (target / "model.bin").exists():
-                raise Failure(f"{target}: {error.strerror}", UNAVAILABLE) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    say(f"converted {source.name} in {time.monotonic() - started:.0f} s")
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        say(f"converted {source.name} in {time.monotonic() - started:.0f} s")
 
 
 def run(place: str, kind: str, partial: Path) -> None:
@@ -117,9 +107,12 @@ def run(place: str, kind: str, partial: Path) -> None:
         Failure: it failed.
     """
     reader, writer = os.pipe()
-    command = [sys.executable, "-m", "pillion.conversion", place, str(partial), kind, str(writer)]
+    asking = SAFE_PATH + "from pillion.conversion import main; main()"
+    command = [sys.executable, "-c", asking, place, str(partial), kind, str(writer)]
     # In a session of its own: Ctrl-C comes to this process, which ends it.
-    process = subprocess.Popen(command, pass_fds=[writer], preexec_fn=die_with_parent(signal.SIGKILL))
+    prepare = die_with_parent(signal.SIGKILL)
+    with signals_held():
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[writer], preexec_fn=prepare)
     os.close(writer)
     try:
         started = time.monotonic()
@@ -188,8 +181,9 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
             say(waiting)
             fcntl.flock(file, fcntl.LOCK_EX)
         # The one before has removed the file, and a third may have made it anew.
-        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                break
         file.close()
     try:
         yield

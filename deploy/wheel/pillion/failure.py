@@ -16,3 +16,7 @@ class Failure(Exception):
 
 class Stopped(BaseException):
     """A signal to stop arrived before anything was served."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number

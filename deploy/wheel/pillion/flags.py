@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pillion.failure import BAD_FLAG, Failure
+from pillion.failure import BAD_FLAG, UNAVAILABLE, Failure
 
 # A flag as a program's help shows it, and whether it takes a value: "      --listen <ADDRESS:PORT>".
 SHOWN = re.compile(r"^ +(?:-\w, )?(--[a-z][a-z-]*)( <)?", re.MULTILINE)
@@ -28,9 +28,15 @@ class Line:
 
 
 def of_program(program: Path, environment: dict[str, str]) -> Known:
-    """The flags of a program, from its help."""
-    shown = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, check=True).stdout
-    return {flag: bool(value) for flag, value in SHOWN.findall(shown) if flag not in OWN_TO_GIVE}
+    """The flags of a program, from its help.
+
+    Raises:
+        Failure: it does not start.
+    """
+    shown = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, check=False)
+    if shown.returncode != 0:
+        raise Failure(f"{program} does not start: {shown.stderr.strip()}", UNAVAILABLE)
+    return {flag: bool(value) for flag, value in SHOWN.findall(shown.stdout) if flag not in OWN_TO_GIVE}
 
 
 def read(arguments: list[str], own: set[str], programs: Callable[[], tuple[Known, Known]]) -> Line:

@@ -48,6 +48,8 @@ def find(text: str) -> Source:
     Raises:
         Failure: nothing that could be a model.
     """
+    if not text:
+        raise Failure("the model's name is empty", BAD_MODEL)
     path = Path(text)
     if path.is_dir():
         name = path.resolve().name or "model"

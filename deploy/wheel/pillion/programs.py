@@ -90,6 +90,9 @@ def become(name: str) -> int:
     except Failure as failure:
         print(f"{name}: {failure}", file=sys.stderr)
         return failure.code
+    except OSError as error:
+        print(f"{name}: cannot be started: {error.strerror}", file=sys.stderr)
+        return UNAVAILABLE
 
 
 def proxy() -> int:

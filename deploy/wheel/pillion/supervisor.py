@@ -35,7 +35,7 @@ class Plan:
     model: str
     workers: int
     listener: socket.socket
-    folder: Path
+    sockets: control.Sockets
     # Printed once it serves.
     hints: list[str]
 
@@ -78,7 +78,6 @@ class Supervisor:
         self.leaving: set[int] = set()
         self.selector = selectors.DefaultSelector()
         self.wake, self.woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.control = control.listen(plan.folder)
 
     def run(self) -> int:
         """Serves until it is told to stop; the exit code."""
@@ -86,12 +85,11 @@ class Supervisor:
         for number in (*children.stopping(), signal.SIGUSR1, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         self.selector.register(self.wake, selectors.EVENT_READ)
-        self.selector.register(self.control, selectors.EVENT_READ)
+        self.selector.register(self.plan.sockets.listener, selectors.EVENT_READ)
         for child in (self.proxy, *self.workers):
             self.start(child)
         while self.alive():
             self.turn()
-        self.control.close()
         return self.exit_code or 0
 
     def alive(self) -> bool:
@@ -134,10 +132,16 @@ class Supervisor:
     def start(self, child: Child) -> None:
         """Starts the process of a child."""
         child.due = None
-        if child is self.proxy:
-            child.pid = self.spawn(self.plan.programs.proxy, self.plan.proxy, self.plan.listener)
-        else:
-            child.pid = self.start_worker(str(child.model))
+        try:
+            if child is self.proxy:
+                child.pid = self.spawn(self.plan.programs.proxy, self.plan.proxy, self.plan.listener)
+            else:
+                child.pid = self.start_worker(str(child.model))
+        except OSError as error:
+            self.failed(child, f"cannot be started: {error.strerror}", 69)
+        if child is self.proxy and self.served:
+            # Workers that have outlived the one before say nothing anew.
+            child.restarts.ready(time.monotonic())
 
     def start_worker(self, model: str) -> int:
         """A worker's process number."""
@@ -169,8 +173,13 @@ class Supervisor:
 
     def stop(self) -> None:
         """The proxy answers what it has admitted, then the workers end. Told twice, all end at once."""
-        # From now on connections are the proxy's alone: none is kept waiting in a socket that nobody accepts from.
-        self.plan.listener.close()
+        for child in (self.proxy, *self.workers):
+            child.due = None
+        if self.plan.listener.fileno() >= 0:
+            # From now on connections are the proxy's alone: none is kept waiting in a socket that nobody accepts from.
+            self.selector.unregister(self.plan.sockets.listener)
+            self.plan.sockets.leave()
+            self.plan.listener.close()
         self.refuse_reload("pillion serve was told to stop meanwhile", UNAVAILABLE)
         self.kill(self.proxy.pid, signal.SIGTERM)
         if self.signals > 1 or self.proxy.pid is None:
@@ -217,18 +226,22 @@ class Supervisor:
             if child is self.proxy:
                 self.end_workers()
             return
+        self.failed(child, told(code), plain(code) or 70)
+
+    def failed(self, child: Child, how: str, code: int) -> None:
+        """Starts a child's process again in a while, or ends all with this exit code if it has never been ready."""
         child.due = child.restarts.ended(time.monotonic())
         if child.due is None:
-            say(f"{child.name} {told(code)} before it was ready; its last lines are above")
-            self.exit_code = plain(code) or 70
+            say(f"{child.name} {how} before it was ready; its last lines are above")
+            self.exit_code = code
             self.stop()
         else:
-            say(f"{child.name} {told(code)}; starting it again")
+            say(f"{child.name} {how}; starting it again")
 
     def asked(self) -> None:
         """`pillion reload` wants something."""
         try:
-            asking, _ = self.control.accept()
+            asking, _ = self.plan.sockets.listener.accept()
         except OSError:
             return
         asking.settimeout(1)
@@ -255,7 +268,11 @@ class Supervisor:
             reload.old = None
         if reload.successor is None:
             if reload.left:
-                reload.successor = self.start_worker(reload.model)
+                try:
+                    reload.successor = self.start_worker(reload.model)
+                except OSError as error:
+                    self.refuse_reload(f"a new worker cannot be started: {error.strerror}", UNAVAILABLE)
+                    return
                 self.leaving.add(reload.successor)
             else:
                 say(f"serving {reload.model} since now")
