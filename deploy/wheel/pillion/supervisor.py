@@ -251,8 +251,8 @@ class Supervisor:
         except (OSError, ValueError, KeyError, TypeError):
             asking.close()
             return
-        if self.reload or self.stopping or not self.served:
-            reason = "is being reloaded already" if self.reload else "ends" if self.stopping else "does not serve yet"
+        if self.reload or self.stopping:
+            reason = "is being reloaded already" if self.reload else "ends"
             answer(asking, f"pillion serve {reason}", UNAVAILABLE)
             return
         self.reload = Reload(asking, model, list(self.workers))
@@ -260,7 +260,8 @@ class Supervisor:
     def go_on_with_reload(self) -> None:
         """A successor is started, and takes the place of its worker once it is connected; the worker ends what it has begun."""
         reload = self.reload
-        if reload is None or self.stopping:
+        # One that is asked for while the first worker loads waits for it.
+        if reload is None or self.stopping or not self.served:
             return
         if reload.old is not None:
             if reload.old in self.leaving:
