@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -103,6 +104,15 @@ async fn a_running_stack_gets_another_model_and_no_request_notices() {
     let place = Place::new();
     let mut local = place.serving(&[]).await;
     let asking = place.asking();
+    // A worker leaves only once its successor is there.
+    let client = Client::new(place.listen);
+    let watching = tokio::spawn(async move {
+        loop {
+            let answer = client.get("/readyz").await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
     let mut reload = place.start("reload", &[]);
     assert_eq!(reload.ended().await, Some(0), "{}", reload.log());
     let mut reload = place.start("reload", &["--model", "/no/such/model"]);
@@ -118,7 +128,9 @@ async fn a_running_stack_gets_another_model_and_no_request_notices() {
     let served = local.log().lines().filter(|line| line.contains("a worker has connected")).count();
     assert_eq!(served, 3, "{}", local.log());
     assert!(!asking.is_finished(), "a request failed");
+    assert!(!watching.is_finished(), "it was not ready");
     asking.abort();
+    watching.abort();
 
     local.signal(Signal::SIGINT);
     assert_eq!(local.ended().await, Some(0), "{}", local.log());
