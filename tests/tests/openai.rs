@@ -132,14 +132,23 @@ async fn messages_may_be_of_parts_and_of_several_roles() {
 }
 
 #[tokio::test]
-async fn without_a_limit_a_chat_has_what_its_prompt_leaves_of_the_positions() {
+async fn without_a_limit_an_answer_has_what_its_prompt_leaves_of_the_positions() {
     let stack = Stack::simulated(&[], &["--positions", "10"]).await;
     let client = stack.client();
     let body = client.post(CHAT, &with(chat("one two three"), json!({"min_tokens": 7}))).await.json();
     assert_eq!(body["usage"], json!({"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10}));
     let answer = client.post(CHAT, &with(chat("one two three"), json!({"max_tokens": 8}))).await;
     assert_eq!(error(&answer, 400)["param"], "max_completion_tokens");
-    assert_eq!(error(&client.post(COMPLETIONS, &completion("w ".repeat(9))).await, 400)["param"], "max_tokens");
+    // A default of 16 refuses nothing; a limit that was given does, and so does a prompt that leaves nothing.
+    let answer = client.post(COMPLETIONS, &completion("w ".repeat(9))).await;
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 1, "{}", answer.text());
+    let given = with(completion("w ".repeat(9)), json!({"max_tokens": 2}));
+    assert_eq!(error(&client.post(COMPLETIONS, &given).await, 400)["param"], "max_tokens");
+    assert_eq!(error(&client.post(COMPLETIONS, &completion("w ".repeat(10))).await, 400)["param"], "max_tokens");
+    let answer = client.generate(&json!({"text": "w ".repeat(9)})).await;
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 1, "{}", answer.text());
+    let answer = client.generate(&json!({"text": "w ".repeat(9), "max_new_tokens": 2})).await;
+    assert_eq!((answer.status, &answer.json()["error"]["param"]), (422, &json!("max_new_tokens")));
 }
 
 #[tokio::test]
@@ -215,7 +224,7 @@ async fn a_wrong_field_is_named() {
         (COMPLETIONS, json!({"temperature": 2.1}), "temperature"),
         (COMPLETIONS, json!({"top_p": -0.1}), "top_p"),
         (COMPLETIONS, json!({"n": 0}), "n"),
-        (COMPLETIONS, json!({"min_tokens": 17}), "min_tokens"),
+        (COMPLETIONS, json!({"min_tokens": 17, "max_tokens": 16}), "min_tokens"),
         (COMPLETIONS, json!({"stream": 1}), "stream"),
         (COMPLETIONS, json!({"stream_options": {"include_usage": true}}), "stream_options"),
         (COMPLETIONS, json!({"echo": true, "prompt": [1]}), "echo"),

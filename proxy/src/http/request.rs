@@ -18,8 +18,11 @@ const DEFAULT_NEW_TOKENS: u32 = 128;
 pub(super) fn parse(body: &[u8], limits: &Limits, stream: bool) -> Result<Call, ApiError> {
     let mut fields = Fields::of(body)?;
     let (texts, is_list) = texts(&mut fields, limits.texts)?;
-    let max_new_tokens = fields.integer("max_new_tokens", 1, MOST_NEW_TOKENS)?.unwrap_or(DEFAULT_NEW_TOKENS);
+    let given = fields.integer("max_new_tokens", 1, MOST_NEW_TOKENS)?;
     let min_new_tokens = fields.integer("min_new_tokens", 0, MOST_NEW_TOKENS)?.unwrap_or(0);
+    // A limit that nobody gave refuses nothing: it gives way to the least, and to what the prompt leaves of the positions.
+    let max_new_tokens = given.unwrap_or(DEFAULT_NEW_TOKENS.max(min_new_tokens));
+    let fit = given.is_none();
     if min_new_tokens > max_new_tokens {
         let message = format!("min_new_tokens is {min_new_tokens}, more than max_new_tokens, {max_new_tokens}");
         return Err(fault("min_new_tokens", message));
@@ -39,7 +42,7 @@ pub(super) fn parse(body: &[u8], limits: &Limits, stream: bool) -> Result<Call, 
     fields.no_more()?;
     let class = Class::new(&options, min_new_tokens);
     let asks = texts.into_iter().map(Prompt::Text);
-    let asks = asks.map(|prompt| Ask { prompt, class, max_new_tokens, fit: false, stop: stop.clone() }).collect();
+    let asks = asks.map(|prompt| Ask { prompt, class, max_new_tokens, fit, stop: stop.clone() }).collect();
     Ok(Call { asks, timeout, stream, shape: Box::new(Generate { is_list }) })
 }
 
@@ -95,7 +98,7 @@ mod tests {
                 prompt: Prompt::Text("a".into()),
                 class: Class::new(&Options::default(), 0),
                 max_new_tokens: 128,
-                fit: false,
+                fit: true,
                 stop: Arc::new([]),
             }]
         );
@@ -118,9 +121,15 @@ mod tests {
         assert_eq!(request.asks.len(), 2);
         assert_eq!(request.asks[1].class, Class::new(&options, 2));
         assert_eq!(
-            (request.asks[1].max_new_tokens, &*request.asks[1].stop),
-            (9, &["x".to_owned(), "y".to_owned()][..])
+            (request.asks[1].max_new_tokens, request.asks[1].fit, &*request.asks[1].stop),
+            (9, false, &["x".to_owned(), "y".to_owned()][..])
         );
+    }
+
+    #[test]
+    fn a_limit_that_nobody_gave_gives_way_to_the_least() {
+        let request = parse(br#"{"text": "a", "min_new_tokens": 300}"#, &LIMITS).unwrap();
+        assert_eq!((request.asks[0].max_new_tokens, request.asks[0].fit), (300, true));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(in super::super) fn parse(body: &[u8], limits: &Limits, handle: &Handle, id:
     }
     let messages = messages(&mut fields)?;
     let (max_new_tokens, fit) = max_tokens(&mut fields, model.as_ref())?;
-    let Sampling { class, stop, n } = Sampling::read(&mut fields, model.as_ref(), max_new_tokens)?;
+    let Sampling { class, stop, n, .. } = Sampling::read(&mut fields, model.as_ref(), Some(max_new_tokens))?;
     let streamed = Streamed::read(&mut fields)?;
     let timeout = fields.timeout(limits.request_timeout)?;
     refuse_what_cannot_be_done(&mut fields)?;

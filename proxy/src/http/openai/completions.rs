@@ -23,8 +23,10 @@ pub(in super::super) fn parse(body: &[u8], limits: &Limits, handle: &Handle, id:
     let mut fields = Fields::of(body)?;
     let (name, model) = model(&mut fields, handle)?;
     let prompts = prompts(&mut fields, limits.texts)?;
-    let max_new_tokens = fields.integer("max_tokens", 1, MOST_NEW_TOKENS)?.unwrap_or(DEFAULT_TOKENS);
-    let Sampling { class, stop, n } = Sampling::read(&mut fields, model.as_ref(), max_new_tokens)?;
+    let given = fields.integer("max_tokens", 1, MOST_NEW_TOKENS)?;
+    let Sampling { class, stop, min_tokens, n } = Sampling::read(&mut fields, model.as_ref(), given)?;
+    // A limit that nobody gave refuses nothing: it gives way to the least, and to what the prompt leaves of the positions.
+    let (max_new_tokens, fit) = (given.unwrap_or(DEFAULT_TOKENS.max(min_tokens)), given.is_none());
     let streamed = Streamed::read(&mut fields)?;
     let timeout = fields.timeout(limits.request_timeout)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
@@ -51,7 +53,7 @@ pub(in super::super) fn parse(body: &[u8], limits: &Limits, handle: &Handle, id:
             return Err(ApiError::Unsupported { param: "echo".into(), why });
         }
     };
-    let ask = |prompt: &Prompt| Ask { prompt: prompt.clone(), class, max_new_tokens, fit: false, stop: stop.clone() };
+    let ask = |prompt: &Prompt| Ask { prompt: prompt.clone(), class, max_new_tokens, fit, stop: stop.clone() };
     let asks = prompts.iter().flat_map(|prompt| std::iter::repeat_with(|| ask(prompt)).take(n)).collect();
     let head =
         Head { id: format!("cmpl-{id}"), object: "text_completion", created: seconds(SystemTime::now()), model: name };

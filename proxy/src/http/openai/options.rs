@@ -20,6 +20,8 @@ const TOP_P_CANDIDATES: u32 = 1024;
 pub(super) struct Sampling {
     pub class: Class,
     pub stop: Arc<[String]>,
+    /// No end of sequence before so many tokens.
+    pub min_tokens: u32,
     /// Answers to each prompt.
     pub n: usize,
 }
@@ -28,7 +30,8 @@ pub(super) struct Sampling {
 const MOST_ANSWERS: u32 = 128;
 
 impl Sampling {
-    pub(super) fn read(fields: &mut Fields, model: Option<&Model>, max_tokens: u32) -> Result<Self, ApiError> {
+    /// `max_tokens` is the limit that was given, if one was.
+    pub(super) fn read(fields: &mut Fields, model: Option<&Model>, max_tokens: Option<u32>) -> Result<Self, ApiError> {
         let temperature = fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0);
         let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0);
         let vocabulary = model.map_or(u32::MAX, |model| model.vocabulary);
@@ -42,7 +45,9 @@ impl Sampling {
             (top_k.unwrap_or(0), temperature)
         };
         let min_tokens = fields.integer("min_tokens", 0, MOST_NEW_TOKENS)?.unwrap_or(0);
-        if min_tokens > max_tokens {
+        if let Some(max_tokens) = max_tokens
+            && min_tokens > max_tokens
+        {
             let message = format!("min_tokens is {min_tokens}, more than the most tokens, {max_tokens}");
             return Err(fault("min_tokens", message));
         }
@@ -55,7 +60,7 @@ impl Sampling {
         };
         let n = fields.integer("n", 1, MOST_ANSWERS)?.unwrap_or(1);
         let class = Class::new(&options, min_tokens).of_model(super::id_of(model));
-        Ok(Self { class, stop: fields.stop()?.into(), n: n as usize })
+        Ok(Self { class, stop: fields.stop()?.into(), min_tokens, n: n as usize })
     }
 }
 
