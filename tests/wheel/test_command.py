@@ -116,6 +116,17 @@ class Supervising(unittest.TestCase):
         self.supervisor.ended(0x7FFFFFFF, 66)
         self.assertEqual(self.supervisor.exit_code, 66)
 
+    def test_where_no_process_can_be_started_it_ends(self):
+        self.supervisor.workers[1].pid = None
+        wakeup = signal.set_wakeup_fd(-1)
+        self.addCleanup(signal.set_wakeup_fd, wakeup)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        self.supervisor.selector.unregister(self.supervisor.plan.sockets.listener)
+        with mock.patch("pillion.children.start", side_effect=OSError(11, "no room")) as started:
+            self.assertEqual(self.supervisor.run(), 69)
+        self.assertEqual(started.call_count, 1)
+
     def test_it_is_started_again_where_another_has_been_ready(self):
         self.supervisor.ready(self.supervisor.workers[0], 0.0)
         self.supervisor.ended(0x7FFFFFFF, -9)

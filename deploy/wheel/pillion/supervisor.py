@@ -87,7 +87,8 @@ class Supervisor:
         self.selector.register(self.wake, selectors.EVENT_READ)
         self.selector.register(self.plan.sockets.listener, selectors.EVENT_READ)
         for child in (self.proxy, *self.workers):
-            self.start(child)
+            if not self.stopping:
+                self.start(child)
         while self.alive():
             self.turn()
         return self.exit_code or 0
@@ -138,7 +139,8 @@ class Supervisor:
             else:
                 child.pid = self.start_worker(str(child.model))
         except OSError as error:
-            self.failed(child, f"cannot be started: {error.strerror}", 69)
+            self.failed(child, f"cannot be started: {error.strerror}", UNAVAILABLE)
+            return
         if child is self.proxy and self.served:
             # Workers that have outlived the one before say nothing anew.
             child.restarts.ready(time.monotonic())
