@@ -1,11 +1,12 @@
 """Writes a tiny model of every decoder family that CTranslate2's converter makes, and what it must answer.
 
-Each folder is as a converted model's, with a tokenizer of the family's kind that knows a few hundred tokens, and weights
-that nobody trained. Beside them `expected.json` has what CTranslate2's own Python package answers, one request at a time:
-"completions" (texts), "chats" (conversations and what the template makes of them, or "error" where it refuses), "windowed"
-(texts longer than the window, in models that have one) and "refused" (texts with tokens that the model has no row for).
-"ids" leave out the "end" token, null where the limit came first. "answer" is the text behind the prompt, null where it holds
-a part of a character; "margin" is the smallest difference of log-probability between the best token and the next.
+Each folder is as a converted model's, with a tokenizer of the family's kind that knows a few hundred tokens, and
+weights that nobody trained. Beside them `expected.json` has what CTranslate2's own Python package answers, one request
+at a time: "completions" (texts), "chats" (conversations and what the template makes of them, or "error" where it
+refuses), "windowed" (texts longer than the window, in models that have one) and "refused" (texts with tokens that the
+model has no row for). "ids" leave out the "end" token, null where the limit came first. "answer" is the text behind the
+prompt, null where it holds a part of a character; "margin" is the smallest difference of log-probability between the
+best token and the next.
 
 The weights come from the first seed with which every token that ends answers ends one, some answers reach their limit,
 some are whole texts, few go round in circles, and no margin is below LEAST_MARGIN.
@@ -16,12 +17,11 @@ import json
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import mean
 
 from family import newer, older
-from family.expected import Asked, Engine, Expected, Said, python_engine
+from family.expected import Asked, Engine, Expected, Renderer, Said, python_engine
 from family.family import Family
 from family.prompts import NEW_TOKENS, requests, windowed
 from family.rendering import render
@@ -63,7 +63,7 @@ def write(family: Family, folder: Path) -> Written:
         family.write_model(folder, tokenizer, seed)
         asked = Asked(tokenizer, len(vocabulary), clear(python_engine(folder, vocabulary, ends)))
         with suppress(Unfit):
-            expected = {"family": family.name, "end_tokens": ends, **answered(family, asked)}
+            expected = {"family": family.name, "end_tokens": ends, **answered(family, asked, renderer(family))}
             answers = [answer for name in LISTS for answer in expected.get(name, ()) if "ids" in answer]
             judge(answers, ends)
             (folder / "expected.json").write_text(json.dumps(expected, ensure_ascii=False, indent=1) + "\n")
@@ -71,13 +71,18 @@ def write(family: Family, folder: Path) -> Written:
     raise SystemExit(f"{family.name}: none of {SEEDS} seeds shows what it should")
 
 
-def answered(family: Family, asked: Asked) -> Expected:
+def renderer(family: Family) -> Renderer | None:
+    """Fills in the family's chat template, if it has one."""
+    template = family.template_text()
+    return template and (lambda messages, more: render(template, messages, family.special, more))
+
+
+def answered(family: Family, asked: Asked, render_chat: Renderer | None) -> Expected:
     """All that the family's model is asked, with its answers."""
     lists = {"completions": asked.completions(requests(family.ends[0])), "chats": []}
-    template, window = family.template_text(), family.architecture.window
-    if template is not None:
-        render_own = partial(render, template, special=family.special)
-        lists["chats"] = asked.chats(lambda messages, more: render_own(messages, more=more), family.chat_options)
+    if render_chat:
+        lists["chats"] = asked.chats(render_chat, family.chat_options)
+    window = family.architecture.window
     if window:
         if any(len(each["prompt_ids"]) >= window for each in lists["completions"]):
             raise ValueError(f"{family.name}: a text is longer than the window")
@@ -102,7 +107,7 @@ def clear(engine: Engine) -> Engine:
 
 
 def judge(answers: list[Expected], ends: list[int]) -> None:
-    """Refuses them unless each token that ends answers ended one, some were cut, some are whole, and most are varied."""
+    """Refuses them unless each token that ends answers ended one, some were cut, some are whole, and most varied."""
     cut = sum(answer["end"] is None and len(answer["ids"]) > 1 for answer in answers)
     whole = sum(bool(answer["answer"]) for answer in answers)
     long = [len(set(answer["ids"])) / len(answer["ids"]) for answer in answers if len(answer["ids"]) > NEW_TOKENS / 2]
@@ -139,9 +144,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     if arguments.report:
-        print(
-            "| family | tokens | answers | ended by | least margin | null | seed |\n| --- | --- | --- | --- | --- | --- | --- |"
-        )
+        print("| family | tokens | answers | ended by | least margin | null | seed |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.only or known:
         written = write(known[name], arguments.output / name)
         if arguments.report:

@@ -100,6 +100,7 @@ class Family:
         if self.bos is None:
             tokens["bos_token"] = None
         config = tokens | {"clean_up_tokenization_spaces": False, "model_max_length": 512}
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
         template = self.template_text()
         if template and self.template_in_file:
             (folder / "chat_template.jinja").write_text(template)

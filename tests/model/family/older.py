@@ -57,6 +57,8 @@ def families() -> list[Family]:
             eos="</s>",
             unk="</s>",
             pad="<pad>",
+            padding=4,
+            padding_name="madeupword{:04d}",
             template="ended",
         ),
         Family("gpt2", gpt(), lambda: byte_level(last=[END]), **all_end, template="ended"),

@@ -6,9 +6,8 @@ import random
 from collections.abc import Sequence
 from functools import cache
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
 from random_model import made_up_text
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 MERGES = 160
 """How many tokens of more than one character each tokenizer learns."""
@@ -16,7 +15,10 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPACE = "▁"
 MARK = 0xF0000
 """Where characters for private use begin."""
-LLAMA3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 CHINESE = "今天天气很好 我们去水边看书 你好世界 中国人民很多 小狗在大树下吃东西 他说明天再来 这是一个问题 谢谢你的回答"
 
@@ -156,7 +158,7 @@ def _bert_words(texts: list[str]) -> list[str]:
 
 
 def _marked(word: str, kind: str) -> str:
-    """Characters at a word's end, or within it, made others: trainers with `##` or `</w>` number their tokens by chance."""
+    """Characters at a word's end, or within it, made others: trainers with `##` or `</w>` number tokens by chance."""
     first, marked = (word[:-1], word[-1]) if kind == "suffix" else (word[0], word[1:])
     return first + "".join(chr(MARK + ord(character)) for character in marked)
 

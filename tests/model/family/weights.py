@@ -1,10 +1,10 @@
 """Random weights for any architecture, arranged so that the best token stands clear of the second.
 
-As in `random_model.py`, but simpler, since these models are tiny. The last layer's attention picks earlier tokens sharply
-by what the layer below made of the context, and what it picks outweighs the last token itself: answers depend on the whole
-prompt, and seldom go round in circles. Logits are spread far, so that near-ties are rare. The rows of the tokens that end
-answers are longer than others: they are drawn about once in `STEPS_TO_END` steps. The rows of tokens that are no whole
-character are shorter: most answers are text, and some are not.
+As in `random_model.py`, but simpler, since these models are tiny. The last layer's attention picks earlier tokens
+sharply by what the layer below made of the context, and what it picks outweighs the last token itself: answers depend
+on the whole prompt, and seldom go round in circles. Logits are spread far, so that near-ties are rare. The rows of the
+tokens that end answers are longer than others: they are drawn about once in `STEPS_TO_END` steps. The rows of tokens
+that are no whole character are shorter: most answers are text, and some are not.
 """
 
 import math
