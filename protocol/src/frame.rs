@@ -1,6 +1,7 @@
 //! The values that cross the socket. `PROTOCOL.md` says who sends which, when, and how each is written.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use serde_json::{Map, Value};
 
 use crate::{BatchId, MemberIndex};
 
@@ -190,6 +191,12 @@ pub struct Member {
     /// Texts at which the answer ends, trimmed from it; none empty.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stop: Vec<String>,
+    /// Token ids at which the answer ends, besides the model's own end tokens; no part of it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stop_token_ids: Vec<u32>,
+    /// What a chat's template is told besides the messages; empty for other prompts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub chat_template_kwargs: Map<String, Value>,
     /// Milliseconds from the sending of this frame to the member's deadline.
     pub deadline_ms: u64,
     /// Whether TOKENS are wanted as they come. If not, the worker may hold them back to the member's end.
@@ -219,6 +226,10 @@ pub(crate) struct ButPrompt<'a> {
     min_new_tokens: u32,
     #[serde(skip_serializing_if = "is_empty")]
     stop: &'a [String],
+    #[serde(skip_serializing_if = "is_empty")]
+    stop_token_ids: &'a [u32],
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    chat_template_kwargs: &'a Map<String, Value>,
     deadline_ms: u64,
     #[serde(skip_serializing_if = "is_default")]
     stream: bool,
@@ -235,12 +246,15 @@ pub(crate) struct ButPrompt<'a> {
 impl<'a> ButPrompt<'a> {
     pub(crate) fn of(member: &'a Member) -> Self {
         let Member { prompt: _, max_new_tokens, fit, min_new_tokens, stop, deadline_ms, .. } = member;
+        let Member { stop_token_ids, chat_template_kwargs, .. } = member;
         let Member { stream, produced, sent, request_id, traceparent, .. } = member;
         Self {
             max_new_tokens: *max_new_tokens,
             fit: *fit,
             min_new_tokens: *min_new_tokens,
             stop,
+            stop_token_ids,
+            chat_template_kwargs,
             deadline_ms: *deadline_ms,
             stream: *stream,
             produced,
@@ -335,6 +349,8 @@ pub enum FailureCode {
     NotResumable,
     /// The engine failed on this member alone.
     Engine,
+    /// Something else in the worker failed on this member alone: its tokenizer, say.
+    Internal,
     /// A failure that this build does not know.
     #[serde(other)]
     Other,

@@ -6,6 +6,7 @@ use pillion_protocol::frame::{
     MemberFinished, MemberTokens, Message, Options, Prompt, UnitCost, Welcome,
 };
 use pillion_protocol::{BatchId, Frame, codec};
+use serde_json::{Map, json};
 
 /// A frame is written as exactly `header` and `payload`, and those bytes are read as that frame.
 #[track_caller]
@@ -32,6 +33,8 @@ fn member(prompt: Prompt, max_new_tokens: u32, deadline_ms: u64) -> Member {
         fit: false,
         min_new_tokens: 0,
         stop: Vec::new(),
+        stop_token_ids: Vec::new(),
+        chat_template_kwargs: Map::new(),
         deadline_ms,
         stream: false,
         produced: Vec::new(),
@@ -139,6 +142,8 @@ fn batch_with_everything() {
     let resumed = Member {
         min_new_tokens: 2,
         stop: vec!["\n".into(), "é".into()],
+        stop_token_ids: vec![7],
+        chat_template_kwargs: std::iter::once(("a".to_owned(), json!({"b": [true]}))).collect(),
         stream: true,
         produced: vec![10, 11],
         sent: 5,
@@ -149,8 +154,8 @@ fn batch_with_everything() {
     };
     pinned(
         &Frame::Batch(BatchId(1), Batch { options, members: vec![resumed] }),
-        [0x50, 0x4c, 1, 0x11, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 82],
-        "{\"options\":{\"sampling_topk\":40,\"sampling_topp\":0.9,\"sampling_temperature\":0.7,\"repetition_penalty\":1.2,\"no_repeat_ngram_size\":3},\"members\":[{\"prompt\":{\"ids\":[2,300]},\"max_new_tokens\":8,\"fit\":true,\"min_new_tokens\":2,\"stop\":[\"\\n\",\"é\"],\"deadline_ms\":1,\"stream\":true,\"produced\":[10,11],\"sent\":5,\"request_id\":\"r1\",\"traceparent\":\"00-1-2-03\"}]}"
+        [0x50, 0x4c, 1, 0x11, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0x91],
+        "{\"options\":{\"sampling_topk\":40,\"sampling_topp\":0.9,\"sampling_temperature\":0.7,\"repetition_penalty\":1.2,\"no_repeat_ngram_size\":3},\"members\":[{\"prompt\":{\"ids\":[2,300]},\"max_new_tokens\":8,\"fit\":true,\"min_new_tokens\":2,\"stop\":[\"\\n\",\"é\"],\"stop_token_ids\":[7],\"chat_template_kwargs\":{\"a\":{\"b\":[true]}},\"deadline_ms\":1,\"stream\":true,\"produced\":[10,11],\"sent\":5,\"request_id\":\"r1\",\"traceparent\":\"00-1-2-03\"}]}"
             .as_bytes(),
     );
 }
@@ -213,6 +218,7 @@ fn failed() {
         (FailureCode::InvalidRequest, 68, br#"{"members":[{"member":0,"code":"invalid_request","message":"none"}]}"#),
         (FailureCode::NotResumable, 66, br#"{"members":[{"member":0,"code":"not_resumable","message":"none"}]}"#),
         (FailureCode::Engine, 59, br#"{"members":[{"member":0,"code":"engine","message":"none"}]}"#),
+        (FailureCode::Internal, 61, br#"{"members":[{"member":0,"code":"internal","message":"none"}]}"#),
         (FailureCode::Other, 58, br#"{"members":[{"member":0,"code":"other","message":"none"}]}"#),
     ] {
         pinned(

@@ -42,14 +42,17 @@ fn member() -> impl Strategy<Value = Member> {
     let limits = (any::<u32>(), any::<u32>(), any::<u64>());
     let resumed = (vec(any::<u32>(), 0..8), any::<u64>());
     let names = (text(), text());
-    (prompt(), limits, vec(text(), 0..3), any::<[bool; 2]>(), resumed, names).prop_map(
-        |(prompt, (max_new_tokens, min_new_tokens, deadline_ms), stop, [stream, fit], (produced, sent), names)| {
+    let stops = (vec(text(), 0..3), vec(any::<u32>(), 0..3), vec((text(), text()), 0..3));
+    (prompt(), limits, stops, any::<[bool; 2]>(), resumed, names).prop_map(
+        |(prompt, (max_new_tokens, min_new_tokens, deadline_ms), stops, [stream, fit], (produced, sent), names)| {
             Member {
                 prompt,
                 max_new_tokens,
                 fit,
                 min_new_tokens,
-                stop,
+                stop: stops.0,
+                stop_token_ids: stops.1,
+                chat_template_kwargs: stops.2.into_iter().map(|(name, value)| (name, value.into())).collect(),
                 deadline_ms,
                 stream,
                 produced,

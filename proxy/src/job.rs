@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pillion_protocol::frame::{Options, Prompt};
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 pub use self::feed::{Feed, Held, News};
@@ -203,14 +204,26 @@ pub struct Ask {
     pub max_new_tokens: u32,
     /// Whether fewer will do, where the prompt leaves fewer of the model's positions.
     pub fit: bool,
-    /// Texts at which the answer ends.
-    pub stop: Arc<[String]>,
+    /// Where the answer ends.
+    pub stop: Arc<Stops>,
+    /// What a chat's template is told besides the messages.
+    pub chat_template_kwargs: Arc<Map<String, Value>>,
+}
+
+/// Where an answer ends, besides the model's own end tokens. Neither is part of the answer.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Stops {
+    /// Texts, none empty.
+    pub strings: Vec<String>,
+    /// Token ids.
+    pub token_ids: Vec<u32>,
 }
 
 impl Ask {
     /// To continue a text, with nothing else asked.
     pub fn text(text: &str, class: Class, max_new_tokens: u32) -> Self {
-        Self { prompt: Prompt::Text(text.to_owned()), class, max_new_tokens, fit: false, stop: Arc::new([]) }
+        let prompt = Prompt::Text(text.to_owned());
+        Self { prompt, class, max_new_tokens, fit: false, stop: Arc::default(), chat_template_kwargs: Arc::default() }
     }
 
     /// A guess at the tokens that prompt and answer take, made before anything is tokenised: a token is rarely shorter
@@ -226,7 +239,9 @@ impl Ask {
 
     /// Bytes that the prompt takes on the wire, before JSON's escapes.
     pub fn bytes(&self) -> usize {
-        prompt_bytes(&self.prompt) + self.stop.iter().map(String::len).sum::<usize>()
+        let stops = self.stop.strings.iter().map(String::len).sum::<usize>() + self.stop.token_ids.len() * 4;
+        let kwargs = self.chat_template_kwargs.iter().map(|(name, value)| name.len() + value.to_string().len());
+        prompt_bytes(&self.prompt) + stops + kwargs.sum::<usize>()
     }
 }
 

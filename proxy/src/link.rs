@@ -14,6 +14,7 @@ use pillion_protocol::frame::{
     Batch, FinishReason, Frame, Goodbye, GoodbyeReason, Hello, Member, MemberFailed, MemberFinished, Prompt, Welcome,
 };
 use pillion_protocol::{BatchId, EncodeError, MemberIndex, ReadError, VERSIONS, negotiate};
+use serde_json::Map;
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -426,7 +427,9 @@ fn member(job: &mut Job, now: Instant) -> Member {
         max_new_tokens: job.ask.max_new_tokens,
         fit: job.ask.fit,
         min_new_tokens: job.ask.class.min_new_tokens(),
-        stop: job.ask.stop.to_vec(),
+        stop: job.ask.stop.strings.clone(),
+        stop_token_ids: job.ask.stop.token_ids.clone(),
+        chat_template_kwargs: Map::clone(&job.ask.chat_template_kwargs),
         deadline_ms: u64::try_from(left).unwrap_or(u64::MAX),
         stream: job.reply.is_stream(),
         produced: job.progress.produced.clone(),

@@ -61,6 +61,16 @@ pub fn random_model(folder: &Path, flags: &[&str]) {
     assert!(output.status.success(), "random_model.py: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Writes a tiny model of every family into `folder`, each with what Python answers.
+///
+/// # Panics
+/// They cannot be written.
+pub fn families(folder: &Path) {
+    let output = python_command("families.py").arg("--output").arg(folder).output();
+    let output = output.expect("Python starts");
+    assert!(output.status.success(), "families.py: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// What the reference says to each of `lines`, in their order. `flags` go to it besides the model's folder.
 ///
 /// # Panics

@@ -21,7 +21,7 @@ use crate::pace::Pace;
 use crate::program::Patch;
 use crate::session::Worker;
 use crate::shared::{Limits, Shared};
-use crate::tokens::Tokens;
+use crate::tokens::{Template, Tokens};
 use crate::warmup::{self, Sample};
 use crate::{lifecycle, signals};
 
@@ -58,6 +58,8 @@ pub fn run(config: Config, patch: Patch) -> End {
         compute_type = %config.compute_type,
         threads = config.threads.map_or_else(|| "auto".to_owned(), |threads| threads.to_string()),
         slots = config.slots,
+        max_positions = config.overrides.max_positions.map_or_else(|| "auto".to_owned(), |most| most.to_string()),
+        end_tokens = ?config.overrides.end_tokens,
         max_batch_tokens = config.max_batch_tokens.map_or_else(|| "auto".to_owned(), |tokens| tokens.to_string()),
         drain_timeout = ?config.drain_timeout,
         log_format = ?config.log_format,
@@ -147,13 +149,28 @@ fn batch_tokens(engine: &dyn Engine, sample: Sample, device: Device, slots: u32)
     Ok(u32::try_from(fit).unwrap_or(u32::MAX).clamp(sample.positions.max(1), most))
 }
 
+/// What was found in the model's files that decides answers.
+fn tell(model: &Model, template: &Template) {
+    let ends: Vec<&str> =
+        model.ends.iter().filter_map(|&id| model.vocabulary.get(id as usize).map(String::as_str)).collect();
+    tracing::info!(positions = model.positions, from = %model.positions_from, end_tokens = ?ends, "model");
+    match (template.file(), template.problem()) {
+        (None, _) => tracing::warn!(
+            "the model brings no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): chats are \
+             written as plain \"role: content\" lines, which few models are trained for"
+        ),
+        (Some(file), None) => tracing::info!(file, "chat template"),
+        (Some(file), Some(problem)) => {
+            tracing::warn!(file, problem, "the chat template cannot be used, so chats are refused; all else is served");
+        }
+    }
+}
+
 fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> {
     let chosen = Device::choose(config.device, config.device_index)?;
-    let model = Model::open(&config.model)?;
+    let model = Model::open(&config.model, &config.overrides)?;
     let tokens = Tokens::load(&model)?;
-    if !model.positions_known {
-        tracing::info!(positions = model.positions, "the model sets no limit to positions, so this one is assumed");
-    }
+    tell(&model, tokens.chat_template());
     let sample = Sample { vocabulary: tokens.vocabulary(), positions: model.positions };
     let (Started { engine, threads, pace }, device) = match start(config, &model, chosen, sample) {
         Ok(started) => (started, chosen),

@@ -76,6 +76,12 @@ pub struct Rider {
     pub stream: bool,
     /// Its stop strings.
     pub stop: Vec<String>,
+    /// Tokens at which it ends, besides the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// The last ids of its prompt, which decide how its text begins.
+    pub context: Vec<u32>,
+    /// Whether the session knows of them.
+    pub introduced: bool,
     /// Its text, made here only where stop strings must be found in it.
     pub answer: Option<Answer>,
     /// Text that is ready and has not left yet.
@@ -92,7 +98,8 @@ impl Rider {
 
     /// Takes a new token, and says how the member ends where it ends with it.
     pub fn take(&mut self, id: u32, tokens: &Tokens) -> Option<Ending> {
-        if id == tokens.eos() {
+        // The engine sees to it that the model's own end tokens do not come before the least, but knows of no others.
+        if tokens.ends().contains(&id) || (self.stop_token_ids.contains(&id) && self.produced() >= self.least) {
             return Some(Ending::Finished(FinishReason::Stop));
         }
         self.tokens.push(id);
@@ -103,7 +110,7 @@ impl Rider {
                     return Some(Ending::Finished(FinishReason::Stop));
                 }
                 Ok(false) => {}
-                Err(error) => return Some(Ending::Failed(FailureCode::Engine, error.to_string())),
+                Err(error) => return Some(Ending::Failed(FailureCode::Internal, error.to_string())),
             }
         }
         (self.produced() >= self.most).then_some(Ending::Finished(FinishReason::Length))
@@ -111,6 +118,10 @@ impl Rider {
 
     /// Puts what the member has produced since it was last told of into `progress`.
     pub fn tell(&mut self, progress: &mut Progress) {
+        // Where its text is made here, the session makes none.
+        if self.stop.is_empty() && !std::mem::replace(&mut self.introduced, true) {
+            progress.contexts.push((self.member, std::mem::take(&mut self.context)));
+        }
         let ids = &self.tokens[self.told.min(self.tokens.len())..];
         if self.stop.is_empty() && self.stream {
             progress.tokens.extend(ids.iter().map(|&id| (self.member, id)));
@@ -126,7 +137,7 @@ impl Rider {
         if let (Ending::Finished(_), Some(mut answer)) = (&how, self.answer.take())
             && let Err(error) = answer.finish(tokens, &mut self.text)
         {
-            how = Ending::Failed(FailureCode::Engine, error.to_string());
+            how = Ending::Failed(FailureCode::Internal, error.to_string());
         }
         self.tell(progress);
         let completion_tokens = self.produced();
@@ -176,6 +187,8 @@ pub enum Event {
 pub struct Progress {
     /// The batch's number.
     pub batch: u64,
+    /// The last ids of a member's prompt, before the first of its tokens.
+    pub contexts: Vec<(MemberIndex, Vec<u32>)>,
     /// A token of a member whose text is made by the session.
     pub tokens: Vec<(MemberIndex, u32)>,
     /// Several tokens of a member, with their text where it was made on the engine's side.

@@ -13,6 +13,7 @@ mod refusal;
 #[cfg(test)]
 mod tests;
 
+use crate::model::Overrides;
 pub use compute::ComputeType;
 pub use refusal::FlagError;
 use refusal::{explain, refuse};
@@ -58,6 +59,14 @@ struct Raw {
     /// model's positions but at least 32768
     #[arg(long, env = "PILLION_MAX_BATCH_TOKENS", value_name = "N", default_value = "auto")]
     max_batch_tokens: String,
+    /// The most tokens that a prompt and its answer may have together: a number, or auto for what the model sets, else
+    /// `model_max_length` of `tokenizer_config.json`, else 32768
+    #[arg(long, env = "PILLION_MAX_POSITIONS", value_name = "N", default_value = "auto")]
+    max_positions: String,
+    /// A token that ends answers, besides those that the model's files name: its text, such as `<|im_end|>`; may be given
+    /// several times
+    #[arg(long, env = "PILLION_END_TOKEN", value_name = "TOKEN")]
+    end_token: Vec<String>,
     /// The model's name for clients and metrics [default: the name of its directory]
     #[arg(long, env = "PILLION_MODEL_NAME", value_name = "NAME")]
     model_name: Option<String>,
@@ -111,6 +120,8 @@ pub struct Config {
     pub slots: u32,
     /// The most tokens of one call; `None` for what suits the model.
     pub max_batch_tokens: Option<u32>,
+    /// What is wanted other than the model's files say.
+    pub overrides: Overrides,
     /// The model's name.
     pub model_name: String,
     /// How long a drain may take.
@@ -176,6 +187,13 @@ impl Config {
             "auto" => None,
             number => Some(within("--max-batch-tokens", number, 1, 1 << 30, "auto or ")?),
         };
+        let max_positions = match raw.max_positions.as_str() {
+            "auto" => None,
+            number => Some(within("--max-positions", number, 2, 1 << 24, "auto or ")?),
+        };
+        if raw.end_token.iter().any(String::is_empty) {
+            return refuse("--end-token", "", "the text of one of the model's tokens");
+        }
         let log_format = match raw.log_format.as_str() {
             "text" => LogFormat::Text,
             "json" => LogFormat::Json,
@@ -188,6 +206,7 @@ impl Config {
             threads,
             slots: within("--slots", &raw.slots, 1, 64, "")?,
             max_batch_tokens,
+            overrides: Overrides { end_tokens: raw.end_token, max_positions },
             model_name: model_name(raw.model_name, &model)?,
             drain_timeout: duration("--drain-timeout", &raw.drain_timeout)?,
             log_format,

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
-use crate::model::{Model, ModelError};
+use crate::model::{Model, ModelError, Overrides};
 use crate::tokens::Tokens;
 use crate::{Error, memory};
 
 const BAD_FLAG: u8 = 64;
+/// Bytes of an element of the keys and values on a processor.
+const ELEMENT: u64 = 4;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Says what a converted model is, and whether it can be served. Exit codes: 0 it can, 66 it cannot, 64 bad flag
@@ -49,28 +51,34 @@ pub fn asked(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
 
 #[allow(clippy::cast_precision_loss, reason = "it is rounded")]
 fn inspect(directory: &Path) -> Result<String, ModelError> {
-    let model = Model::open(directory)?;
+    let model = Model::open(directory, &Overrides::default())?;
     let tokens = Tokens::load(&model)?;
     let about = &model.description;
-    let known = if model.positions_known { "" } else { " (assumed: the model sets no limit)" };
     let weights = about.bytes as f64 / MIB;
-    let keys = about.bytes_per_token as f64 / 1024.0;
+    let keys = (about.cached * ELEMENT) as f64 / 1024.0;
     let free = memory::free().map_or_else(String::new, |free| format!("; {:.0} MiB are free here", free as f64 / MIB));
-    let eos = model.eos;
-    let end = model.vocabulary.get(eos as usize).map_or("", String::as_str);
+    let end = |&id: &u32| format!("{} (id {id})", model.vocabulary.get(id as usize).map_or("", String::as_str));
+    let ends: Vec<String> = model.ends.iter().map(end).collect();
+    let template = tokens.chat_template();
+    let chats = match (template.file(), template.problem()) {
+        (None, _) => "none of its own: chats are written as \"role: content\" lines".to_owned(),
+        (Some(file), None) => file.to_owned(),
+        (Some(file), Some(problem)) => format!("{file}, which cannot be used, so that chats are refused: {problem}"),
+    };
     Ok(format!(
         "model           {directory}\n\
          kind            {about}\n\
-         positions       {positions}{known}\n\
+         positions       {positions} ({known})\n\
          vocabulary      {vocabulary} tokens\n\
-         end token       {end} (id {eos})\n\
-         chat template   {template}\n\
+         end tokens      {ends}\n\
+         chat template   {chats}\n\
          memory          {weights:.1} MiB of weights for each slot; {keys:.1} KiB a token for keys and values{free}\n\
          Pillion serves it.\n",
         directory = directory.display(),
         positions = model.positions,
         vocabulary = model.vocabulary.len(),
-        template = tokens.chat_template(),
+        known = model.positions_from,
+        ends = ends.join(", "),
     ))
 }
 
@@ -85,7 +93,7 @@ mod tests {
         for words in [
             "decoder of 2 layers, 128 wide, 0.6 million parameters",
             "int8",
-            "positions       1024\n",
+            "positions       1024 (set by the model)\n",
             "</s> (id 2)",
             "chat template   none",
             "2.0 KiB a token",

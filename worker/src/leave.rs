@@ -8,17 +8,24 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use crate::caught::is_catching;
+
 /// The exit code of an internal error.
 const INTERNAL: u8 = 70;
 const FLAG: &str = "--leave-with=";
 
 /// From now on a panic on any thread ends the process: the proxy sees the connection end and serves the members
-/// elsewhere, where a worker without one of its threads would let them wait for their deadline.
+/// elsewhere, where a worker without one of its threads would let them wait for their deadline. Only what [`caught`]
+/// runs may panic, and whoever called it tells of it.
+///
+/// [`caught`]: crate::caught::caught
 pub fn on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
-        at_once(INTERNAL);
+        if !is_catching() {
+            report(panic);
+            at_once(INTERNAL);
+        }
     }));
 }
 

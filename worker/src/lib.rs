@@ -7,6 +7,7 @@
 pub mod app;
 pub mod batch;
 pub mod budget;
+pub mod caught;
 pub mod check;
 pub mod cohort;
 pub mod config;

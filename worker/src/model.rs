@@ -3,6 +3,7 @@
 //! `model.bin` (read here only for its table of variables), `config.json`, `vocabulary.json`, and beside them the
 //! `tokenizer.json` that users bring with `--copy_files tokenizer.json`.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
@@ -12,12 +13,17 @@ use serde::Deserialize;
 mod description;
 mod fingerprint;
 mod header;
+mod special;
+pub(crate) mod tokenizer_config;
 mod unconverted;
+mod vocabulary;
 
 pub use description::Description;
 use header::Header;
+use special::Special;
+use tokenizer_config::TokenizerConfig;
 
-/// Positions assumed of a model whose kind of position encoding (rotary, say) sets no limit.
+/// Positions assumed of a model of which neither its position encoding (rotary, say) nor any file sets a limit.
 const UNLIMITED_POSITIONS: u32 = 32_768;
 
 /// What a decoder says it is in `model.bin`.
@@ -44,26 +50,53 @@ impl ModelError {
 pub struct Model {
     /// The directory.
     pub directory: PathBuf,
-    /// Positions of the model: the most tokens that prompt and answer may have together.
+    /// The most tokens that prompt and answer may have together.
     pub positions: u32,
-    /// Whether the model itself sets that limit.
-    pub positions_known: bool,
+    /// What sets that limit.
+    pub positions_from: PositionsFrom,
     /// The tokens by their ids.
     pub vocabulary: Vec<String>,
-    /// The token at which a sequence ends.
-    pub eos: u32,
+    /// The tokens at which a sequence ends, at least one.
+    pub ends: Vec<u32>,
+    /// What `tokenizer_config.json` says.
+    pub tokenizer_config: TokenizerConfig,
     /// Hexadecimal digest of the model and its tokenizer.
     pub fingerprint: String,
     /// For people.
     pub description: Description,
 }
 
-#[derive(Deserialize)]
-struct Special {
-    unk_token: String,
-    #[serde(rename = "bos_token")]
-    _bos: String,
-    eos_token: String,
+/// What limits a model's positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PositionsFrom {
+    /// The model has an encoding for so many and no more.
+    Model,
+    /// `model_max_length` of `tokenizer_config.json`.
+    TokenizerConfig,
+    /// `--max-positions`.
+    Flag,
+    /// Nothing does, so a number is assumed.
+    Nothing,
+}
+
+impl std::fmt::Display for PositionsFrom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Model => "set by the model",
+            Self::TokenizerConfig => "model_max_length of tokenizer_config.json",
+            Self::Flag => "set by --max-positions",
+            Self::Nothing => "assumed, since nothing sets a limit",
+        })
+    }
+}
+
+/// What a user wants other than the model's files say.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// More tokens at which a sequence ends.
+    pub end_tokens: Vec<String>,
+    /// The most positions.
+    pub max_positions: Option<u32>,
 }
 
 impl Model {
@@ -71,7 +104,7 @@ impl Model {
     ///
     /// # Errors
     /// A file is missing or cut short, or the model is no decoder.
-    pub fn open(directory: &Path) -> Result<Self, ModelError> {
+    pub fn open(directory: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
         if let Some(problem) = unconverted::explain(directory) {
             return Err(ModelError::new(directory, problem));
         }
@@ -81,31 +114,46 @@ impl Model {
         if header.spec != DECODER {
             return Err(ModelError::new(&model_bin, no_decoder(&header.spec)));
         }
-        let special: Special = json(&directory.join("config.json"))?;
-        let vocabulary: Vec<String> = json(&directory.join("vocabulary.json"))?;
+        let special = Special::read(directory, header.version < 6)?;
+        let vocabulary = vocabulary::read(directory)?;
         open(&directory.join("tokenizer.json"))?;
         if let Some(rows) = header.shape("decoder/projection/weight").and_then(|shape| shape.first())
             && usize::try_from(*rows).ok() != Some(vocabulary.len())
         {
             let problem = format!("has {} entries, but model.bin chooses among {rows} tokens", vocabulary.len());
-            return Err(ModelError::new(directory.join("vocabulary.json"), problem));
+            return Err(ModelError::new(vocabulary::path(directory), problem));
         }
-        let id = |token: &str| vocabulary.iter().position(|entry| entry == token).and_then(|id| u32::try_from(id).ok());
-        let eos = id(&special.eos_token).or_else(|| id(&special.unk_token)).ok_or_else(|| {
-            let problem = format!("its eos_token {:?} is not in vocabulary.json", special.eos_token);
-            ModelError::new(directory.join("config.json"), problem)
-        })?;
-        let positions = header.shape("decoder/position_encodings/encodings").and_then(|shape| shape.first()).copied();
-        let fingerprint = fingerprint::of(directory)?;
+        let tokenizer_config = TokenizerConfig::read(directory)?;
+        // Where two ids have one text, the first is the token's.
+        let mut ids = HashMap::with_capacity(vocabulary.len());
+        for (id, token) in (0..).zip(&vocabulary) {
+            ids.entry(token.as_str()).or_insert(id);
+        }
+        let ends = special::ends(directory, &special, &tokenizer_config, &overrides.end_tokens, &ids)?;
+        let own = header.shape("decoder/position_encodings/encodings").and_then(|shape| shape.first()).copied();
+        let (positions, positions_from) = positions(own, tokenizer_config.most_positions(), overrides.max_positions);
+        let fingerprint = fingerprint::of(directory, header.digest)?;
         Ok(Self {
             directory: directory.to_owned(),
-            positions: positions.unwrap_or(UNLIMITED_POSITIONS),
-            positions_known: positions.is_some(),
+            positions,
+            positions_from,
+            ends,
             vocabulary,
-            eos,
+            tokenizer_config,
             fingerprint,
             description: Description::of(&header),
         })
+    }
+}
+
+/// The most positions, and what sets them: no more than the model has, and else what the user says before its files.
+fn positions(own: Option<u32>, configured: Option<u32>, wanted: Option<u32>) -> (u32, PositionsFrom) {
+    match (own, configured, wanted) {
+        (Some(own), _, Some(wanted)) if wanted < own => (wanted, PositionsFrom::Flag),
+        (Some(own), _, _) => (own, PositionsFrom::Model),
+        (None, _, Some(wanted)) => (wanted, PositionsFrom::Flag),
+        (None, Some(configured), None) => (configured, PositionsFrom::TokenizerConfig),
+        (None, None, None) => (UNLIMITED_POSITIONS, PositionsFrom::Nothing),
     }
 }
 
@@ -133,6 +181,11 @@ fn missing(error: &io::Error, what: &str) -> String {
 fn open(path: &Path) -> Result<File, ModelError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     File::open(path).map_err(|error| ModelError::new(path, missing(&error, &name)))
+}
+
+/// A file's contents, if there is such a file.
+fn optional<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, ModelError> {
+    if path.exists() { json(path).map(Some) } else { Ok(None) }
 }
 
 fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ModelError> {
@@ -176,12 +229,27 @@ pub(crate) mod tests {
         fs::write(scratch.0.join("tokenizer.json"), "{}").unwrap();
     }
 
+    fn open_it(directory: &Path) -> Result<Model, ModelError> {
+        Model::open(directory, &Overrides::default())
+    }
+
+    #[test]
+    fn positions_are_what_the_model_has_or_somebody_says() {
+        use PositionsFrom::{Flag, Model, Nothing, TokenizerConfig};
+        assert_eq!(positions(Some(12), Some(5), None), (12, Model));
+        assert_eq!(positions(Some(12), None, Some(10)), (10, Flag));
+        assert_eq!(positions(Some(12), None, Some(20)), (12, Model));
+        assert_eq!(positions(None, Some(4096), None), (4096, TokenizerConfig));
+        assert_eq!(positions(None, Some(4096), Some(100_000)), (100_000, Flag));
+        assert_eq!(positions(None, None, None), (UNLIMITED_POSITIONS, Nothing));
+    }
+
     #[test]
     fn a_decoder_tells_its_limits() {
         let scratch = Scratch::new("limits");
         write(&scratch, DECODER);
-        let model = Model::open(&scratch.0).unwrap();
-        assert_eq!((model.positions, model.eos, model.vocabulary.len()), (12, 1, 3));
+        let model = open_it(&scratch.0).unwrap();
+        assert_eq!((model.positions, &*model.ends, model.vocabulary.len()), (12, &[1][..], 3));
         assert_eq!(model.fingerprint.len(), 64);
     }
 
@@ -191,10 +259,10 @@ pub(crate) mod tests {
             let scratch = Scratch::new(&format!("missing-{file}"));
             write(&scratch, DECODER);
             fs::remove_file(scratch.0.join(file)).unwrap();
-            let error = Model::open(&scratch.0).unwrap_err();
+            let error = open_it(&scratch.0).unwrap_err();
             assert_eq!(error.path, scratch.0.join(file));
         }
-        let nowhere = Model::open(Path::new("/no/such/model")).unwrap_err();
+        let nowhere = open_it(Path::new("/no/such/model")).unwrap_err();
         assert_eq!(nowhere.to_string(), "/no/such/model: does not exist");
     }
 
@@ -202,7 +270,7 @@ pub(crate) mod tests {
     fn a_translation_model_is_refused() {
         let scratch = Scratch::new("translation");
         write(&scratch, "TransformerSpec");
-        let error = Model::open(&scratch.0).unwrap_err().to_string();
+        let error = open_it(&scratch.0).unwrap_err().to_string();
         assert!(error.contains("holds an encoder-decoder (translation) model"), "{error}");
     }
 
@@ -211,7 +279,7 @@ pub(crate) mod tests {
         let scratch = Scratch::new("sizes");
         write(&scratch, DECODER);
         fs::write(scratch.0.join("vocabulary.json"), r#"["<unk>", "</s>"]"#).unwrap();
-        let error = Model::open(&scratch.0).unwrap_err();
+        let error = open_it(&scratch.0).unwrap_err();
         assert_eq!(error.problem, "has 2 entries, but model.bin chooses among 3 tokens");
     }
 
@@ -219,8 +287,8 @@ pub(crate) mod tests {
     fn the_fingerprint_changes_with_every_file() {
         let scratch = Scratch::new("fingerprint");
         write(&scratch, DECODER);
-        let before = Model::open(&scratch.0).unwrap().fingerprint;
+        let before = open_it(&scratch.0).unwrap().fingerprint;
         fs::write(scratch.0.join("tokenizer.json"), "{ }").unwrap();
-        assert_ne!(Model::open(&scratch.0).unwrap().fingerprint, before);
+        assert_ne!(open_it(&scratch.0).unwrap().fingerprint, before);
     }
 }

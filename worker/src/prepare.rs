@@ -7,7 +7,7 @@ use pillion_protocol::frame::{FailureCode, FinishReason, Member, Options, Prompt
 
 use crate::batch::{Ended, Ending, Progress, Rider};
 use crate::shared::Limits;
-use crate::tokens::{Answer, ChatFailed, TokenizerFailed, Tokens};
+use crate::tokens::{Answer, PromptFailed, TokenizerFailed, Tokens};
 
 /// Deadlines further away than this are as good as none.
 const FARTHEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -16,15 +16,24 @@ const FARTHEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 #[derive(Debug, PartialEq, Eq)]
 struct Unfit(FailureCode, String);
 
-impl From<ChatFailed> for Unfit {
-    fn from(error: ChatFailed) -> Self {
-        invalid(error.to_string())
+impl From<TokenizerFailed> for Unfit {
+    fn from(error: TokenizerFailed) -> Self {
+        match error {
+            TokenizerFailed::Refused(_) => invalid(error.to_string()),
+            TokenizerFailed::Panicked(_) => Self(FailureCode::Internal, error.to_string()),
+        }
     }
 }
 
-impl From<TokenizerFailed> for Unfit {
-    fn from(error: TokenizerFailed) -> Self {
-        invalid(error.to_string())
+/// What keeps a prompt from being tokenised, for a model of so many positions.
+fn untokenised(error: PromptFailed, positions: u32) -> Unfit {
+    match error {
+        PromptFailed::Tokenizer(failed) => failed.into(),
+        PromptFailed::TooLong(_) => {
+            let message = format!("{error}, which is more than the model's {positions} positions");
+            Unfit(FailureCode::TooManyTokens, message)
+        }
+        other => invalid(other.to_string()),
     }
 }
 
@@ -79,7 +88,7 @@ fn rider(
     limits: &Limits,
 ) -> Result<(Rider, Option<FinishReason>), Unfit> {
     let Member { prompt, max_new_tokens: mut most, fit, min_new_tokens: least, stop, deadline_ms, stream, .. } = member;
-    let Member { produced, sent, .. } = member;
+    let Member { produced, sent, stop_token_ids, chat_template_kwargs: kwargs, .. } = member;
     if options.look_back() && !produced.is_empty() {
         let message = "a part was sent, and repetition_penalty or no_repeat_ngram_size allow no continuation elsewhere";
         return Err(Unfit(FailureCode::NotResumable, message.to_owned()));
@@ -90,11 +99,14 @@ fn rider(
     if least > most {
         return Err(invalid(format!("min_new_tokens {least} is over max_new_tokens {most}")));
     }
+    let longest = limits.positions as usize;
+    let is_text = matches!(prompt, Prompt::Text(_));
     let mut ids = match prompt {
-        Prompt::Text(text) => tokens.encode(&text)?,
-        Prompt::Ids(ids) => ids,
-        Prompt::Chat(messages) => tokens.encode_chat(&messages)?,
-    };
+        Prompt::Text(text) => tokens.encode(&text, longest),
+        Prompt::Ids(ids) => Ok(ids),
+        Prompt::Chat(messages) => tokens.encode_chat(&messages, &kwargs, longest),
+    }
+    .map_err(|error| untokenised(error, limits.positions))?;
     if ids.is_empty() {
         return Err(Unfit(FailureCode::EmptyPrompt, "the prompt has no tokens".to_owned()));
     }
@@ -109,14 +121,15 @@ fn rider(
         return Err(Unfit(FailureCode::TooManyTokens, message));
     }
     let vocabulary = tokens.vocabulary();
-    if let Some(id) = ids.iter().chain(&produced).find(|id| **id >= vocabulary) {
+    if let Some(id) = ids.iter().chain(&produced).chain(&stop_token_ids).find(|id| **id >= vocabulary) {
         return Err(invalid(format!("there is no token {id}, only 0 to {}", vocabulary.saturating_sub(1))));
     }
+    let context = tokens.context(&ids, is_text);
     let mut text = String::new();
     let (answer, stopped) = if stop.is_empty() {
         (None, false)
     } else {
-        let (answer, stopped) = Answer::resume(tokens, stop.clone(), &produced, sent, &mut text)?;
+        let (answer, stopped) = Answer::resume(tokens, &context, stop.clone(), &produced, sent, &mut text)?;
         ((!stopped).then_some(answer), stopped)
     };
     let over = if stopped {
@@ -127,7 +140,22 @@ fn rider(
     ids.extend(produced);
     let deadline = received + Duration::from_millis(deadline_ms).min(FARTHEST_DEADLINE);
     let told = ids.len();
-    let rider = Rider { member: index, tokens: ids, prompt, most, least, deadline, stream, stop, answer, text, told };
+    let rider = Rider {
+        member: index,
+        tokens: ids,
+        prompt,
+        most,
+        least,
+        deadline,
+        stream,
+        stop,
+        stop_token_ids,
+        context,
+        introduced: false,
+        answer,
+        text,
+        told,
+    };
     Ok((rider, over))
 }
 
@@ -163,7 +191,7 @@ pub(crate) mod tests {
     use pillion_protocol::frame::Message;
 
     use super::*;
-    use crate::tokens::tests::byte_tokens;
+    use crate::tokens::samples::byte_tokens;
 
     pub(crate) fn member(text: &str) -> Member {
         Member {
@@ -172,6 +200,8 @@ pub(crate) mod tests {
             fit: false,
             min_new_tokens: 0,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            chat_template_kwargs: serde_json::Map::new(),
             deadline_ms: 60_000,
             stream: false,
             produced: Vec::new(),

@@ -232,6 +232,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
         }
         for member in &mut batch.members {
             forget_what_cannot_be_continued(member, &batch.options);
+            self.worker.shared.tokens.resolve_stops(member);
         }
         let signals = Arc::new(BatchSignals::new(batch.members.len()));
         if !self.flights.add(id, &batch.members, &signals) {

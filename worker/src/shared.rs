@@ -41,7 +41,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::engine::FEEDERS;
-    use crate::tokens::tests::byte_tokens;
+    use crate::tokens::samples::byte_tokens;
 
     /// Of a worker with so many slots that has measured nothing yet.
     pub(crate) fn shared(slots: usize) -> Shared {

@@ -1,102 +1,195 @@
 //! Text to token ids and back.
 //!
 //! Special tokens written in a user's text are plain text; the ones that a prompt needs are added by the tokenizer's own
-//! post-processor. An answer is decoded without special tokens.
+//! post-processor, or by the chat template. An answer is decoded behind its prompt, without special tokens.
 
 use std::path::Path;
 
-use pillion_protocol::frame::Message;
+use pillion_protocol::frame::{Member, Message};
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
+use crate::caught::caught;
 use crate::model::{Model, ModelError};
 
 mod answer;
 mod chat;
+mod decode;
 mod detokenise;
 mod fitness;
+mod length;
+#[cfg(test)]
+pub(crate) mod samples;
 mod stop;
 mod template;
 
 pub use answer::{Answer, whole};
-pub use chat::ChatFailed;
 use chat::Chats;
-use template::Template;
+use decode::Decoder;
+use length::Lengths;
+pub use template::Template;
 
 /// The tokenizer of a model.
 #[derive(Debug)]
 pub struct Tokens {
     tokenizer: Tokenizer,
+    decoder: Decoder,
+    lengths: Lengths,
     chats: Chats,
-    eos: u32,
+    ends: Vec<u32>,
     vocabulary: u32,
 }
 
 /// A text could not be tokenised, or ids not be decoded.
 #[derive(Debug, thiserror::Error)]
-#[error("the tokenizer failed: {0}")]
-pub struct TokenizerFailed(String);
+pub enum TokenizerFailed {
+    /// The tokenizer does not take it.
+    #[error("the tokenizer failed: {0}")]
+    Refused(String),
+    /// A defect of the tokenizer.
+    #[error("the tokenizer panicked: {0}")]
+    Panicked(String),
+}
+
+/// Why a prompt cannot be turned into ids.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptFailed {
+    /// By its length alone it has more tokens than the model has positions: at least so many.
+    #[error("the prompt has at least {0} tokens")]
+    TooLong(usize),
+    /// The model has no chat template that can be used, or it refuses these messages.
+    #[error("{0}")]
+    Template(String),
+    /// It holds characters that tell special tokens from what only looks like them.
+    #[error("the text holds noncharacters (U+FDD0 to U+FDEF) that are needed to tell special tokens from text")]
+    Unmarkable,
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerFailed),
+}
 
 impl Tokens {
     /// Reads a model's tokenizer and checks that it is the model's.
     ///
     /// # Errors
-    /// The file is no tokenizer, or its tokens are not those of the model, or its chat template cannot be used.
+    /// The file is no tokenizer, or its tokens are not those of the model.
     pub fn load(model: &Model) -> Result<Self, ModelError> {
         let path = model.directory.join("tokenizer.json");
         let tokenizer = read(&path)?;
         fitness::check(&model.vocabulary, &tokenizer).map_err(|problem| ModelError::new(&path, problem))?;
         let vocabulary = u32::try_from(model.vocabulary.len())
             .map_err(|_| ModelError::new(&path, "the vocabulary has more than 2^32 entries"))?;
-        let template = Template::load(&model.directory)?;
-        Self::new(tokenizer, template, model.eos, vocabulary).map_err(|error| ModelError::new(&path, error.to_string()))
+        let template = Template::load(&model.directory, &model.tokenizer_config)?;
+        Self::new(tokenizer, template, model.ends.clone(), vocabulary)
+            .map_err(|error| ModelError::new(&path, error.to_string()))
     }
 
-    /// A tokenizer whose model ends sequences with the token `eos` and has so many tokens.
-    fn new(mut tokenizer: Tokenizer, template: Template, eos: u32, vocabulary: u32) -> Result<Self, TokenizerFailed> {
+    /// A tokenizer whose model ends sequences with any of the tokens `ends` and has so many tokens.
+    fn new(
+        mut tokenizer: Tokenizer,
+        template: Template,
+        ends: Vec<u32>,
+        vocabulary: u32,
+    ) -> Result<Self, TokenizerFailed> {
         tokenizer.set_encode_special_tokens(true);
-        let chats = Chats::new(template, &tokenizer)?;
-        Ok(Self { tokenizer, chats, eos, vocabulary })
+        let decoder = Decoder::of(&tokenizer);
+        let lengths = Lengths::of(&tokenizer);
+        let chats = Chats::new(template, &mut tokenizer)?;
+        Ok(Self { tokenizer, decoder, lengths, chats, ends, vocabulary })
     }
 
-    /// The token at which a sequence ends.
-    pub fn eos(&self) -> u32 {
-        self.eos
+    /// The tokens at which a sequence ends.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
     }
 
-    /// How many tokens there are.
+    /// How many tokens the model has.
     pub fn vocabulary(&self) -> u32 {
         self.vocabulary
     }
 
-    /// Where the chat template comes from, for people.
-    pub fn chat_template(&self) -> &'static str {
-        self.chats.template_file().unwrap_or("none of its own: chats are written as \"role: content\" lines")
+    /// Where the chat template comes from, and what is wrong with it if it cannot be used.
+    pub fn chat_template(&self) -> &Template {
+        self.chats.template()
     }
 
-    /// The ids of a text, with what the post-processor adds.
+    /// The ids of a text, with what the post-processor adds. A text that is sure to have more than `most` tokens is not
+    /// tokenised at all.
     ///
     /// # Errors
-    /// The tokenizer cannot take the text.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerFailed> {
-        let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| TokenizerFailed(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+    /// The text is too long, or the tokenizer cannot take it.
+    pub fn encode(&self, text: &str, most: usize) -> Result<Vec<u32>, PromptFailed> {
+        self.lengths.check(&self.tokenizer, text, most)?;
+        if self.chats.is_forged(text) {
+            return Err(PromptFailed::Unmarkable);
+        }
+        Ok(ids(&self.tokenizer, text, true)?)
     }
 
-    /// The ids of a chat, by the model's template.
+    /// The ids of a chat, by the model's template, which is told `kwargs` besides the messages. A text that is sure to
+    /// have more than `most` tokens is not tokenised at all.
     ///
     /// # Errors
-    /// The template does not take the messages, or the tokenizer cannot take the text.
-    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, ChatFailed> {
-        self.chats.encode(messages, &self.tokenizer)
+    /// The template does not take the messages, the text is too long, or the tokenizer cannot take it.
+    pub fn encode_chat(
+        &self,
+        messages: &[Message],
+        kwargs: &Map<String, Value>,
+        most: usize,
+    ) -> Result<Vec<u32>, PromptFailed> {
+        let text = caught(|| self.chats.render(messages, kwargs)).map_err(TokenizerFailed::Panicked)??;
+        self.lengths.check_chat(&text, most)?;
+        let mut all = ids(&self.tokenizer, &text, self.chats.template().is_plain())?;
+        self.chats.restore(&mut all);
+        Ok(all)
     }
 
-    /// The text of ids, without special tokens.
+    /// A stop string that is exactly a special token means that token: an answer's text never has it.
+    pub fn resolve_stops(&self, member: &mut Member) {
+        let Member { stop, stop_token_ids, .. } = member;
+        stop.retain(|text| match self.chats.special_id(text) {
+            Some(id) => {
+                stop_token_ids.push(id);
+                false
+            }
+            None => true,
+        });
+    }
+
+    /// The last ids of a prompt, which decide how the text behind them begins. In a text a special token stands for what
+    /// has no token of its own, or for its beginning; in other prompts a text begins behind one.
+    pub fn context(&self, prompt: &[u32], is_text: bool) -> Vec<u32> {
+        let mut context: Vec<u32> = if is_text {
+            prompt.iter().rev().copied().filter(|&id| self.is_text(id)).take(detokenise::CONTEXT).collect()
+        } else {
+            let last = prompt.iter().rev().copied().take(detokenise::CONTEXT);
+            last.take_while(|&id| self.is_text(id)).collect()
+        };
+        context.reverse();
+        context
+    }
+
+    /// The text of ids that begin a text, without special tokens.
     ///
     /// # Errors
     /// The tokenizer's decoder fails on the ids.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerFailed> {
-        self.tokenizer.decode(ids, true).map_err(|error| TokenizerFailed(error.to_string()))
+        self.decoder.decode(&self.tokenizer, ids)
     }
+
+    fn is_text(&self, id: u32) -> bool {
+        self.decoder.is_text(&self.tokenizer, id)
+    }
+
+    fn is_local(&self) -> bool {
+        self.decoder.is_local()
+    }
+}
+
+fn ids(tokenizer: &Tokenizer, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerFailed> {
+    let encoding = caught(|| tokenizer.encode_fast(text, add_special)).map_err(TokenizerFailed::Panicked)?;
+    let encoding = encoding.map_err(|error| TokenizerFailed::Refused(error.to_string()))?;
+    Ok(encoding.get_ids().to_vec())
 }
 
 fn read(path: &Path) -> Result<Tokenizer, ModelError> {
@@ -109,58 +202,52 @@ fn read(path: &Path) -> Result<Tokenizer, ModelError> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use serde_json::{Value, json};
-
+mod tests {
+    use super::samples::{byte_tokens, panicking};
     use super::*;
-
-    /// A tokenizer of single bytes, as GPT-2's would be without merges: ids 0 to 255 are the bytes in the order of their
-    /// names, then `extra` special tokens.
-    pub(crate) fn bytes(extra: &[&str]) -> Tokenizer {
-        let mut alphabet: Vec<char> =
-            tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
-        alphabet.sort_unstable();
-        let vocabulary: serde_json::Map<String, Value> =
-            alphabet.iter().enumerate().map(|(id, name)| (name.to_string(), json!(id))).collect();
-        let added: Vec<Value> = extra
-            .iter()
-            .enumerate()
-            .map(|(nth, token)| {
-                json!({"id": 256 + nth, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                       "normalized": false, "special": true})
-            })
-            .collect();
-        let byte_level =
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-        let file = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-            "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                      "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary,
-                      "merges": []},
-        });
-        file.to_string().parse().unwrap()
-    }
-
-    /// Its tokens, with "</s>" as the end of a sequence.
-    pub(crate) fn byte_tokens() -> Tokens {
-        Tokens::new(bytes(&["</s>"]), Template::plain(), 256, 257).unwrap()
-    }
+    use crate::prepare::tests::member;
 
     #[test]
     fn special_tokens_in_a_text_are_plain_text() {
         let tokens = byte_tokens();
-        let ids = tokens.encode("a</s>b").unwrap();
+        let ids = tokens.encode("a</s>b", 100).unwrap();
         assert_eq!(ids.len(), 6);
-        assert!(!ids.contains(&tokens.eos()));
+        assert!(!ids.contains(&tokens.ends()[0]));
         assert_eq!(tokens.decode(&ids).unwrap(), "a</s>b");
     }
 
     #[test]
     fn special_tokens_are_not_part_of_an_answer() {
         let tokens = byte_tokens();
-        let mut ids = tokens.encode("ab").unwrap();
-        ids.push(tokens.eos());
+        let mut ids = tokens.encode("ab", 100).unwrap();
+        ids.push(tokens.ends()[0]);
         assert_eq!(tokens.decode(&ids).unwrap(), "ab");
+    }
+
+    #[test]
+    fn a_tokenizer_that_panics_is_an_error_of_the_text() {
+        let tokens = panicking();
+        let error = tokens.encode("a", 100).unwrap_err();
+        assert!(matches!(error, PromptFailed::Tokenizer(TokenizerFailed::Panicked(_))), "{error}");
+    }
+
+    #[test]
+    fn a_stop_string_that_is_a_special_token_is_that_token() {
+        let mut member = Member { stop: vec!["</s>".to_owned(), "</s> ".to_owned()], ..member("a") };
+        byte_tokens().resolve_stops(&mut member);
+        assert_eq!((member.stop, member.stop_token_ids), (vec!["</s> ".to_owned()], vec![256]));
+    }
+
+    #[test]
+    fn a_prompts_last_words_are_context_up_to_a_special_token() {
+        let tokens = byte_tokens();
+        for is_text in [true, false] {
+            assert_eq!(tokens.context(&[1, 2, 3, 4, 5, 6, 7, 8], is_text), [3, 4, 5, 6, 7, 8]);
+        }
+        for (prompt, in_text, behind) in
+            [(&[1, 2, 256, 4][..], &[1, 2, 4][..], &[4][..]), (&[1, 256], &[1], &[]), (&[1, 999, 2], &[1, 2], &[2])]
+        {
+            assert_eq!((&*tokens.context(prompt, true), &*tokens.context(prompt, false)), (in_text, behind));
+        }
     }
 }

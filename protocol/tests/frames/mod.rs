@@ -37,6 +37,8 @@ pub(crate) fn one_of_each() -> Vec<Frame> {
                     fit: true,
                     min_new_tokens: 1,
                     stop: vec!["END".into()],
+                    stop_token_ids: vec![u32::MAX],
+                    chat_template_kwargs: std::iter::once(("é".to_owned(), serde_json::json!([null, 0.5]))).collect(),
                     deadline_ms: u64::MAX,
                     stream: true,
                     produced: vec![u32::MAX],

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::response::ApiError;
+use crate::job::Stops;
 
 /// More than any model has positions; the model's own limit is the worker's to check.
 pub(super) const MOST_NEW_TOKENS: u32 = 1 << 24;
@@ -14,6 +15,7 @@ pub(super) const MOST_NEW_TOKENS: u32 = 1 << 24;
 pub(super) const LEAST: f32 = 0.000_001;
 const MOST_STOPS: usize = 16;
 const LONGEST_STOP: usize = 1024;
+const MOST_STOP_TOKENS: usize = 128;
 
 pub(super) fn fault(param: &str, message: impl Into<String>) -> ApiError {
     ApiError::Field { param: Some(param.into()), message: message.into() }
@@ -73,7 +75,28 @@ impl Fields {
         Ok(timeout.map_or(longest, |ms| Duration::from_millis(u64::from(ms))))
     }
 
-    pub(super) fn stop(&mut self) -> Result<Vec<String>, ApiError> {
+    /// Where the answer ends: `stop` and `stop_token_ids`.
+    pub(super) fn stops(&mut self) -> Result<Stops, ApiError> {
+        Ok(Stops { strings: self.stop()?, token_ids: self.stop_token_ids()? })
+    }
+
+    fn stop_token_ids(&mut self) -> Result<Vec<u32>, ApiError> {
+        const NAME: &str = "stop_token_ids";
+        match self.take(NAME) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(items)) if items.len() > MOST_STOP_TOKENS => {
+                Err(fault(NAME, format!("{NAME} must hold at most {MOST_STOP_TOKENS} ids, not {}", items.len())))
+            }
+            Some(Value::Array(items)) => {
+                items.iter().map(whole).collect::<Option<_>>().ok_or_else(|| {
+                    fault(NAME, format!("{NAME} must hold token ids: whole numbers from 0 to 4294967295"))
+                })
+            }
+            Some(other) => Err(fault(NAME, format!("{NAME} must be a list of token ids, not {}", kind(&other)))),
+        }
+    }
+
+    fn stop(&mut self) -> Result<Vec<String>, ApiError> {
         let items = match self.take("stop") {
             None => return Ok(Vec::new()),
             Some(Value::Array(items)) => items,

@@ -37,12 +37,16 @@ pub(super) fn parse(body: &[u8], limits: &Limits, stream: bool) -> Result<Call, 
         repetition_penalty: fields.number("repetition_penalty", LEAST..=100.0)?.unwrap_or(default.repetition_penalty),
         no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
     };
-    let stop: Arc<[String]> = fields.stop()?.into();
+    let stop = Arc::new(fields.stops()?);
     let timeout = fields.timeout(limits.request_timeout)?;
     fields.no_more()?;
     let class = Class::new(&options, min_new_tokens);
     let asks = texts.into_iter().map(Prompt::Text);
-    let asks = asks.map(|prompt| Ask { prompt, class, max_new_tokens, fit, stop: stop.clone() }).collect();
+    let ask = |prompt| {
+        let (stop, chat_template_kwargs) = (stop.clone(), Arc::default());
+        Ask { prompt, class, max_new_tokens, fit, stop, chat_template_kwargs }
+    };
+    let asks = asks.map(ask).collect();
     Ok(Call { asks, timeout, stream, shape: Box::new(Generate { is_list }) })
 }
 
@@ -70,6 +74,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::job::Stops;
 
     const LIMITS: Limits =
         Limits { body_bytes: 1024, texts: 4, connections: 1, request_timeout: Duration::from_secs(60) };
@@ -99,7 +104,8 @@ mod tests {
                 class: Class::new(&Options::default(), 0),
                 max_new_tokens: 128,
                 fit: true,
-                stop: Arc::new([]),
+                stop: Arc::default(),
+                chat_template_kwargs: Arc::default(),
             }]
         );
     }
@@ -108,7 +114,7 @@ mod tests {
     fn every_field_arrives() {
         let body = br#"{"text": ["a", "b"], "max_new_tokens": 9, "min_new_tokens": 2, "sampling_topk": 5,
             "sampling_topp": 0.5, "sampling_temperature": 2, "repetition_penalty": 1.5, "no_repeat_ngram_size": 3,
-            "stop": ["x", "y"], "timeout_ms": 250}"#;
+            "stop": ["x", "y"], "stop_token_ids": [7, 9.0], "timeout_ms": 250}"#;
         let request = parse(body, &LIMITS).unwrap();
         let options = Options {
             sampling_topk: 5,
@@ -120,10 +126,9 @@ mod tests {
         assert_eq!(request.timeout, Duration::from_millis(250));
         assert_eq!(request.asks.len(), 2);
         assert_eq!(request.asks[1].class, Class::new(&options, 2));
-        assert_eq!(
-            (request.asks[1].max_new_tokens, request.asks[1].fit, &*request.asks[1].stop),
-            (9, false, &["x".to_owned(), "y".to_owned()][..])
-        );
+        assert_eq!((request.asks[1].max_new_tokens, request.asks[1].fit), (9, false));
+        let stops = Stops { strings: vec!["x".to_owned(), "y".to_owned()], token_ids: vec![7, 9] };
+        assert_eq!(*request.asks[1].stop, stops);
     }
 
     #[test]
@@ -164,6 +169,8 @@ mod tests {
             (r#"{"text": "a", "no_repeat_ngram_size": true}"#, "no_repeat_ngram_size"),
             (r#"{"text": "a", "stop": ""}"#, "stop"),
             (r#"{"text": "a", "stop": [1]}"#, "stop"),
+            (r#"{"text": "a", "stop_token_ids": 7}"#, "stop_token_ids"),
+            (r#"{"text": "a", "stop_token_ids": [-1]}"#, "stop_token_ids"),
             (r#"{"text": "a", "timeout_ms": 0}"#, "timeout_ms"),
             (r#"{"text": "a", "timeout_ms": 60001}"#, "timeout_ms"),
             (r#"{"text": "a", "max_tokens": 5}"#, "max_tokens"),

@@ -231,6 +231,7 @@ fn failure_status(failure: &Failure, api: Api) -> StatusCode {
         Failure::Worker { code, .. } => match code {
             FailureCode::EmptyPrompt | FailureCode::TooManyTokens | FailureCode::InvalidRequest => api.unprocessable(),
             FailureCode::NotResumable | FailureCode::Engine | FailureCode::Other => StatusCode::BAD_GATEWAY,
+            FailureCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         },
         Failure::Unsendable(_) | Failure::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -260,6 +261,7 @@ pub(super) fn failure_code(failure: &Failure) -> &'static str {
             FailureCode::TooManyTokens => "too_many_tokens",
             FailureCode::InvalidRequest => "invalid_for_model",
             FailureCode::NotResumable | FailureCode::Engine | FailureCode::Other => "worker_failed",
+            FailureCode::Internal => "internal",
         },
         Failure::Unsendable(_) | Failure::Internal => "internal",
     }
@@ -325,6 +327,7 @@ mod tests {
             (FailureCode::InvalidRequest, 422),
             (FailureCode::NotResumable, 502),
             (FailureCode::Engine, 502),
+            (FailureCode::Internal, 500),
             (FailureCode::Other, 502),
         ] {
             let error = ApiError::Failed(Failure::Worker { code, message: "why".into() });

@@ -93,6 +93,7 @@ impl Device {
 pub struct Ct2 {
     generator: Generator,
     vocabulary: Arc<Vec<String>>,
+    ends: Vec<String>,
 }
 
 /// How to load a model.
@@ -130,7 +131,8 @@ impl Ct2 {
         };
         let generator = Generator::new(&model.directory, &config)
             .map_err(|error| explain(&error.to_string(), &model.directory, setting))?;
-        Ok(Self { generator, vocabulary: Arc::clone(vocabulary) })
+        let ends = model.ends.iter().filter_map(|&id| vocabulary.get(usize::try_from(id).ok()?).cloned()).collect();
+        Ok(Self { generator, vocabulary: Arc::clone(vocabulary), ends })
     }
 
     fn token(&self, id: u32) -> Result<&str, EngineFailed> {
@@ -158,7 +160,7 @@ impl Engine for Ct2 {
                 id: u32::try_from(result.token_id).unwrap_or(u32::MAX),
             })
         };
-        let result = self.generator.generate_batch(&prompts, &options(call), Some(&mut callback));
+        let result = self.generator.generate_batch(&prompts, &options(call, &self.ends), Some(&mut callback));
         result.map(drop).map_err(|error| failed(error.to_string()))
     }
 }
@@ -190,7 +192,7 @@ pub fn unusable(message: &str) -> String {
 }
 
 /// A call's options. The prompt must not be part of the result: else it would not be fed in bulk.
-fn options(call: &Call<'_>) -> GenerationOptions<String, String, String> {
+fn options(call: &Call<'_>, ends: &[String]) -> GenerationOptions<String, String, String> {
     let Options { sampling_topk, sampling_topp, sampling_temperature, repetition_penalty, no_repeat_ngram_size } =
         call.options;
     GenerationOptions {
@@ -203,6 +205,7 @@ fn options(call: &Call<'_>) -> GenerationOptions<String, String, String> {
         repetition_penalty,
         no_repeat_ngram_size: no_repeat_ngram_size as usize,
         include_prompt_in_result: false,
+        end_token: ends.to_vec(),
         return_end_token: false,
         cache_static_prompt: false,
         max_batch_size: 0,

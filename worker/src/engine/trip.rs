@@ -213,7 +213,8 @@ fn halves(
             rider.tokens.truncate(rider.prompt as usize);
             rider.text.clear();
             if !rider.stop.is_empty() {
-                rider.answer = Some(Answer::new(rider.stop.clone(), 0));
+                // It could be made before, and so it can be again.
+                rider.answer = Answer::new(&shared.tokens, &rider.context, rider.stop.clone()).ok();
             }
         }
         true

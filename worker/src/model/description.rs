@@ -4,9 +4,6 @@ use std::fmt;
 
 use super::header::Header;
 
-/// Bytes of an element of the keys and values on a processor.
-const ELEMENT: u64 = 4;
-
 /// What a decoder is made of. Prints as a line.
 #[derive(Clone, Debug, Default)]
 pub struct Description {
@@ -20,13 +17,25 @@ pub struct Description {
     pub bytes: u64,
     /// The type of a layer's weights, as converted.
     pub weights: &'static str,
-    /// Bytes that a token of a prompt or an answer takes while its request runs on a processor: its keys and values.
-    pub bytes_per_token: u64,
+    /// Heads of attention.
+    pub heads: u64,
+    /// Values that a token's keys and values take together while its request runs, in all layers. CTranslate2 keeps them
+    /// once for each head, also where several heads share them (unless all do).
+    pub cached: u64,
+    /// The most values that a layer makes of a token: the inner ones of its feed-forward part, or queries, keys and values.
+    pub inner: u64,
+    /// Tokens that the model chooses among.
+    pub choices: u64,
+    /// Tokens that a token looks back to, where that has a limit; else 0.
+    pub window: u32,
 }
 
 impl Description {
     pub(super) fn of(header: &Header) -> Self {
-        let mut this = Self { weights: "unknown", ..Self::default() };
+        let setting = |name: &str| header.setting(name).and_then(|value| u64::try_from(value).ok());
+        // The engine's own default.
+        let heads = setting("decoder/num_heads").unwrap_or(8).max(1);
+        let mut this = Self { weights: "unknown", heads, ..Self::default() };
         for (name, variable) in header.variables() {
             // A file can claim any shape.
             let sides = variable.shape.iter().map(|side| u64::from(*side));
@@ -36,16 +45,28 @@ impl Description {
                 this.parameters = this.parameters.saturating_add(elements);
             }
             let side = |place: usize| variable.shape.get(place).copied().map_or(0, u64::from);
-            // Queries, keys and values are one matrix; what it has beyond the queries, which the output matrix takes in.
             if let Some(layer) = name.strip_suffix("/self_attention/linear_0/weight") {
                 let output = header.shape(&format!("{layer}/self_attention/linear_1/weight"));
                 let queries = output.and_then(|shape| shape.get(1)).copied().map_or(0, u64::from);
+                let all_share = setting(&format!("{layer}/self_attention/multi_query")) == Some(1);
                 this.layers += 1;
                 this.weights = type_name(variable.kind);
-                this.bytes_per_token += side(0).saturating_sub(queries) * ELEMENT;
+                this.cached += 2 * if all_share { queries / heads } else { queries };
+                this.inner = this.inner.max(side(0));
             }
-            if name == "decoder/embeddings/weight" {
-                this.width = side(1);
+            if name.ends_with("/ffn/linear_0/weight") {
+                let gate = header.shape(&name.replace("linear_0", "linear_0_noact")).is_some();
+                this.inner = this.inner.max(side(0) * if gate { 2 } else { 1 });
+            }
+            match name {
+                "decoder/embeddings/weight" => this.width = side(1),
+                "decoder/projection/weight" => this.choices = side(0),
+                _ if name.ends_with("/sliding_window") => {
+                    let window = variable.value.and_then(|window| u32::try_from(window).ok()).unwrap_or(0);
+                    // The narrowest of several.
+                    this.window = [this.window, window].into_iter().filter(|window| *window > 0).min().unwrap_or(0);
+                }
+                _ => {}
             }
         }
         this
@@ -83,16 +104,18 @@ mod tests {
 
     #[test]
     fn layers_parameters_and_memory_are_counted() {
-        // Eight queries, and two heads of four for keys and values together.
+        // Eight heads of one query each, which share keys and values by twos.
         let variables: [(&str, &[u32]); 4] = [
             ("decoder/embeddings/weight", &[10, 8]),
             ("decoder/layer_0/self_attention/linear_0/weight", &[16, 8]),
             ("decoder/layer_0/self_attention/linear_1/weight", &[8, 8]),
-            ("decoder/num_heads", &[]),
+            ("decoder/layer_0/ffn/linear_0/weight", &[20, 8]),
         ];
         let bin = table("S", &variables, &[("decoder/projection/weight", "decoder/embeddings/weight")]);
         let this = Description::of(&Header::read(&mut Cursor::new(bin)).unwrap());
-        assert_eq!((this.layers, this.width, this.parameters, this.weights), (1, 8, 80 + 128 + 64, "float32"));
-        assert_eq!((this.bytes, this.bytes_per_token), (4 * (80 + 128 + 64 + 1), 8 * 4));
+        let parameters = 80 + 128 + 64 + 160;
+        assert_eq!((this.layers, this.width, this.parameters, this.weights), (1, 8, parameters, "float32"));
+        assert_eq!((this.bytes, this.cached, this.inner), (4 * parameters, 16, 20));
+        assert_eq!((this.heads, this.choices, this.window), (8, 10, 0));
     }
 }

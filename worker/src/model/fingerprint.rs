@@ -1,31 +1,24 @@
 //! Which model this is: a digest of everything that decides an answer.
 
-use std::io::Read;
 use std::path::Path;
 
-use super::{ModelError, open};
+use super::{ModelError, vocabulary};
 
-const FILES: [&str; 4] = ["model.bin", "config.json", "vocabulary.json", "tokenizer.json"];
-/// Those that a model may do without; they decide what becomes of a chat.
-const OPTIONAL: [&str; 2] = ["tokenizer_config.json", "chat_template.jinja"];
+const FILES: [&str; 2] = ["config.json", "tokenizer.json"];
+/// Those that a model may do without; they decide what becomes of a chat, and where an answer ends.
+const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
 
-/// The hexadecimal BLAKE3 digest of the directory's files, each preceded by its name and length.
-pub(super) fn of(directory: &Path) -> Result<String, ModelError> {
+/// The hexadecimal BLAKE3 digest of `weights`, which stands for `model.bin`, and of the directory's other files, each preceded by
+/// its name and length.
+pub(super) fn of(directory: &Path, weights: [u8; 32]) -> Result<String, ModelError> {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1024 * 1024];
-    let there = OPTIONAL.into_iter().filter(|name| directory.join(name).exists());
-    for name in FILES.into_iter().chain(there) {
-        let path = directory.join(name);
-        let unreadable = |error: std::io::Error| ModelError::new(&path, format!("cannot be read: {error}"));
-        let mut file = open(&path)?;
-        let length = file.metadata().map_err(unreadable)?.len();
-        hasher.update(name.as_bytes()).update(&length.to_be_bytes());
-        loop {
-            match file.read(&mut buffer).map_err(unreadable)? {
-                0 => break,
-                read => hasher.update(&buffer[..read]),
-            };
-        }
+    hasher.update(&weights);
+    let vocabulary = vocabulary::path(directory);
+    let others = FILES.into_iter().chain(OPTIONAL).map(|name| directory.join(name));
+    for path in std::iter::once(vocabulary).chain(others.filter(|path| path.exists())) {
+        let bytes = std::fs::read(&path).map_err(|error| ModelError::new(&path, format!("cannot be read: {error}")))?;
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        hasher.update(name).update(&(bytes.len() as u64).to_be_bytes()).update(&bytes);
     }
     Ok(hasher.finalize().to_hex().to_string())
 }

@@ -9,9 +9,17 @@ const OLDEST: u32 = 4;
 /// The newest that this build's CTranslate2 reads.
 const NEWEST: u32 = 6;
 
+/// Bytes of each sample that stands for a variable's values.
+const SAMPLE: u64 = 4096;
+
 /// What `model.bin` says of itself.
 #[derive(Debug)]
 pub(super) struct Header {
+    /// The layout's version.
+    pub(super) version: u32,
+    /// BLAKE3 of the table, and of the first, middle and last bytes of every variable. All of a file of many gigabytes would be
+    /// read once more for a digest of the rest; a model that was trained further differs everywhere.
+    pub(super) digest: [u8; 32],
     /// The kind of model.
     pub(super) spec: String,
     variables: HashMap<String, Variable>,
@@ -25,6 +33,8 @@ pub(super) struct Variable {
     pub(super) kind: u8,
     /// Its size.
     pub(super) bytes: u32,
+    /// A setting's value, where it is a whole number.
+    pub(super) value: Option<i64>,
 }
 
 /// What is wrong with a `model.bin`.
@@ -43,7 +53,7 @@ impl Header {
     pub(super) fn read(file: &mut (impl Read + Seek)) -> Result<Self, HeaderError> {
         let length = file.seek(SeekFrom::End(0)).map_err(HeaderError::Io)?;
         file.rewind().map_err(HeaderError::Io)?;
-        let mut table = Table { file, length };
+        let mut table = Table { file, length, hasher: blake3::Hasher::new() };
         let version = table.u32()?;
         if !(OLDEST..=NEWEST).contains(&version) {
             return Err(HeaderError::Version(version));
@@ -57,8 +67,9 @@ impl Header {
             let shape = (0..rank).map(|_| table.u32()).collect::<Result<Vec<u32>, _>>()?;
             let kind = table.bytes::<1>()?[0];
             let bytes = table.u32()?;
-            table.skip(bytes)?;
-            variables.insert(name, Variable { shape, kind, bytes });
+            let first = table.sample(bytes)?;
+            let value = if rank == 0 { whole_number(kind, &first) } else { None };
+            variables.insert(name, Variable { shape, kind, bytes, value });
         }
         for _ in 0..table.u32()? {
             let alias = table.string()?;
@@ -67,12 +78,17 @@ impl Header {
                 variables.insert(alias, Variable { bytes: 0, ..variable });
             }
         }
-        Ok(Self { spec, variables })
+        Ok(Self { version, digest: table.hasher.finalize().into(), spec, variables })
     }
 
     /// A variable's shape, if there is such a variable.
     pub(super) fn shape(&self, name: &str) -> Option<&[u32]> {
         self.variables.get(name).map(|variable| variable.shape.as_slice())
+    }
+
+    /// A setting's value, if there is such a setting.
+    pub(super) fn setting(&self, name: &str) -> Option<i64> {
+        self.variables.get(name)?.value
     }
 
     /// All variables with their names, in no order.
@@ -81,9 +97,20 @@ impl Header {
     }
 }
 
+/// A whole number by CTranslate2's number of its type.
+fn whole_number(kind: u8, bytes: &[u8]) -> Option<i64> {
+    match kind {
+        1 => bytes.try_into().ok().map(i8::from_le_bytes).map(i64::from),
+        2 => bytes.try_into().ok().map(i16::from_le_bytes).map(i64::from),
+        3 => bytes.try_into().ok().map(i32::from_le_bytes).map(i64::from),
+        _ => None,
+    }
+}
+
 struct Table<'a, F> {
     file: &'a mut F,
     length: u64,
+    hasher: blake3::Hasher,
 }
 
 impl<F: Read + Seek> Table<'_, F> {
@@ -91,7 +118,9 @@ impl<F: Read + Seek> Table<'_, F> {
         self.file.read_exact(buffer).map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => HeaderError::Short(self.length),
             _ => HeaderError::Io(error),
-        })
+        })?;
+        self.hasher.update(buffer);
+        Ok(())
     }
 
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], HeaderError> {
@@ -111,9 +140,26 @@ impl<F: Read + Seek> Table<'_, F> {
         Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
     }
 
-    fn skip(&mut self, bytes: u32) -> Result<(), HeaderError> {
-        let to = self.file.seek(SeekFrom::Current(i64::from(bytes))).map_err(HeaderError::Io)?;
-        if to > self.length { Err(HeaderError::Short(self.length)) } else { Ok(()) }
+    /// Passes over a variable's values, of which samples are read: the first.
+    fn sample(&mut self, bytes: u32) -> Result<Vec<u8>, HeaderError> {
+        let start = self.file.stream_position().map_err(HeaderError::Io)?;
+        let end = start + u64::from(bytes);
+        if end > self.length {
+            return Err(HeaderError::Short(self.length));
+        }
+        let mut first = vec![0; usize::try_from(SAMPLE.min(bytes.into())).unwrap_or(0)];
+        self.fill(&mut first)?;
+        let middle = start + u64::from(bytes / 2);
+        for at in [middle, end.saturating_sub(SAMPLE)] {
+            let at = at.max(start + SAMPLE);
+            if at < end {
+                self.file.seek(SeekFrom::Start(at)).map_err(HeaderError::Io)?;
+                let mut sample = vec![0; usize::try_from(SAMPLE.min(end - at)).unwrap_or(0)];
+                self.fill(&mut sample)?;
+            }
+        }
+        self.file.seek(SeekFrom::Start(end)).map_err(HeaderError::Io)?;
+        Ok(first)
     }
 }
 
@@ -159,6 +205,27 @@ pub(super) mod tests {
         let header = Header::read(&mut Cursor::new(bin)).unwrap();
         assert_eq!(header.spec, "S");
         assert_eq!((header.shape("c"), header.shape("b"), header.shape("d")), (Some(&[7, 3][..]), Some(&[][..]), None));
+    }
+
+    #[test]
+    fn another_value_is_another_digest() {
+        let bin = table("S", &[("a", &[7, 3]), ("b", &[2500])], &[]);
+        let digest = |bin: &[u8]| Header::read(&mut Cursor::new(bin)).unwrap().digest;
+        let start = bin.len() - 4 - 10_000;
+        // The first, the middle, the last of the larger one, and the smaller one.
+        for at in [start, start + 5000, start + 9999, start - 50] {
+            let mut other = bin.clone();
+            other[at] ^= 1;
+            assert_ne!(digest(&other), digest(&bin), "{at}");
+        }
+    }
+
+    #[test]
+    fn settings_have_values() {
+        assert_eq!(whole_number(1, &[1]), Some(1));
+        assert_eq!(whole_number(2, &[0xff, 0xff]), Some(-1));
+        assert_eq!(whole_number(3, &[0, 1, 0, 0]), Some(256));
+        assert_eq!((whole_number(0, &[0; 4]), whole_number(3, &[0; 2])), (None, None));
     }
 
     #[test]

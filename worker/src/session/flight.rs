@@ -54,9 +54,9 @@ pub(super) enum Text {
     /// By the engine's side, since a stop string must be found in it.
     Given,
     /// Piece by piece; built when the first token comes.
-    Streamed { produced: Vec<u32>, sent: u64, answer: Option<Answer> },
+    Streamed { context: Vec<u32>, produced: Vec<u32>, sent: u64, answer: Option<Answer> },
     /// All at once, at its end.
-    Whole { produced: Vec<u32>, sent: u64 },
+    Whole { context: Vec<u32>, produced: Vec<u32>, sent: u64 },
 }
 
 impl Text {
@@ -65,9 +65,17 @@ impl Text {
         if !member.stop.is_empty() {
             Self::Given
         } else if member.stream {
-            Self::Streamed { produced: produced.clone(), sent: *sent, answer: None }
+            Self::Streamed { context: Vec::new(), produced: produced.clone(), sent: *sent, answer: None }
         } else {
-            Self::Whole { produced: produced.clone(), sent: *sent }
+            Self::Whole { context: Vec::new(), produced: produced.clone(), sent: *sent }
+        }
+    }
+
+    /// The last ids of the prompt are these: told before any token.
+    pub(super) fn begins_behind(&mut self, ids: Vec<u32>) {
+        match self {
+            Self::Given => {}
+            Self::Streamed { context, .. } | Self::Whole { context, .. } => *context = ids,
         }
     }
 
@@ -77,8 +85,8 @@ impl Text {
         match self {
             Self::Given => {}
             Self::Whole { produced, .. } => produced.extend(ids),
-            Self::Streamed { produced, sent, answer } => {
-                let answer = started(tokens, produced, *sent, answer, &mut text)?;
+            Self::Streamed { context, produced, sent, answer } => {
+                let answer = started(tokens, context, produced, *sent, answer, &mut text)?;
                 for &id in ids {
                     answer.push(tokens, id, &mut text)?;
                 }
@@ -91,10 +99,10 @@ impl Text {
     pub(super) fn finish(&mut self, tokens: &Tokens) -> Result<String, TokenizerFailed> {
         match self {
             Self::Given => Ok(String::new()),
-            Self::Whole { produced, sent } => whole(tokens, produced, *sent),
-            Self::Streamed { produced, sent, answer } => {
+            Self::Whole { context, produced, sent } => whole(tokens, context, produced, *sent),
+            Self::Streamed { context, produced, sent, answer } => {
                 let mut text = String::new();
-                started(tokens, produced, *sent, answer, &mut text)?.finish(tokens, &mut text)?;
+                started(tokens, context, produced, *sent, answer, &mut text)?.finish(tokens, &mut text)?;
                 Ok(text)
             }
         }
@@ -103,6 +111,7 @@ impl Text {
 
 fn started<'a>(
     tokens: &Tokens,
+    context: &[u32],
     produced: &[u32],
     sent: u64,
     answer: &'a mut Option<Answer>,
@@ -110,7 +119,7 @@ fn started<'a>(
 ) -> Result<&'a mut Answer, TokenizerFailed> {
     let ready = match answer.take() {
         Some(answer) => answer,
-        None => Answer::resume(tokens, Vec::new(), produced, sent, text)?.0,
+        None => Answer::resume(tokens, context, Vec::new(), produced, sent, text)?.0,
     };
     Ok(answer.insert(ready))
 }

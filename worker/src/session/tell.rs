@@ -39,6 +39,11 @@ impl<W: AsyncWrite + Unpin> Session<'_, W> {
         let Some(flight) = self.flights.get(id) else { return Ok(()) };
         let mut said = Said::default();
         let mut broken = Vec::new();
+        for (member, context) in progress.contexts {
+            if let Some(text) = flight.member(member) {
+                text.begins_behind(context);
+            }
+        }
         for (member, token) in progress.tokens {
             if let Some(text) = flight.member(member) {
                 match text.push(tokens, &[token]) {
@@ -78,7 +83,7 @@ impl<W: AsyncWrite + Unpin> Session<'_, W> {
             if let Some(flight) = self.flights.get(id) {
                 flight.end(member);
             }
-            ends.failed.push(MemberFailed { member, code: FailureCode::Engine, message: error.to_string() });
+            ends.failed.push(MemberFailed { member, code: FailureCode::Internal, message: error.to_string() });
         }
         if self.worker.log_prompts {
             for MemberTokens { member, text, .. } in said.frames.iter().flatten().chain(&said.open) {

@@ -18,7 +18,7 @@ use crate::engine::script::Script;
 use crate::engine::{Engine, EnginePool};
 use crate::shared::Shared;
 use crate::shared::tests::shared;
-use crate::tokens::tests::byte_tokens;
+use crate::tokens::samples::byte_tokens;
 
 mod credit;
 mod ending;
@@ -187,6 +187,8 @@ fn member(text: &str, max_new_tokens: u32) -> Member {
         fit: false,
         min_new_tokens: 0,
         stop: Vec::new(),
+        stop_token_ids: Vec::new(),
+        chat_template_kwargs: serde_json::Map::new(),
         deadline_ms: 60_000,
         stream: false,
         produced: Vec::new(),

@@ -1,6 +1,6 @@
 //! One member's text as it grows: detokenised, watched for stop strings, and without what was sent before.
 
-use super::detokenise::Detokeniser;
+use super::detokenise::{self, Detokeniser};
 use super::stop::StopMatcher;
 use super::{TokenizerFailed, Tokens};
 
@@ -14,9 +14,13 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The text of a new member that ends at any of `stop`, and of whose text so many bytes need not be repeated.
-    pub fn new(stop: Vec<String>, sent: u64) -> Self {
-        Self { detokeniser: Detokeniser::default(), matcher: StopMatcher::new(stop), skip: sent }
+    /// The text of a new member that ends at any of `stop`, behind the last ids of its prompt.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder fails on the ids.
+    pub fn new(tokens: &Tokens, context: &[u32], stop: Vec<String>) -> Result<Self, TokenizerFailed> {
+        let detokeniser = Detokeniser::behind(tokens, context)?;
+        Ok(Self { detokeniser, matcher: StopMatcher::new(stop), skip: 0 })
     }
 
     /// The text of a member that ends at any of `stop`, has produced these ids in earlier attempts and of whose text so
@@ -27,12 +31,13 @@ impl Answer {
     /// The tokenizer's decoder fails on the ids.
     pub fn resume(
         tokens: &Tokens,
+        context: &[u32],
         stop: Vec<String>,
         produced: &[u32],
         sent: u64,
         text: &mut String,
     ) -> Result<(Self, bool), TokenizerFailed> {
-        let mut answer = Self { detokeniser: Detokeniser::default(), matcher: StopMatcher::new(stop), skip: sent };
+        let mut answer = Self { skip: sent, ..Self::new(tokens, context, stop)? };
         for &id in produced {
             if answer.push(tokens, id, text)? {
                 return Ok((answer, true));
@@ -75,12 +80,13 @@ impl Answer {
     }
 }
 
-/// A whole answer decoded at once, without its first `sent` bytes: for a member whose text nobody watches or streams.
+/// A whole answer behind the last ids of its prompt, decoded at once, without its first `sent` bytes: for a member whose
+/// text nobody watches or streams.
 ///
 /// # Errors
 /// The tokenizer's decoder fails on the ids.
-pub fn whole(tokens: &Tokens, ids: &[u32], sent: u64) -> Result<String, TokenizerFailed> {
-    let text = tokens.decode(ids)?;
+pub fn whole(tokens: &Tokens, context: &[u32], ids: &[u32], sent: u64) -> Result<String, TokenizerFailed> {
+    let text = detokenise::whole(tokens, context, ids)?;
     Ok(skip(&text, sent).1.to_owned())
 }
 
@@ -95,7 +101,7 @@ fn skip(text: &str, bytes: u64) -> (u64, &str) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::tests::byte_tokens;
+    use super::super::samples::{byte_fallback, byte_tokens};
     use super::*;
 
     fn finish(tokens: &Tokens, mut answer: Answer, ids: &[u32], text: &mut String) {
@@ -108,7 +114,7 @@ mod tests {
     }
 
     fn fresh(stop: &[String]) -> Answer {
-        Answer::new(stop.to_vec(), 0)
+        Answer::new(&byte_tokens(), &[], stop.to_vec()).unwrap()
     }
 
     proptest! {
@@ -120,7 +126,7 @@ mod tests {
             cut in 0usize..40,
         ) {
             let tokens = byte_tokens();
-            let ids = tokens.encode(&text).unwrap();
+            let ids = tokens.encode(&text, 100).unwrap();
             let mut whole = String::new();
             finish(&tokens, fresh(&stop), &ids, &mut whole);
 
@@ -132,7 +138,7 @@ mod tests {
 
             let mut later = String::new();
             let (second, stopped) =
-                Answer::resume(&tokens, stop, produced, sent.len() as u64, &mut later).unwrap();
+                Answer::resume(&tokens, &[], stop, produced, sent.len() as u64, &mut later).unwrap();
             prop_assert!(!stopped && later.is_empty());
             finish(&tokens, second, rest, &mut later);
             prop_assert_eq!(sent + &later, whole);
@@ -144,7 +150,7 @@ mod tests {
         // A family that is joined of four emoji, Thai with its vowels above, an e with an accent of its own.
         let text = "a\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467}\u{200d}\u{1f466} \u{e17}\u{e35}\u{e48} e\u{301}.";
         let tokens = byte_tokens();
-        let ids = tokens.encode(text).unwrap();
+        let ids = tokens.encode(text, 100).unwrap();
         assert!(ids.len() > text.chars().count(), "a token is less than a character");
         for cut in 0..=ids.len() {
             let (produced, rest) = ids.split_at(cut);
@@ -154,18 +160,30 @@ mod tests {
                 first.push(&tokens, id, &mut sent).unwrap();
                 assert!(text.starts_with(&sent), "{sent:?}");
             }
-            let (second, _) = Answer::resume(&tokens, Vec::new(), produced, sent.len() as u64, &mut later).unwrap();
+            let (second, _) =
+                Answer::resume(&tokens, &[], Vec::new(), produced, sent.len() as u64, &mut later).unwrap();
             finish(&tokens, second, rest, &mut later);
             assert_eq!(sent + &later, text, "cut at {cut}");
         }
     }
 
     #[test]
+    fn a_stop_string_begins_with_the_space_that_is_before_it() {
+        let tokens = byte_fallback();
+        let context = tokens.context(&tokens.encode("one", 100).unwrap(), true);
+        let ids = tokens.encode("one two", 100).unwrap();
+        let mut text = String::new();
+        let (_, stopped) = Answer::resume(&tokens, &context, vec![" two".to_owned()], &ids[1..], 0, &mut text).unwrap();
+        assert!(stopped);
+        assert_eq!(text, " one");
+    }
+
+    #[test]
     fn a_whole_answer_leaves_out_what_was_sent() {
         let tokens = byte_tokens();
-        let ids = tokens.encode("né").unwrap();
-        assert_eq!(super::whole(&tokens, &ids, 1).unwrap(), "é");
-        assert_eq!(super::whole(&tokens, &ids, 2).unwrap(), "é", "half a character cannot have been sent");
-        assert_eq!(super::whole(&tokens, &ids, 99).unwrap(), "");
+        let ids = tokens.encode("né", 100).unwrap();
+        assert_eq!(super::whole(&tokens, &[], &ids, 1).unwrap(), "é");
+        assert_eq!(super::whole(&tokens, &[], &ids, 2).unwrap(), "é", "half a character cannot have been sent");
+        assert_eq!(super::whole(&tokens, &[], &ids, 99).unwrap(), "");
     }
 }

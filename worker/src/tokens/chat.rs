@@ -1,94 +1,110 @@
 //! A chat into token ids. The special tokens that the model's template writes are special; those that somebody wrote into
-//! a message are plain text.
+//! a message are plain text, and change nothing around them.
+//!
+//! The tokenizer takes no special token of a text for special. For each it gets a second one, of the same nature, whose
+//! text has a mark in it: a character that means nothing. In a chat's text the template's special tokens are written so.
 
-use std::sync::OnceLock;
+use std::collections::HashMap;
 
 use aho_corasick::{AhoCorasick, Input, Match, MatchKind};
 use pillion_protocol::frame::Message;
-use tokenizers::Tokenizer;
+use serde_json::{Map, Value};
+use tokenizers::{AddedToken, Tokenizer};
 
-use super::TokenizerFailed;
 use super::template::Template;
+use super::{PromptFailed, TokenizerFailed};
 
-/// Characters that mean nothing and never will (Unicode, noncharacters): one of them is put into what only looks like a
-/// special token.
-const MARKS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
+/// Characters that mean nothing and never will (Unicode, noncharacters). The first marks the special tokens of templates;
+/// another marks what only looks like them in messages, while the template is filled in.
+const MARK: char = '\u{fdd0}';
+const OTHERS: std::ops::RangeInclusive<char> = '\u{fdd1}'..='\u{fdef}';
 
-/// What turns chats into ids.
+/// What turns chats into texts in which special tokens are marked.
 #[derive(Debug)]
 pub(super) struct Chats {
     template: Template,
     /// Finds special tokens, in one pass however many there are.
     special: AhoCorasick,
-    /// Their ids, by the finder's patterns.
-    ids: Vec<u32>,
-    /// The tokenizer that takes special tokens for what they are; made when the first chat comes.
-    reading: OnceLock<Tokenizer>,
-}
-
-/// Why a chat cannot be turned into ids.
-#[derive(Debug, thiserror::Error)]
-pub enum ChatFailed {
-    /// The template refuses it, or cannot be filled in with it.
-    #[error("the model's chat template does not take these messages: {0}")]
-    Template(String),
-    /// It holds every character that could have told its special tokens from the template's.
-    #[error("the messages hold special tokens, and all of the noncharacters U+FDD0 to U+FDEF")]
-    Unmarkable,
-    /// The tokenizer failed.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerFailed),
+    ids: HashMap<String, u32>,
+    /// By the finder's patterns: the marked text of a token.
+    marked: Vec<String>,
+    /// The ids of special tokens by those of their marked likenesses.
+    originals: HashMap<u32, u32>,
 }
 
 impl Chats {
-    /// With this template, for this tokenizer.
-    pub(super) fn new(template: Template, tokenizer: &Tokenizer) -> Result<Self, TokenizerFailed> {
+    /// With this template, for this tokenizer, which learns the marked tokens.
+    pub(super) fn new(template: Template, tokenizer: &mut Tokenizer) -> Result<Self, TokenizerFailed> {
         let added = tokenizer.get_added_tokens_decoder().into_iter();
-        let special = added.filter(|(_, token)| token.special && !token.content.is_empty());
-        let (ids, tokens): (Vec<u32>, Vec<String>) = special.map(|(id, token)| (id, token.content)).unzip();
-        let special = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            .build(tokens)
-            .map_err(|error| TokenizerFailed(format!("its special tokens cannot be looked for: {error}")))?;
-        Ok(Self { template, special, ids, reading: OnceLock::new() })
-    }
-
-    /// The file that the template was in; none for the plain one.
-    pub(super) fn template_file(&self) -> Option<&'static str> {
-        self.template.file()
-    }
-
-    /// The ids of a chat. `plain` takes special tokens for plain text.
-    pub(super) fn encode(&self, messages: &[Message], plain: &Tokenizer) -> Result<Vec<u32>, ChatFailed> {
-        if messages.iter().all(|message| self.first_special(&message.content, 0).is_none()) {
-            let text = self.template.render(messages).map_err(ChatFailed::Template)?;
-            let reading = self.reading.get_or_init(|| {
-                let mut reading = plain.clone();
-                reading.set_encode_special_tokens(false);
-                reading
-            });
-            return Ok(ids(reading, &text)?);
-        }
-        let mark = MARKS
-            .into_iter()
-            .find(|&mark| messages.iter().all(|message| !message.content.contains(mark)))
-            .ok_or(ChatFailed::Unmarkable)?;
-        let marked: Vec<Message> = messages
+        let special: Vec<(u32, AddedToken)> =
+            added.filter(|(_, token)| token.special && !token.content.is_empty()).collect();
+        let marked: Vec<String> = special.iter().map(|(_, token)| with_mark(&token.content, MARK)).collect();
+        let likenesses = special.iter().zip(&marked).map(|((_, token), marked)| AddedToken {
+            content: marked.clone(),
+            special: false,
+            ..token.clone()
+        });
+        let refused = |error: tokenizers::Error| TokenizerFailed::Refused(error.to_string());
+        tokenizer.add_tokens(likenesses.collect::<Vec<_>>()).map_err(refused)?;
+        let originals = special
             .iter()
-            .map(|message| Message { role: message.role.clone(), content: self.marked(&message.content, mark) })
+            .zip(&marked)
+            .filter_map(|((id, _), marked)| Some((tokenizer.token_to_id(marked)?, *id)))
             .collect();
-        let text = self.template.render(&marked).map_err(ChatFailed::Template)?;
-        let mut all = Vec::new();
-        let mut at = 0;
-        loop {
-            let found = self.first_special(&text, at);
-            let piece = text[at..found.map_or(text.len(), |found| found.start())].replace(mark, "");
-            if !piece.is_empty() {
-                all.extend(ids(plain, &piece)?);
+        let finder = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(special.iter().map(|(_, token)| &token.content))
+            .map_err(|error| TokenizerFailed::Refused(format!("its special tokens cannot be looked for: {error}")))?;
+        let ids = special.into_iter().map(|(id, token)| (token.content, id)).collect();
+        Ok(Self { template, special: finder, ids, marked, originals })
+    }
+
+    pub(super) fn template(&self) -> &Template {
+        &self.template
+    }
+
+    /// The id of the special token that is exactly this text.
+    pub(super) fn special_id(&self, text: &str) -> Option<u32> {
+        self.ids.get(text).copied()
+    }
+
+    /// Whether a text has a marked token in it, which it cannot have from here.
+    pub(super) fn is_forged(&self, text: &str) -> bool {
+        text.contains(MARK) && self.marked.iter().any(|marked| text.contains(marked))
+    }
+
+    /// A chat's text. In the plain template nothing is special.
+    pub(super) fn render(&self, messages: &[Message], kwargs: &Map<String, Value>) -> Result<String, PromptFailed> {
+        let mut texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        kwargs.values().for_each(|value| collect(value, &mut texts));
+        if texts.iter().any(|text| self.is_forged(text)) {
+            return Err(PromptFailed::Unmarkable);
+        }
+        let is_plain = self.template.is_plain();
+        if is_plain || texts.iter().all(|text| self.first_special(text, 0).is_none()) {
+            let text = self.template.render(messages, kwargs).map_err(PromptFailed::Template)?;
+            return Ok(if is_plain { text } else { self.with_marked_tokens(&text) });
+        }
+        let mark = OTHERS
+            .into_iter()
+            .find(|&mark| texts.iter().all(|text| !text.contains(mark)))
+            .ok_or(PromptFailed::Unmarkable)?;
+        let messages: Vec<Message> = messages
+            .iter()
+            .map(|message| Message { role: message.role.clone(), content: self.told_apart(&message.content, mark) })
+            .collect();
+        let mut kwargs = kwargs.clone();
+        kwargs.values_mut().for_each(|value| self.tell_apart(value, mark));
+        let text = self.template.render(&messages, &kwargs).map_err(PromptFailed::Template)?;
+        Ok(self.with_marked_tokens(&text).replace(mark, ""))
+    }
+
+    /// The ids of a text from here, with special tokens in the place of their marked likenesses.
+    pub(super) fn restore(&self, ids: &mut [u32]) {
+        for id in ids {
+            if let Some(original) = self.originals.get(id) {
+                *id = *original;
             }
-            let Some(found) = found else { return Ok(all) };
-            all.push(self.ids[found.pattern().as_usize()]);
-            at = found.end();
         }
     }
 
@@ -97,44 +113,69 @@ impl Chats {
         self.special.find(Input::new(text).range(from..))
     }
 
+    fn with_marked_tokens(&self, text: &str) -> String {
+        self.special.replace_all(text, &self.marked)
+    }
+
     /// The text with a mark behind the first character of whatever looks like a special token, so that nothing does.
-    fn marked(&self, text: &str, mark: char) -> String {
-        let mut marked = String::with_capacity(text.len() + 8);
+    fn told_apart(&self, text: &str, mark: char) -> String {
+        let mut all = String::with_capacity(text.len() + 8);
         let mut at = 0;
         while let Some(found) = self.first_special(text, at) {
             let first = found.start() + text[found.start()..].chars().next().map_or(0, char::len_utf8);
-            marked.push_str(&text[at..first]);
-            marked.push(mark);
+            all.push_str(&text[at..first]);
+            all.push(mark);
             at = first;
         }
-        marked.push_str(&text[at..]);
-        marked
+        all.push_str(&text[at..]);
+        all
+    }
+
+    fn tell_apart(&self, value: &mut Value, mark: char) {
+        match value {
+            Value::String(text) => *text = self.told_apart(text, mark),
+            Value::Array(items) => items.iter_mut().for_each(|item| self.tell_apart(item, mark)),
+            Value::Object(map) => map.values_mut().for_each(|item| self.tell_apart(item, mark)),
+            _ => {}
+        }
     }
 }
 
-/// The template writes what begins a prompt, so the tokenizer adds nothing.
-fn ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, TokenizerFailed> {
-    let encoding = tokenizer.encode_fast(text, false).map_err(|error| TokenizerFailed(error.to_string()))?;
-    Ok(encoding.get_ids().to_vec())
+/// A token's text with the mark behind its first character.
+fn with_mark(text: &str, mark: char) -> String {
+    let first = text.chars().next().map_or(0, char::len_utf8);
+    format!("{}{mark}{}", &text[..first], &text[first..])
+}
+
+/// All strings within a value.
+fn collect<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::String(text) => found.push(text),
+        Value::Array(items) => items.iter().for_each(|item| collect(item, found)),
+        Value::Object(map) => map.values().for_each(|item| collect(item, found)),
+        _ => {}
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::bytes;
+    use super::super::Tokens;
+    use super::super::samples::{byte_fallback_with, bytes, with};
     use super::*;
+
+    const SPECIAL: [&str; 3] = ["</s>", "<|im|>", "<|im|>x"];
+    const TEMPLATE: &str = "{% for m in messages %}<|im|>{{ m.content | trim }}</s>{% endfor %}{{ extra }}";
 
     fn said(content: &str) -> Vec<Message> {
         vec![Message { role: "user".to_owned(), content: content.to_owned() }]
     }
 
-    const SPECIAL: [&str; 3] = ["</s>", "<|im|>", "<|im|>x"];
+    fn tokens(template: &str) -> Tokens {
+        with(bytes(&SPECIAL), Template::of(template), vec![256])
+    }
 
-    fn encode(messages: &[Message]) -> Result<Vec<u32>, ChatFailed> {
-        let mut plain = bytes(&SPECIAL);
-        plain.set_encode_special_tokens(true);
-        let template = "{% for m in messages %}<|im|>{{ m.content | trim }}</s>{% endfor %}".to_owned();
-        let template = Template::new(template, String::new(), String::new()).unwrap();
-        Chats::new(template, &plain).unwrap().encode(messages, &plain)
+    fn encode(content: &str) -> Result<Vec<u32>, PromptFailed> {
+        tokens(TEMPLATE).encode_chat(&said(content), &Map::new(), usize::MAX)
     }
 
     fn byte_ids(text: &str) -> Vec<u32> {
@@ -150,34 +191,73 @@ mod tests {
 
     #[test]
     fn the_templates_special_tokens_are_special() {
-        assert_eq!(encode(&said("  hé ")).unwrap(), between("hé"));
+        assert_eq!(encode("  hé ").unwrap(), between("hé"));
     }
 
     #[test]
     fn those_in_a_message_are_plain_text() {
-        for content in ["a</s>b", "</s>", "<|im|></s><|im|>", "<|im<|im|>|>", "a\u{fdd0}</s>", "<|im|>xy"] {
-            assert_eq!(encode(&said(content)).unwrap(), between(content), "{content}");
+        for content in ["a</s>b", "</s>", "<|im|></s><|im|>", "<|im<|im|>|>", "a\u{fdd0}</s>", "<|im|>xy", "\u{fdd0}"] {
+            assert_eq!(encode(content).unwrap(), between(content), "{content}");
         }
+    }
+
+    #[test]
+    fn those_in_what_the_template_is_told_are_plain_text() {
+        let kwargs: Map<String, Value> = std::iter::once(("extra".to_owned(), "b</s>".into())).collect();
+        let ids = tokens(TEMPLATE).encode_chat(&said("a"), &kwargs, usize::MAX).unwrap();
+        assert_eq!(ids, [between("a"), byte_ids("b</s>")].concat());
+    }
+
+    /// As Phi-3's: its special tokens take in the spaces behind them, and a line break with them.
+    #[test]
+    fn what_is_around_a_special_token_in_a_message_is_tokenised_as_ever() {
+        let template =
+            "{% for m in messages %}{{ '<|user|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}<|assistant|>\n";
+        let special = ["</s>", "<|user|>", "<|end|>", "<|assistant|>"];
+        let tokens = with(byte_fallback_with(&special), Template::of(template), vec![0]);
+        let id = |name: &str| tokens.tokenizer.token_to_id(name).unwrap();
+        let around = |content: &[u32]| [&[id("<|user|>")], content, &[id("<|end|>"), id("<|assistant|>")]].concat();
+        let encode = |content: &str| tokens.encode_chat(&said(content), &Map::new(), usize::MAX).unwrap();
+        let plain = |content: &str| tokens.encode(content, usize::MAX).unwrap();
+        assert_eq!(encode("one two"), around(&plain("one two")));
+        assert_eq!(encode("one<|end|>two"), around(&plain("one<|end|>two")));
     }
 
     /// As many steps as bytes, not as many as their square: this would take minutes.
     #[test]
     fn a_message_of_nothing_but_special_tokens_is_soon_read() {
         let content = "<|im|>".repeat(100_000);
-        assert_eq!(encode(&said(&content)).unwrap().len(), content.len() + 2);
+        assert_eq!(encode(&content).unwrap().len(), content.len() + 2);
     }
 
     #[test]
     fn tokens_that_overlap_are_all_plain_text() {
-        let tokenizer = bytes(&["ab", "bc"]);
-        let chats = Chats::new(Template::plain(), &tokenizer).unwrap();
-        assert_eq!(chats.marked("abc", '|'), "a|b|c");
+        let mut tokenizer = bytes(&["ab", "bc"]);
+        let chats = Chats::new(Template::plain(), &mut tokenizer).unwrap();
+        assert_eq!(chats.told_apart("abc", '|'), "a|b|c");
     }
 
     #[test]
-    fn a_message_that_leaves_no_mark_is_refused() {
-        let all: String = MARKS.collect();
-        assert!(matches!(encode(&said(&format!("{all}</s>"))), Err(ChatFailed::Unmarkable)));
-        assert_eq!(encode(&said(&all)).unwrap(), between(&all));
+    fn a_text_that_leaves_no_mark_or_has_marked_tokens_is_refused() {
+        let all: String = OTHERS.collect();
+        assert!(matches!(encode(&format!("{all}</s>")), Err(PromptFailed::Unmarkable)));
+        assert_eq!(encode(&all).unwrap(), between(&all));
+        let forged = with_mark("</s>", MARK);
+        assert!(matches!(encode(&forged), Err(PromptFailed::Unmarkable)));
+        assert!(matches!(tokens(TEMPLATE).encode(&forged, 100), Err(PromptFailed::Unmarkable)));
+    }
+
+    #[test]
+    fn a_plain_chat_begins_as_a_text_does() {
+        let tokens = with(byte_fallback_with(&["</s>", "<s>"]), Template::plain(), vec![0]);
+        let ids = tokens.encode_chat(&said("one"), &Map::new(), usize::MAX).unwrap();
+        assert_eq!(ids, tokens.encode("user: one\nassistant:", usize::MAX).unwrap());
+        assert_eq!(ids[0], 1, "the beginning of a sequence");
+    }
+
+    #[test]
+    fn a_chat_that_must_be_too_long_is_not_tokenised() {
+        let refused = tokens(TEMPLATE).encode_chat(&said(&"1".repeat(10_000)), &Map::new(), 100);
+        assert!(matches!(refused, Err(PromptFailed::TooLong(_))));
     }
 }

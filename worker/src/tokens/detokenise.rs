@@ -1,102 +1,202 @@
 //! Token ids to text, one at a time.
 //!
 //! A token is not a text: it may hold a part of a character, and its neighbours may decide whether it begins with a
-//! space. So a short window of ids is decoded again with every new id (tokenizers' `decode_stream`), and text goes on
-//! once it is whole. All pieces and the tail together equal the decoding of all ids at once.
-
-use tokenizers::tokenizer::step_decode_stream;
+//! space. So an answer is decoded behind the last tokens of its prompt, a short window of ids is decoded again with every
+//! new one, and text goes on once its characters are whole. All pieces and the tail together are what [`whole`] makes of
+//! all ids at once.
 
 use super::{TokenizerFailed, Tokens};
+
+/// Tokens before an id that decide what it looks like.
+pub(super) const CONTEXT: usize = 6;
+/// Bytes at a text's end that may become another character: an incomplete one has up to three.
+const INCOMPLETE: usize = 3;
 
 /// The decoding of one answer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Detokeniser {
     window: Vec<u32>,
-    prefix: String,
-    prefix_index: usize,
-    /// All ids, for the decoders that the window does not suit.
-    ids: Vec<u32>,
+    /// Bytes of the window's text that were said, or are the prompt's.
     said: usize,
 }
 
 impl Detokeniser {
+    /// That of an answer behind these last ids of its prompt.
+    pub(super) fn behind(tokens: &Tokens, context: &[u32]) -> Result<Self, TokenizerFailed> {
+        let said = complete(&tokens.decode(context)?);
+        Ok(Self { window: context.to_vec(), said })
+    }
+
     /// Takes an id and returns the text that is now whole, often none.
     pub(super) fn push(&mut self, tokens: &Tokens, id: u32) -> Result<String, TokenizerFailed> {
-        self.ids.push(id);
-        let step = step_decode_stream(
-            &tokens.tokenizer,
-            vec![id],
-            true,
-            &mut self.window,
-            &mut self.prefix,
-            &mut self.prefix_index,
-        );
-        let piece = if let Ok(piece) = step {
-            piece.unwrap_or_default()
-        } else {
-            // The window's beginning decodes otherwise than it did: a decoder that looks further back. Start over from
-            // the whole answer; the window goes on from here.
-            self.window.clear();
-            self.prefix.clear();
-            self.prefix_index = 0;
-            self.rest(tokens)?
-        };
+        if !tokens.is_text(id) {
+            return Ok(String::new());
+        }
+        self.window.push(id);
+        let text = tokens.decode(&self.window)?;
+        let piece = text.get(self.said..complete(&text)).unwrap_or_default().to_owned();
         self.said += piece.len();
+        if self.window.len() > 2 * CONTEXT {
+            self.shorten(tokens, text.len() - self.said)?;
+        }
         Ok(piece)
+    }
+
+    /// Lets go of the window's beginning, where the rest has a text of its own with as much of it unsaid.
+    fn shorten(&mut self, tokens: &Tokens, unsaid: usize) -> Result<(), TokenizerFailed> {
+        let kept = self.window.len() - CONTEXT;
+        let text = tokens.decode(&self.window[kept..])?;
+        let said = complete(&text);
+        if said > 0 && text.len() - said == unsaid {
+            self.window.drain(..kept);
+            self.said = said;
+        }
+        Ok(())
     }
 
     /// The answer is over: what was held back because a character seemed incomplete.
     pub(super) fn finish(&mut self, tokens: &Tokens) -> Result<String, TokenizerFailed> {
-        let tail = self.rest(tokens)?;
+        let text = tokens.decode(&self.window)?;
+        let tail = text.get(self.said..).unwrap_or_default().to_owned();
         self.said += tail.len();
         Ok(tail)
     }
+}
 
-    fn rest(&self, tokens: &Tokens) -> Result<String, TokenizerFailed> {
-        let all = tokens.decode(&self.ids)?;
-        Ok(all.get(self.said..).unwrap_or_default().to_owned())
+/// A whole answer behind the last ids of its prompt, decoded at once.
+pub(super) fn whole(tokens: &Tokens, context: &[u32], ids: &[u32]) -> Result<String, TokenizerFailed> {
+    if tokens.is_local() {
+        let text = tokens.decode(&[context, ids].concat())?;
+        let said = if context.is_empty() { 0 } else { complete(&tokens.decode(context)?) };
+        return Ok(text.get(said..).unwrap_or_default().to_owned());
     }
+    let mut detokeniser = Detokeniser::behind(tokens, context)?;
+    let mut text = String::new();
+    for &id in ids {
+        text.push_str(&detokeniser.push(tokens, id)?);
+    }
+    text.push_str(&detokeniser.finish(tokens)?);
+    Ok(text)
+}
+
+/// Where the part of a text ends that no later token changes.
+fn complete(text: &str) -> usize {
+    let last = text.char_indices().rev().take(INCOMPLETE);
+    last.take_while(|(_, character)| *character == char::REPLACEMENT_CHARACTER).last().map_or(text.len(), |(at, _)| at)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::tests::byte_tokens;
+    use super::super::samples::{byte_fallback, byte_tokens, families};
     use super::*;
 
-    fn pieces(ids: &[u32]) -> Vec<String> {
-        let tokens = byte_tokens();
-        let mut detokeniser = Detokeniser::default();
-        let mut pieces: Vec<String> = ids.iter().map(|&id| detokeniser.push(&tokens, id).unwrap()).collect();
-        pieces.push(detokeniser.finish(&tokens).unwrap());
+    fn pieces(tokens: &Tokens, context: &[u32], ids: &[u32]) -> Vec<String> {
+        let mut detokeniser = Detokeniser::behind(tokens, context).unwrap();
+        let mut pieces: Vec<String> = ids.iter().map(|&id| detokeniser.push(tokens, id).unwrap()).collect();
+        pieces.push(detokeniser.finish(tokens).unwrap());
         pieces
     }
 
     #[test]
     fn a_character_goes_on_once_it_is_whole() {
-        let ids = byte_tokens().encode("a€b").unwrap();
-        assert_eq!(pieces(&ids), ["a", "", "", "€", "b", ""]);
+        let tokens = byte_tokens();
+        let ids = tokens.encode("a€b", usize::MAX).unwrap();
+        assert_eq!(pieces(&tokens, &[], &ids), ["a", "", "", "€", "b", ""]);
     }
 
     #[test]
     fn half_a_character_at_the_end_is_not_lost() {
-        let ids = byte_tokens().encode("a€").unwrap();
-        let joined = pieces(&ids[..3]).concat();
-        assert_eq!(joined, byte_tokens().decode(&ids[..3]).unwrap());
+        let tokens = byte_tokens();
+        let ids = tokens.encode("a€", usize::MAX).unwrap();
+        let joined = pieces(&tokens, &[], &ids[..3]).concat();
+        assert_eq!(joined, tokens.decode(&ids[..3]).unwrap());
         assert!(joined.starts_with('a') && joined.len() > 1);
     }
 
+    #[test]
+    fn tokens_of_bytes_stream_as_they_are_answered_whole() {
+        let tokens = byte_fallback();
+        for (names, text) in [
+            (&["<0x41>", "<0x42>", "<0xFF>", "▁one", "▁two"][..], "AB\u{fffd} one two"),
+            (&["<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0xF0>"], "😀\u{fffd}"),
+            (&["<0x0A>", "<0xF0>", "<0x9F>"], "\n\u{fffd}\u{fffd}"),
+        ] {
+            let ids: Vec<u32> = names.iter().map(|name| tokens.tokenizer.token_to_id(name).unwrap()).collect();
+            assert_eq!(whole(&tokens, &[], &ids).unwrap(), text);
+            assert_eq!(pieces(&tokens, &[], &ids).concat(), text);
+        }
+    }
+
+    #[test]
+    fn the_space_before_the_first_word_is_the_prompts_to_decide() {
+        let tokens = byte_fallback();
+        let prompt = tokens.encode("one", usize::MAX).unwrap();
+        let answer = [tokens.tokenizer.token_to_id("▁two").unwrap()];
+        for (context, text) in [(&prompt[..], " two"), (&[], "two")] {
+            assert_eq!(whole(&tokens, context, &answer).unwrap(), text);
+            assert_eq!(pieces(&tokens, context, &answer).concat(), text);
+        }
+    }
+
+    #[test]
+    fn a_character_that_the_prompt_began_is_the_answers() {
+        let tokens = byte_fallback();
+        let id = |name: &str| tokens.tokenizer.token_to_id(name).unwrap();
+        let (context, ids) = ([id("<0xF0>"), id("<0x9F>")], [id("<0x98>"), id("<0x80>")]);
+        assert_eq!(whole(&tokens, &context, &ids).unwrap(), "😀");
+        assert_eq!(pieces(&tokens, &context, &ids).concat(), "😀");
+    }
+
+    #[test]
+    fn a_window_stays_short_whatever_comes() {
+        for (name, tokens) in families() {
+            for id in 0..tokens.vocabulary() {
+                let mut detokeniser = Detokeniser::default();
+                for _ in 0..10 * CONTEXT {
+                    detokeniser.push(&tokens, id).unwrap();
+                }
+                let is_short = detokeniser.window.len() <= 2 * CONTEXT + 1;
+                // A token without a text of its own tells nothing of what comes before it.
+                assert!(is_short || tokens.decode(&[id; 8]).unwrap().is_empty(), "{name}: {id}");
+            }
+        }
+    }
+
     proptest! {
+        /// For every kind of decoder: a stream's pieces are the whole answer, behind whatever prompt, and without a prompt
+        /// they are the decoding of all ids.
         #[test]
-        fn pieces_joined_are_the_whole(ids in proptest::collection::vec(0u32..257, 0..40)) {
-            prop_assert_eq!(pieces(&ids).concat(), byte_tokens().decode(&ids).unwrap());
+        fn pieces_joined_are_the_whole(
+            numbers in proptest::collection::vec(0u32..1000, 0..60),
+            prompt in 0usize..20,
+        ) {
+            for (name, tokens) in families() {
+                let ids: Vec<u32> = numbers.iter().map(|number| number % tokens.vocabulary()).collect();
+                let (prompt, answer) = ids.split_at(prompt.min(ids.len()));
+                let context = tokens.context(prompt, true);
+                let streamed = pieces(&tokens, &context, answer).concat();
+                prop_assert_eq!(&streamed, &whole(&tokens, &context, answer).unwrap(), "{}", name);
+                let alone = pieces(&tokens, &[], &ids).concat();
+                prop_assert_eq!(&alone, &tokens.decode(&ids).unwrap(), "{}", name);
+            }
         }
 
+        /// What a text becomes, prompt and answer together, is what each of them says.
         #[test]
-        fn texts_come_back(text in "\\PC{0,30}") {
-            let ids = byte_tokens().encode(&text).unwrap();
-            prop_assert_eq!(pieces(&ids).concat(), text);
+        fn a_text_is_continued_where_it_was_cut(text in "[abc one two€😀.]{1,40}", cut in 0usize..60) {
+            for (name, tokens) in families() {
+                let ids = tokens.encode(&text, usize::MAX).unwrap();
+                let (prompt, answer) = ids.split_at(cut.min(ids.len()));
+                let before = tokens.decode(prompt).unwrap();
+                if complete(&before) < before.len() {
+                    continue;
+                }
+                let said = whole(&tokens, &tokens.context(prompt, true), answer).unwrap();
+                let all = tokens.decode(&ids).unwrap();
+                prop_assert_eq!(before + &said, all, "{}", name);
+            }
         }
     }
 }

@@ -9,18 +9,19 @@ use tokenizers::Tokenizer;
 
 /// Says what is wrong with a tokenizer for a vocabulary, if anything is.
 ///
-/// Every id must mean the same token to both. Only the vocabulary's tail may hold entries that the tokenizer does not
-/// know: padding, as OPT's `madeupword0000`.
+/// Every id that both have must mean the same token to both. Either may have more at its end: the vocabulary, padding such
+/// as OPT's `madeupword0000`; the tokenizer, tokens that the model was never given rows for, such as an added `<pad>`. Where
+/// the padding repeats a token, the engine takes the first of the two.
 pub(super) fn check(vocabulary: &[String], tokenizer: &Tokenizer) -> Result<(), String> {
-    let mut seen = HashMap::with_capacity(vocabulary.len());
-    for (id, token) in vocabulary.iter().enumerate() {
+    let known = vocabulary.len() - padding(vocabulary, tokenizer);
+    let mut seen = HashMap::with_capacity(known);
+    for (id, token) in vocabulary[..known].iter().enumerate() {
         if let Some(before) = seen.insert(token, id) {
             return Err(format!(
                 "cannot be used with this vocabulary.json, which has {token:?} twice, as id {before} and as id {id}"
             ));
         }
     }
-    let known = vocabulary.len() - padding(vocabulary, tokenizer);
     for (id, token) in vocabulary[..known].iter().enumerate() {
         match u32::try_from(id).ok().and_then(|id| tokenizer.id_to_token(id)) {
             Some(theirs) if theirs == *token => {}
@@ -34,24 +35,18 @@ pub(super) fn check(vocabulary: &[String], tokenizer: &Tokenizer) -> Result<(), 
             }
         }
     }
-    let size = tokenizer.get_vocab_size(true);
-    if size > known {
-        return Err(format!("is not the model's: it has {size} tokens, but vocabulary.json has {known} of them"));
-    }
     Ok(())
 }
 
-/// Entries at the vocabulary's end that the tokenizer knows neither by id nor by name.
+/// Entries at the vocabulary's end whose ids the tokenizer does not have.
 fn padding(vocabulary: &[String], tokenizer: &Tokenizer) -> usize {
-    let unknown = |(id, token): &(usize, &String)| {
-        u32::try_from(*id).is_ok_and(|id| tokenizer.id_to_token(id).is_none()) && tokenizer.token_to_id(token).is_none()
-    };
+    let unknown = |(id, _): &(usize, &String)| u32::try_from(*id).is_ok_and(|id| tokenizer.id_to_token(id).is_none());
     vocabulary.iter().enumerate().rev().take_while(unknown).count()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::bytes;
+    use super::super::samples::bytes;
     use super::*;
 
     fn vocabulary(tokenizer: &Tokenizer) -> Vec<String> {
@@ -73,15 +68,28 @@ mod tests {
     }
 
     #[test]
+    fn a_tokenizer_may_have_tokens_that_the_model_has_no_rows_for() {
+        let tokenizer = bytes(&["</s>", "<pad>"]);
+        assert_eq!(check(&vocabulary(&tokenizer)[..257], &tokenizer), Ok(()));
+    }
+
+    #[test]
+    fn padding_may_repeat_a_token_that_the_tokenizer_has() {
+        let tokenizer = bytes(&["</s>", "<extra_id_0>"]);
+        let mut vocabulary = vocabulary(&tokenizer);
+        vocabulary.extend(["<extra_id_0>".to_owned(), "<extra_id_1>".to_owned()]);
+        assert_eq!(check(&vocabulary, &tokenizer), Ok(()));
+    }
+
+    #[test]
     fn other_tokens_do_not_fit() {
         let good = vocabulary(&bytes(&["</s>", "<pad>"]));
         let mut swapped = good.clone();
         swapped.swap(256, 257);
         assert_eq!(problem(&swapped), "is not the model's: id 256 is \"</s>\" here, but \"<pad>\" in vocabulary.json");
-        assert_eq!(problem(&good[..257]), "is not the model's: it has 258 tokens, but vocabulary.json has 257 of them");
         let mut twice = good.clone();
-        twice.push("</s>".to_owned());
-        assert!(problem(&twice).ends_with("which has \"</s>\" twice, as id 256 and as id 258"));
+        twice[257] = "</s>".to_owned();
+        assert!(problem(&twice).ends_with("which has \"</s>\" twice, as id 256 and as id 257"));
         let mut renamed = good;
         renamed[257] = "<other>".to_owned();
         assert!(problem(&renamed).starts_with("is not the model's: id 257 is"));

@@ -8,137 +8,138 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind as Fault, Value, context};
 use pillion_protocol::frame::Message;
-use serde::Deserialize;
+use serde_json::Map;
 
 use crate::model::ModelError;
+use crate::model::tokenizer_config::{FILE as CONFIG, Templates, TokenizerConfig};
 
 /// For models that have none: each message on a line behind its role, and then the assistant's turn.
 const PLAIN: &str = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:";
 
 const FILE: &str = "chat_template.jinja";
-const CONFIG: &str = "tokenizer_config.json";
 const NAME: &str = "chat";
+/// The special tokens that templates know by these names.
+const SPECIAL: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
-/// A template, ready to be filled in.
+/// A template, ready to be filled in, or what is wrong with it.
 #[derive(Debug)]
-pub(super) struct Template {
-    environment: Environment<'static>,
-    bos: String,
-    eos: String,
+pub struct Template {
+    environment: Result<Environment<'static>, String>,
+    special: Vec<(&'static str, String)>,
     /// The file that it was in; none for the plain one.
     file: Option<&'static str>,
-}
-
-/// What matters here of `tokenizer_config.json`.
-#[derive(Debug, Default, Deserialize)]
-struct Config {
-    chat_template: Option<Templates>,
-    bos_token: Option<SpecialToken>,
-    eos_token: Option<SpecialToken>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Templates {
-    One(String),
-    Named(Vec<Named>),
-}
-
-#[derive(Debug, Deserialize)]
-struct Named {
-    name: String,
-    template: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum SpecialToken {
-    Text(String),
-    Object { content: String },
-}
-
-impl SpecialToken {
-    fn into_text(self) -> String {
-        match self {
-            Self::Text(text) | Self::Object { content: text } => text,
-        }
-    }
 }
 
 impl Template {
     /// The template of the model in this directory.
     ///
     /// # Errors
-    /// A file cannot be read, or holds no template.
-    pub(super) fn load(directory: &Path) -> Result<Self, ModelError> {
-        let config = directory.join(CONFIG);
-        let read: Config = match optional(&config)? {
-            None => Config::default(),
-            Some(text) => serde_json::from_str(&text).map_err(|error| ModelError::new(&config, error.to_string()))?,
-        };
-        let own = directory.join(FILE);
-        let (file, source) = match (optional(&own)?, read.chat_template) {
-            (Some(source), _) => (Some(FILE), source),
-            (None, Some(Templates::One(source))) => (Some(CONFIG), source),
+    /// A file cannot be read. One that holds no template that can be used is refused when a chat comes.
+    pub(super) fn load(directory: &Path, config: &TokenizerConfig) -> Result<Self, ModelError> {
+        let (file, source) = match (text(&directory.join(FILE))?, &config.chat_template) {
+            (Some(source), _) => (Some(FILE), Ok(source)),
+            (None, Some(Templates::One(source))) => (Some(CONFIG), Ok(source.clone())),
             (None, Some(Templates::Named(all))) => {
-                let default = all.into_iter().find(|named| named.name == "default").map(|named| named.template);
-                let Some(source) = default else {
-                    return Err(ModelError::new(&config, "has several chat templates, but none is named \"default\""));
-                };
-                (Some(CONFIG), source)
+                let default = all.iter().find(|named| named.name == "default").map(|named| named.template.clone());
+                (Some(CONFIG), default.ok_or_else(|| "there are several, but none is named \"default\"".to_owned()))
             }
-            (None, None) => (None, PLAIN.to_owned()),
+            (None, None) => (None, Ok(PLAIN.to_owned())),
         };
-        let text = |token: Option<SpecialToken>| token.map(SpecialToken::into_text).unwrap_or_default();
-        let (bos, eos) = (text(read.bos_token), text(read.eos_token));
-        let template = Self::new(source, bos, eos).map_err(|error| {
-            let path = directory.join(file.unwrap_or(FILE));
-            ModelError::new(path, format!("has a chat template that cannot be used: {}", told(&error)))
-        })?;
-        Ok(Self { file, ..template })
-    }
-
-    /// The file that it was in, if it is the model's own.
-    pub(super) fn file(&self) -> Option<&'static str> {
-        self.file
+        let environment = source.and_then(|source| environment(&source).map_err(|error| told(&error)));
+        let special = SPECIAL.map(|name| (name, config.special(name).unwrap_or_default().to_owned())).to_vec();
+        Ok(Self { environment, special, file })
     }
 
     /// The plain one.
     #[cfg(test)]
     pub(super) fn plain() -> Self {
-        Self::new(PLAIN.to_owned(), String::new(), String::new()).expect("it is sound")
+        Self { file: None, ..Self::of(PLAIN) }
     }
 
-    pub(super) fn new(source: String, bos: String, eos: String) -> Result<Self, Error> {
-        let mut environment = Environment::new();
-        // As Hugging Face sets Jinja up.
-        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-            Err(Error::new(Fault::InvalidOperation, message))
-        });
-        environment.add_template_owned(NAME, source)?;
-        Ok(Self { environment, bos, eos, file: None })
+    /// That of a file of its own.
+    #[cfg(test)]
+    pub(super) fn of(source: &str) -> Self {
+        let environment = environment(source).map_err(|error| told(&error));
+        Self { environment, special: vec![("bos_token", "<s>".to_owned())], file: Some(FILE) }
     }
 
-    /// The chat as a text, with the beginning of the assistant's answer.
+    /// The file that it was in, if it is the model's own.
+    pub fn file(&self) -> Option<&'static str> {
+        self.file
+    }
+
+    /// Whether it is the one for models that have none.
+    pub fn is_plain(&self) -> bool {
+        self.file.is_none()
+    }
+
+    /// Why it cannot be used, if it cannot.
+    pub fn problem(&self) -> Option<&str> {
+        self.environment.as_ref().err().map(String::as_str)
+    }
+
+    /// The chat as a text, with the beginning of the assistant's answer. `kwargs` are variables beside the messages.
     ///
     /// # Errors
-    /// The template refuses the messages, or cannot be filled in: why.
-    pub(super) fn render(&self, messages: &[Message]) -> Result<String, String> {
-        let fill = || {
-            let said = |message: &Message| context! { role => &message.role, content => &message.content };
-            self.environment.get_template(NAME)?.render(context! {
-                messages => messages.iter().map(said).collect::<Vec<Value>>(),
-                add_generation_prompt => true,
-                bos_token => &self.bos,
-                eos_token => &self.eos,
-            })
-        };
-        fill().map_err(|error| told(&error))
+    /// The template cannot be used, refuses the messages, or cannot be filled in: why.
+    pub(super) fn render(
+        &self,
+        messages: &[Message],
+        kwargs: &Map<String, serde_json::Value>,
+    ) -> Result<String, String> {
+        let environment = self.environment.as_ref().map_err(|problem| {
+            let file = self.file.unwrap_or(FILE);
+            format!("the model's chat template ({file}) cannot be used: {problem}")
+        })?;
+        let said = |message: &Message| context! { role => &message.role, content => &message.content };
+        let mut variables = self.special.iter().map(|(name, token)| ((*name).to_owned(), Value::from(token.as_str())));
+        let mut all: std::collections::BTreeMap<String, Value> = variables.by_ref().collect();
+        all.extend(["tools", "documents"].map(|name| (name.to_owned(), Value::from(()))));
+        all.insert("add_generation_prompt".to_owned(), true.into());
+        all.extend(kwargs.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))));
+        all.insert("messages".to_owned(), messages.iter().map(said).collect::<Vec<Value>>().into());
+        let fill = || environment.get_template(NAME)?.render(Value::from(all));
+        fill().map_err(|error| format!("the model's chat template does not take these messages: {}", told(&error)))
     }
+}
+
+/// As Hugging Face sets Jinja up.
+fn environment(source: &str) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
+        Err(Error::new(Fault::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
+        let now = jiff::fmt::strtime::format(&format, &jiff::Zoned::now());
+        now.map_err(|error| Error::new(Fault::InvalidOperation, format!("strftime_now({format:?}): {error}")))
+    });
+    environment.add_template_owned(NAME, without_generation_blocks(source))?;
+    Ok(environment)
+}
+
+/// `{% generation %}` marks what the assistant said, for training; to what is rendered it means nothing.
+fn without_generation_blocks(source: &str) -> String {
+    let mut all = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, block) = rest.split_at(at);
+        let end = block.find("%}").map_or(block.len(), |end| end + 2);
+        let (block, after) = block.split_at(end);
+        let word = block.trim_matches(|c: char| "{%-+}".contains(c) || c.is_whitespace());
+        all.push_str(before);
+        match word {
+            "generation" => all.push_str(&block.replace(word, "if true")),
+            "endgeneration" => all.push_str(&block.replace(word, "endif")),
+            _ => all.push_str(block),
+        }
+        rest = after;
+    }
+    all + rest
 }
 
 fn told(error: &Error) -> String {
@@ -150,7 +151,7 @@ fn told(error: &Error) -> String {
 }
 
 /// A file's text, if there is such a file.
-fn optional(path: &Path) -> Result<Option<String>, ModelError> {
+fn text(path: &Path) -> Result<Option<String>, ModelError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -170,9 +171,13 @@ mod tests {
         vec![said("system", "Be brief."), said("user", " 2+3? "), said("assistant", "5"), said("user", "And 4?")]
     }
 
+    fn render(source: &str, messages: &[Message]) -> Result<String, String> {
+        Template::of(source).render(messages, &Map::new())
+    }
+
     #[test]
     fn a_model_without_a_template_gets_a_plain_one() {
-        let text = Template::plain().render(&chat()).unwrap();
+        let text = Template::plain().render(&chat(), &Map::new()).unwrap();
         assert_eq!(text, "system: Be brief.\nuser:  2+3? \nassistant: 5\nuser: And 4?\nassistant:");
     }
 
@@ -185,36 +190,55 @@ mod tests {
             <|im_start|>{{ message['role'].upper() }}\n{{ message['content'].strip() }}<|im_end|>\n\
             {% set ns.last = message.role %}{% endfor %}\n\
             {% if add_generation_prompt and ns.last != 'assistant' %}<|im_start|>assistant\n{% endif %}";
-        let template = Template::new(source.to_owned(), "<s>".to_owned(), "</s>".to_owned()).unwrap();
-        let text = template.render(&chat()[1..3]).unwrap();
+        let text = render(source, &chat()[1..3]).unwrap();
         assert_eq!(text, "<s><|im_start|>USER\n2+3?<|im_end|>\n<|im_start|>ASSISTANT\n5<|im_end|>\n");
-        let refused = template.render(&[said("tool", "x")]).unwrap_err();
-        assert_eq!(refused, "Unknown role: tool");
+        let refused = render(source, &[said("tool", "x")]).unwrap_err();
+        assert!(refused.ends_with(": Unknown role: tool"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_marked_for_training_is_rendered_as_all_else() {
+        let source = "{% for m in messages %}{%- if m.role == 'assistant' %}{%- generation -%} {{ m.content }}! \
+            {%- endgeneration %}{% else %}{{ m.content }}{% endif %}\n{%endfor%}{% generation %}{% endgeneration %}";
+        assert_eq!(render(source, &chat()[2..]).unwrap(), "5!And 4?");
+    }
+
+    #[test]
+    fn the_date_is_todays() {
+        let text = render("{{ strftime_now('%Y-%m-%d %B') }}", &[]).unwrap();
+        assert_eq!(text, jiff::Zoned::now().strftime("%Y-%m-%d %B").to_string());
+        assert!(render("{{ strftime_now('%') }}", &[]).unwrap_err().contains("strftime_now"));
+    }
+
+    #[test]
+    fn there_are_no_tools_and_what_a_client_tells_arrives() {
+        let source = "{% if tools is none and documents is none %}none{% endif %}\
+            {% if enable_thinking is defined and enable_thinking is false %} no thinking{% endif %}";
+        assert_eq!(render(source, &[]).unwrap(), "none");
+        let kwargs = serde_json::from_str(r#"{"enable_thinking": false}"#).unwrap();
+        assert_eq!(Template::of(source).render(&[], &kwargs).unwrap(), "none no thinking");
     }
 
     #[test]
     fn a_template_is_found_where_models_keep_it() {
         let folder = std::env::temp_dir().join(format!("pillion-template-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
-        let hello = [said("user", "hello")];
-        let render = || Template::load(&folder).unwrap().render(&hello).unwrap();
-        let file = || Template::load(&folder).unwrap().file();
-        assert_eq!(file(), None);
-        assert_eq!(render(), "user: hello\nassistant:");
-        write(
-            CONFIG,
-            r#"{"bos_token": {"content": "<s>"}, "chat_template": "{{ bos_token }}{{ messages[0].content }}"}"#,
-        );
-        assert_eq!((render().as_str(), file()), ("<s>hello", Some(CONFIG)));
+        let load = |config: &str| Template::load(&folder, &serde_json::from_str(config).unwrap()).unwrap();
+        let said = |template: &Template| template.render(&[said("user", "hello")], &Map::new());
+        let plain = load("{}");
+        assert_eq!((said(&plain).unwrap().as_str(), plain.file()), ("user: hello\nassistant:", None));
+        let own = r#"{"bos_token": {"content": "<s>"}, "chat_template": "{{ bos_token }}{{ messages[0].content }}"}"#;
+        assert_eq!((said(&load(own)).unwrap().as_str(), load(own).file()), ("<s>hello", Some(CONFIG)));
         let named = r#"{"chat_template": [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]}"#;
-        write(CONFIG, named);
-        assert_eq!(render(), "yes");
-        write(FILE, "from {{ 'its own file' }}");
-        assert_eq!((render().as_str(), file()), ("from its own file", Some(FILE)));
-        write(FILE, "{% if %}");
-        let error = Template::load(&folder).unwrap_err();
-        assert!(error.path.ends_with(FILE) && error.problem.contains("cannot be used"), "{error}");
+        assert_eq!(said(&load(named)).unwrap(), "yes");
+        let nameless = load(r#"{"chat_template": [{"name": "rag", "template": "no"}]}"#);
+        assert!(said(&nameless).unwrap_err().contains("none is named \"default\""));
+        fs::write(folder.join(FILE), "from {{ 'its own file' }}").unwrap();
+        assert_eq!((said(&load(own)).unwrap().as_str(), load(own).file()), ("from its own file", Some(FILE)));
+        fs::write(folder.join(FILE), "{% if %}").unwrap();
+        let error = said(&load(own)).unwrap_err();
+        assert!(error.starts_with("the model's chat template (chat_template.jinja) cannot be used: "), "{error}");
+        assert!(load(own).problem().is_some() && !load(own).is_plain());
         fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -1,10 +1,11 @@
 //! `POST /v1/chat/completions`.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use pillion_protocol::frame::{Message, Prompt};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::super::call::{Call, Shape};
 use super::super::fields::{Fields, MOST_NEW_TOKENS, fault, kind};
@@ -18,6 +19,10 @@ use crate::job::{Ask, Completion, End, prompt_bytes};
 
 /// The most messages of a chat.
 const MOST_MESSAGES: usize = 4096;
+/// The most bytes of `chat_template_kwargs`, as JSON.
+const MOST_KWARGS: usize = 64 * 1024;
+/// The most levels of a value in it: what is read as JSON here must be read again, some levels deeper, by the worker.
+const DEEPEST_KWARG: usize = 32;
 /// Where neither the request nor a model says how long an answer may be.
 const UNKNOWN_TOKENS: u32 = 1024;
 
@@ -29,6 +34,7 @@ pub(in super::super) fn parse(body: &[u8], limits: &Limits, handle: &Handle, id:
         return Err(fault("model", format!("the worker of {name} is of a version that takes no chats")));
     }
     let messages = messages(&mut fields)?;
+    let chat_template_kwargs = Arc::new(template_kwargs(&mut fields)?);
     let (max_new_tokens, fit) = max_tokens(&mut fields, model.as_ref())?;
     let Sampling { class, stop, n, .. } = Sampling::read(&mut fields, model.as_ref(), Some(max_new_tokens))?;
     let streamed = Streamed::read(&mut fields)?;
@@ -41,7 +47,10 @@ pub(in super::super) fn parse(body: &[u8], limits: &Limits, handle: &Handle, id:
     }
     let prompt = Prompt::Chat(messages);
     several(n, prompt_bytes(&prompt), limits)?;
-    let ask = || Ask { prompt: prompt.clone(), class, max_new_tokens, fit, stop: stop.clone() };
+    let ask = || {
+        let (prompt, stop, chat_template_kwargs) = (prompt.clone(), stop.clone(), chat_template_kwargs.clone());
+        Ask { prompt, class, max_new_tokens, fit, stop, chat_template_kwargs }
+    };
     let asks = std::iter::repeat_with(ask).take(n).collect();
     let head = Head {
         id: format!("chatcmpl-{id}"),
@@ -80,6 +89,37 @@ fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
         return Err(fault("messages", format!("messages must hold 1 to {MOST_MESSAGES}, not {}", items.len())));
     }
     items.into_iter().enumerate().map(|(at, item)| message(at, item)).collect()
+}
+
+/// What the template is told besides the messages: names and values, which only the template knows.
+fn template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    const NAME: &str = "chat_template_kwargs";
+    match fields.take(NAME) {
+        None => Ok(Map::new()),
+        Some(Value::Object(map)) if map.contains_key("messages") => {
+            Err(fault(NAME, format!("{NAME} must not hold messages: they are a field of their own")))
+        }
+        Some(Value::Object(map)) => {
+            let bytes = serde_json::to_string(&map).map_or(usize::MAX, |text| text.len());
+            if bytes > MOST_KWARGS {
+                return Err(fault(NAME, format!("{NAME} must take at most {MOST_KWARGS} bytes as JSON, not {bytes}")));
+            }
+            if !map.values().all(|value| nests_at_most(value, DEEPEST_KWARG)) {
+                return Err(fault(NAME, format!("{NAME} must not nest deeper than {DEEPEST_KWARG} levels")));
+            }
+            Ok(map)
+        }
+        Some(other) => Err(fault(NAME, format!("{NAME} must be an object, not {}", kind(&other)))),
+    }
+}
+
+/// Whether a value has at most so many levels of lists and objects.
+fn nests_at_most(value: &Value, levels: usize) -> bool {
+    match value {
+        Value::Array(items) => levels > 0 && items.iter().all(|item| nests_at_most(item, levels - 1)),
+        Value::Object(map) => levels > 0 && map.values().all(|item| nests_at_most(item, levels - 1)),
+        _ => true,
+    }
 }
 
 fn message(at: usize, item: Value) -> Result<Message, ApiError> {

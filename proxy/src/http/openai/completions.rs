@@ -1,5 +1,6 @@
 //! `POST /v1/completions`.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use pillion_protocol::frame::Prompt;
@@ -53,7 +54,10 @@ pub(in super::super) fn parse(body: &[u8], limits: &Limits, handle: &Handle, id:
             return Err(ApiError::Unsupported { param: "echo".into(), why });
         }
     };
-    let ask = |prompt: &Prompt| Ask { prompt: prompt.clone(), class, max_new_tokens, fit, stop: stop.clone() };
+    let ask = |prompt: &Prompt| {
+        let (prompt, stop, chat_template_kwargs) = (prompt.clone(), stop.clone(), Arc::default());
+        Ask { prompt, class, max_new_tokens, fit, stop, chat_template_kwargs }
+    };
     let asks = prompts.iter().flat_map(|prompt| std::iter::repeat_with(|| ask(prompt)).take(n)).collect();
     let head =
         Head { id: format!("cmpl-{id}"), object: "text_completion", created: seconds(SystemTime::now()), model: name };

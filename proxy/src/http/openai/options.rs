@@ -9,7 +9,7 @@ use super::super::Limits;
 use super::super::fields::{Fields, LEAST, MOST_NEW_TOKENS, fault};
 use super::super::response::ApiError;
 use crate::batcher::models::Model;
-use crate::job::Class;
+use crate::job::{Class, Stops};
 
 /// Candidates among which top-p draws: the engine takes no more than some thousands, and what is less likely than the
 /// thousand likeliest tokens weighs next to nothing.
@@ -19,7 +19,7 @@ const TOP_P_CANDIDATES: u32 = 1024;
 #[derive(Debug)]
 pub(super) struct Sampling {
     pub class: Class,
-    pub stop: Arc<[String]>,
+    pub stop: Arc<Stops>,
     /// No end of sequence before so many tokens.
     pub min_tokens: u32,
     /// Answers to each prompt.
@@ -60,7 +60,7 @@ impl Sampling {
         };
         let n = fields.integer("n", 1, MOST_ANSWERS)?.unwrap_or(1);
         let class = Class::new(&options, min_tokens).of_model(super::id_of(model));
-        Ok(Self { class, stop: fields.stop()?.into(), min_tokens, n: n as usize })
+        Ok(Self { class, stop: Arc::new(fields.stops()?), min_tokens, n: n as usize })
     }
 }
 

@@ -141,7 +141,7 @@ fn only_streams_are_told_of_before_their_end_and_all_of_a_step_at_once() {
 #[test]
 fn a_resumed_member_goes_on_where_it_was() {
     let tokens = byte_tokens();
-    let produced = tokens.encode("bcd").unwrap();
+    let produced = tokens.encode("bcd", 100).unwrap();
     let resumed = Member { produced: produced.clone(), sent: 3, ..member("xa", 6) };
     let streamed = Member { stream: true, sent: 2, ..resumed.clone() };
     // "cdef" is a stop string of which "cd" had been held back.
@@ -153,13 +153,13 @@ fn a_resumed_member_goes_on_where_it_was() {
     assert_eq!(outcome.text, ["efg", "defg", "", "bcdefg", "cd"]);
     let (stop, length) = (FinishReason::Stop, FinishReason::Length);
     assert_eq!(reasons(&outcome), [(length, 6), (length, 6), (stop, 5), (length, 6), (length, 3)]);
-    assert_eq!(outcome.ids[0], tokens.encode("efg").unwrap(), "only new ids are told");
+    assert_eq!(outcome.ids[0], tokens.encode("efg", 100).unwrap(), "only new ids are told");
 }
 
 #[test]
 fn options_that_look_back_keep_lengths_apart_and_start_again() {
     let options = Options { repetition_penalty: 1.2, ..Options::default() };
-    let produced = byte_tokens().encode("bc").unwrap();
+    let produced = byte_tokens().encode("bc", 100).unwrap();
     let members = vec![
         member("xa", 2),
         member("xya", 2),

@@ -1,0 +1,52 @@
+//! A model's tokens by their ids: `vocabulary.json`, or `vocabulary.txt` of older conversions.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{ModelError, json, missing};
+
+const JSON: &str = "vocabulary.json";
+const TEXT: &str = "vocabulary.txt";
+
+/// Where a directory's vocabulary is.
+pub(super) fn path(directory: &Path) -> PathBuf {
+    let text = directory.join(TEXT);
+    let json = directory.join(JSON);
+    if !json.exists() && text.exists() { text } else { json }
+}
+
+/// The tokens. Where the unknown token is not among them, the engine has it besides, and never chooses it.
+pub(super) fn read(directory: &Path) -> Result<Vec<String>, ModelError> {
+    let path = path(directory);
+    if path.ends_with(TEXT) {
+        let text = fs::read_to_string(&path).map_err(|error| ModelError::new(&path, missing(&error, TEXT)))?;
+        Ok(lines(&text))
+    } else {
+        json(&path)
+    }
+}
+
+/// A token a line. Carriage returns are the lines' own where all of them end with one.
+fn lines(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.strip_suffix('\n').unwrap_or(text).split('\n').collect();
+    let all = lines.iter().all(|line| line.ends_with('\r'));
+    lines.into_iter().map(|line| line.strip_suffix('\r').filter(|_| all).unwrap_or(line).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::Scratch;
+
+    #[test]
+    fn older_vocabularies_have_a_token_a_line() {
+        assert_eq!(lines("<unk>\na\n\u{a0}\n"), ["<unk>", "a", "\u{a0}"]);
+        assert_eq!(lines("<unk>\r\na\r\n"), ["<unk>", "a"]);
+        assert_eq!(lines("<unk>\n\r\n"), ["<unk>", "\r"]);
+        let scratch = Scratch::new("vocabulary");
+        fs::write(scratch.0.join(TEXT), "a\nb\n").unwrap();
+        assert_eq!(read(&scratch.0).unwrap(), ["a", "b"]);
+        fs::write(scratch.0.join(JSON), r#"["<unk>", "c"]"#).unwrap();
+        assert_eq!(read(&scratch.0).unwrap(), ["<unk>", "c"], "the newer one counts, as for the engine");
+    }
+}
