@@ -15,14 +15,14 @@ use crate::engine::ct2::{Ct2, Device, Setting, unusable};
 use crate::engine::{Engine, EngineFailed, EnginePool, FEEDERS};
 use crate::error::Error;
 use crate::liveness::{Liveness, Stuck};
-use crate::memory;
+use crate::memory::{self, Allowance, Need};
 use crate::model::Model;
 use crate::pace::Pace;
 use crate::program::Patch;
 use crate::session::Worker;
 use crate::shared::{Limits, Shared};
 use crate::tokens::{Template, Tokens};
-use crate::warmup::{self, Sample};
+use crate::warmup::{self, Loaded, Sample};
 use crate::{lifecycle, signals};
 
 /// The most that a call may hold where nobody says, unless the model has more positions: more makes no call cheaper.
@@ -135,18 +135,32 @@ async fn watch(liveness: &Liveness) -> Stuck {
     }
 }
 
-/// As many as any model needs, unless the memory holds less; one member always fits.
-fn batch_tokens(engine: &dyn Engine, sample: Sample, device: Device, slots: u32) -> Result<u32, Error> {
-    let most = sample.positions.max(MOST_BATCH_TOKENS);
-    if device != Device::Cpu {
-        return Ok(most);
+/// What the device's memory allows.
+fn allowance(model: &Model, device: Device, config: &Config) -> Allowance {
+    // What is computed in half precision takes half; whole numbers are used for weights alone.
+    let element = match device {
+        Device::Cuda(_) if config.compute_type.is_half() || model.description.is_half() => 2,
+        _ => 4,
+    };
+    let need = Need::of(&model.description, element);
+    let free = match device {
+        Device::Cpu => memory::system(),
+        Device::Cuda(index) => memory::device(index),
+    };
+    let bytes = free.map_or(u64::MAX, |free| memory::share(free, config.slots.into()));
+    if let Some(free) = free {
+        tracing::info!(free_mib = free >> 20, call_mib = bytes >> 20, token_bytes = need.token(), "memory for calls");
+    } else {
+        tracing::info!("nobody says what memory is free, so no request is refused for what it would take");
     }
-    let bytes = warmup::bytes_per_token(engine, sample).map_err(|error| engine_failed(&error))?;
-    let free = memory::free();
-    let Some((bytes, free)) = bytes.zip(free) else { return Ok(most) };
-    let fit = memory::tokens(free, bytes, slots.into());
-    tracing::info!(bytes_per_token = bytes, free_bytes = free, fit_tokens = fit, "measured the memory of a batch");
-    Ok(u32::try_from(fit).unwrap_or(u32::MAX).clamp(sample.positions.max(1), most))
+    Allowance { need, bytes }
+}
+
+/// As many as any model needs, unless the memory holds less; one member always fits.
+fn batch_tokens(allowance: Allowance, positions: u32) -> u32 {
+    let most = positions.max(MOST_BATCH_TOKENS);
+    let fit = allowance.bytes / allowance.need.token().max(1);
+    u32::try_from(fit).unwrap_or(u32::MAX).clamp(positions.max(1), most)
 }
 
 /// What was found in the model's files that decides answers.
@@ -182,12 +196,16 @@ fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> 
             }
         },
     };
-    let batch_tokens = match config.max_batch_tokens {
-        Some(tokens) => tokens,
-        None => batch_tokens(&*engine, sample, device, config.slots)?,
-    };
+    let allowance = allowance(&model, device, config);
+    let batch_tokens = config.max_batch_tokens.unwrap_or_else(|| batch_tokens(allowance, model.positions));
     let slots = config.slots as usize;
-    let limits = Limits { positions: model.positions, slots, top_p_candidates: device.top_p_candidates() };
+    let limits = Limits {
+        positions: model.positions,
+        slots,
+        top_p_candidates: device.top_p_candidates(),
+        allowance,
+        window: model.description.window,
+    };
     let hello = Hello {
         versions: VERSIONS.to_vec(),
         software: concat!("pillion-worker/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -214,7 +232,7 @@ fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> 
         step_us = u64::try_from(pace.step().as_micros()).unwrap_or(u64::MAX),
         "loaded"
     );
-    let liveness = Liveness::new(slots * FEEDERS, Instant::now());
+    let liveness = Liveness::new(slots * FEEDERS, slots, Instant::now());
     let shared = Arc::new(Shared {
         tokens,
         pace,
@@ -245,27 +263,35 @@ struct Started {
 }
 
 fn start(config: &Config, model: &Model, device: Device, sample: Sample) -> Result<Started, Error> {
-    let (engine, threads) = engine(config, model, device, sample)?;
+    let weights_mib = model.description.bytes >> 20;
+    tracing::info!(weights_mib, slots = config.slots, ?device, "loading the model");
+    let Loaded { engine, threads, loading, measuring } = engine(config, model, device, sample)?;
+    tracing::info!(threads, seconds = loading.as_secs_f32(), "the model is loaded");
+    tracing::info!(at_most_seconds = measuring.as_secs_f32(), "measuring what its calls take");
     let pace = Pace::default();
-    warmup::warm_up(&*engine, sample, &pace).map_err(|error| engine_failed(&error))?;
+    warmup::warm_up(&*engine, sample, &pace, Instant::now() + measuring).map_err(|error| engine_failed(&error))?;
     Ok(Started { engine, threads, pace })
 }
 
 /// Loads the engine, with as many threads as were asked for or as serve fastest.
-fn engine(config: &Config, model: &Model, device: Device, sample: Sample) -> Result<(Arc<dyn Engine>, usize), Error> {
+fn engine(config: &Config, model: &Model, device: Device, sample: Sample) -> Result<Loaded, Error> {
     let vocabulary = Arc::new(model.vocabulary.clone());
     let setting = Setting { device, compute_type: config.compute_type, slots: config.slots };
     let load =
         |threads| -> Result<Arc<dyn Engine>, Error> { Ok(Arc::new(Ct2::load(model, &vocabulary, setting, threads)?)) };
-    match (config.threads, device) {
-        (Some(threads), _) => Ok((load(threads.get())?, threads.get())),
+    let threads = match (config.threads, device) {
+        (Some(threads), _) => threads.get(),
         // The processor has little to do there.
-        (None, Device::Cuda(_)) => Ok((load(1)?, 1)),
+        (None, Device::Cuda(_)) => 1,
         (None, Device::Cpu) => {
             let available = std::thread::available_parallelism().map_or(1, usize::from) / config.slots as usize;
-            warmup::fastest(available, sample, load, |error| engine_failed(&error))
+            return warmup::fastest(available, model.description.bytes, sample, load, |error| engine_failed(&error));
         }
-    }
+    };
+    let start = Instant::now();
+    let engine = load(threads)?;
+    let loading = start.elapsed();
+    Ok(Loaded { engine, threads, loading, measuring: warmup::budget(loading) })
 }
 
 fn engine_failed(error: &EngineFailed) -> Error {

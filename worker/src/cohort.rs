@@ -4,10 +4,14 @@
 //! look back over the output the forced prompt tokens of longer members. So members are kept apart wherever sharing
 //! would make an answer depend on who rode along.
 //!
+//! Beyond a sliding window it answers all but the first member of a call wrongly, so that such members go alone.
+//!
 //! And it feeds only the shortest prompt in bulk, all that is longer one decode step at a time. So members of very
 //! different lengths are kept apart too, where two calls are predicted to take less time than one.
 
 use pillion_protocol::frame::UnitCost;
+
+use crate::memory::{Allowance, Size};
 
 /// What the engine needs to know of a member to place it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +50,10 @@ pub struct Rules {
     pub look_back: bool,
     /// The most tokens, prompts and answers together, unless a single member has more.
     pub max_tokens: u64,
+    /// The memory that a call may take, unless a single member needs more.
+    pub allowance: Allowance,
+    /// How far the model looks back; 0 where that has no limit.
+    pub window: u32,
     /// For keeping different lengths apart.
     pub cost: Cost,
 }
@@ -57,7 +65,9 @@ pub fn split(shapes: &[Shape], rules: Rules) -> Vec<Vec<usize>> {
         let shape = shapes[*place];
         (shape.least, if rules.look_back { shape.prompt } else { shape.prompt.min(2) })
     };
-    let mut order: Vec<usize> = (0..shapes.len()).collect();
+    // All of a prompt but its last token is fed in bulk.
+    let is_beyond = |place: &usize| rules.window > 0 && shapes[*place].prompt - 1 > rules.window;
+    let (beyond, mut order): (Vec<usize>, Vec<usize>) = (0..shapes.len()).partition(is_beyond);
     order.sort_by_key(|place| (class(place), shapes[*place].prompt, *place));
     let mut cohorts = Vec::new();
     for alike in order.chunk_by(|a, b| class(a) == class(b)) {
@@ -68,6 +78,7 @@ pub fn split(shapes: &[Shape], rules: Rules) -> Vec<Vec<usize>> {
             rest = later;
         }
     }
+    cohorts.extend(beyond.into_iter().map(|place| vec![place]));
     cohorts
 }
 
@@ -83,6 +94,10 @@ fn cut(shapes: &[Shape], row: &[usize], rules: Rules) -> Vec<usize> {
             piece.extend(shapes[row[start]]);
             if piece.tokens > rules.max_tokens && start + 1 < end {
                 break;
+            }
+            // With a shorter prompt among them, less is fed in bulk: more members may need less.
+            if !rules.allowance.fits(piece.size()) && start + 1 < end {
+                continue;
             }
             let (before, pieces, _) = best[start];
             least = least.min((before.saturating_add(piece.time(rules.cost)), pieces + 1, start));
@@ -119,6 +134,10 @@ impl Piece {
         self.last = self.last.max(tokens);
     }
 
+    fn size(self) -> Size {
+        Size { members: self.members, shortest: self.shortest, tokens: self.tokens }
+    }
+
     /// The time of the call if every member takes all its tokens: each is in every step until its own last.
     fn time(self, cost: Cost) -> u64 {
         let fed = self.shortest.saturating_sub(1).saturating_mul(self.members);
@@ -136,6 +155,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::memory::llama;
+    use crate::shared::tests::UNKNOWN;
 
     fn shapes() -> impl Strategy<Value = Vec<Shape>> {
         let shape = (1u32..6, 0u32..3, 1u32..50).prop_map(|(prompt, least, most)| Shape { prompt, least, most });
@@ -145,12 +166,21 @@ mod tests {
     fn rules() -> impl Strategy<Value = Rules> {
         let cost =
             (0u64..9, 0u64..9, 0u64..9, 0u64..9).prop_map(|(call, step, member, fed)| Cost { call, step, member, fed });
-        (any::<bool>(), 1u64..200, cost).prop_map(|(look_back, max_tokens, cost)| Rules { look_back, max_tokens, cost })
+        (any::<bool>(), 1u64..200, cost, 0u32..8).prop_map(|(look_back, max_tokens, cost, window)| Rules {
+            look_back,
+            max_tokens,
+            allowance: UNKNOWN,
+            window,
+            cost,
+        })
     }
 
     fn sizes(prompts: &[u32], cost: Cost) -> Vec<usize> {
         let shapes: Vec<Shape> = prompts.iter().map(|&prompt| Shape { prompt, least: 0, most: 10 }).collect();
-        split(&shapes, Rules { look_back: false, max_tokens: 1 << 20, cost }).iter().map(Vec::len).collect()
+        split(&shapes, Rules { look_back: false, max_tokens: 1 << 20, allowance: UNKNOWN, window: 0, cost })
+            .iter()
+            .map(Vec::len)
+            .collect()
     }
 
     #[test]
@@ -161,6 +191,20 @@ mod tests {
         assert_eq!(sizes(&[10, 11, 12, 13, 14, 15], cost), [6]);
         assert_eq!(sizes(&[10, 200, 11, 205, 12, 1000], cost), [3, 2, 1]);
         assert_eq!(sizes(&[10, 200, 1000], Cost::default()), [3], "nothing measured, nothing predicted");
+    }
+
+    #[test]
+    fn what_does_not_fit_the_memory_together_goes_apart() {
+        let split_of = |mib: u64, prompts: &[u32]| {
+            let shapes: Vec<Shape> = prompts.iter().map(|&prompt| Shape { prompt, least: 0, most: 10 }).collect();
+            let allowance = Allowance { need: llama(), bytes: mib << 20 };
+            let rules = Rules { look_back: false, max_tokens: 1 << 20, allowance, window: 0, cost: Cost::default() };
+            split(&shapes, rules).iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!(split_of(10_000, &[2_000; 8]), [8]);
+        assert_eq!(split_of(900, &[2_000; 8]).iter().max(), Some(&4));
+        assert_eq!(split_of(1, &[2_000; 3]), [1, 1, 1], "each was let in for itself");
+        assert_eq!(split_of(500, &[20, 2_000, 2_000]), [3], "beside a short prompt the others are fed step by step");
     }
 
     proptest! {
@@ -181,6 +225,7 @@ mod tests {
                     prop_assert_eq!(shape.least, first.least);
                     prop_assert_eq!(shape.prompt == 1, first.prompt == 1);
                     prop_assert!(!rules.look_back || shape.prompt == first.prompt);
+                    prop_assert!(cohort.len() == 1 || rules.window == 0 || shape.prompt - 1 <= rules.window);
                     tokens += u64::from(shape.prompt + shape.most);
                 }
                 prop_assert!(tokens <= rules.max_tokens || cohort.len() == 1);
@@ -195,7 +240,7 @@ mod tests {
         ) {
             shapes.sort_unstable();
             let shapes: Vec<Shape> = shapes.iter().map(|&(prompt, most)| Shape { prompt, least: 0, most }).collect();
-            let rules = Rules { look_back: false, max_tokens: u64::MAX, ..rules };
+            let rules = Rules { look_back: false, max_tokens: u64::MAX, window: 0, ..rules };
             let time = |cohorts: &[Vec<usize>]| -> u64 {
                 cohorts.iter().map(|cohort| {
                     let mut piece = Piece::default();

@@ -56,7 +56,8 @@ fn inspect(directory: &Path) -> Result<String, ModelError> {
     let about = &model.description;
     let weights = about.bytes as f64 / MIB;
     let keys = (about.cached * ELEMENT) as f64 / 1024.0;
-    let free = memory::free().map_or_else(String::new, |free| format!("; {:.0} MiB are free here", free as f64 / MIB));
+    let free =
+        memory::system().map_or_else(String::new, |free| format!("; {:.0} MiB are free here", free as f64 / MIB));
     let end = |&id: &u32| format!("{} (id {id})", model.vocabulary.get(id as usize).map_or("", String::as_str));
     let ends: Vec<String> = model.ends.iter().map(end).collect();
     let template = tokens.chat_template();

@@ -1,6 +1,7 @@
 //! Whether the engines make progress: what heartbeats say, and when a stuck worker gives itself up.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pillion_protocol::frame::Heartbeat;
@@ -20,6 +21,11 @@ pub struct Liveness {
     start: Instant,
     steps: AtomicU64,
     engines: Vec<Progress>,
+    /// Calls that run at once.
+    slots: usize,
+    /// The callers that are in a call, in the order in which they made it. The engine begins calls in that order: the first
+    /// run, as many as there are slots, and the others wait for them.
+    calls: Mutex<Vec<usize>>,
     /// When they were last looked at, and since when that has been done without a gap. Milliseconds since the start.
     looked: AtomicU64,
     awake: AtomicU64,
@@ -31,6 +37,15 @@ struct Progress {
     last_step: AtomicU64,
     /// How long it may go without a step; 0 while it is idle.
     silence: AtomicU64,
+    /// Whether the engine has begun its call: until then it owes nothing.
+    runs: AtomicBool,
+}
+
+impl Progress {
+    fn begins(&self, now: u64) {
+        self.last_step.store(now, Relaxed);
+        self.runs.store(true, Relaxed);
+    }
 }
 
 /// An engine that has been silent for too long.
@@ -43,33 +58,53 @@ pub struct Stuck {
 }
 
 impl Liveness {
-    /// So many threads that call engines, all idle, at `now`.
-    pub fn new(callers: usize, now: Instant) -> Self {
-        let engines = (0..callers).map(|_| Progress::default()).collect();
-        Self { start: now, steps: AtomicU64::new(0), engines, looked: AtomicU64::new(0), awake: AtomicU64::new(0) }
-    }
-
-    /// An engine starts a call and may be silent for so long at a time.
-    pub fn call(&self, caller: usize, now: Instant, silence: Duration) {
-        if let Some(engine) = self.engines.get(caller) {
-            engine.last_step.store(self.millis(now), Relaxed);
-            engine.silence.store(millis(silence).max(1), Relaxed);
+    /// So many threads that call engines, all idle, at `now`; so many calls run at once.
+    pub fn new(callers: usize, slots: usize, now: Instant) -> Self {
+        Self {
+            start: now,
+            steps: AtomicU64::new(0),
+            engines: (0..callers).map(|_| Progress::default()).collect(),
+            slots,
+            calls: Mutex::default(),
+            looked: AtomicU64::new(0),
+            awake: AtomicU64::new(0),
         }
     }
 
-    /// An engine made so many steps.
+    /// A caller makes a call, which may be silent for so long at a time once the engine has begun it.
+    pub fn call(&self, caller: usize, now: Instant, silence: Duration) {
+        if let Some(engine) = self.engines.get(caller) {
+            let mut calls = self.calls();
+            calls.push(caller);
+            engine.silence.store(millis(silence).max(1), Relaxed);
+            if calls.len() <= self.slots {
+                engine.begins(self.millis(now));
+            }
+        }
+    }
+
+    /// A call made so many steps, so that it has begun.
     pub fn step(&self, caller: usize, now: Instant, steps: u64) {
         self.steps.fetch_add(steps, Relaxed);
         if let Some(engine) = self.engines.get(caller) {
-            engine.last_step.store(self.millis(now), Relaxed);
+            engine.begins(self.millis(now));
         }
     }
 
-    /// An engine's call has ended.
-    pub fn idle(&self, caller: usize) {
+    /// A call has ended. The next that waits begins.
+    pub fn idle(&self, caller: usize, now: Instant) {
+        let mut calls = self.calls();
+        calls.retain(|other| *other != caller);
+        let next = calls.iter().take(self.slots).filter_map(|next| self.engines.get(*next));
+        next.filter(|next| !next.runs.load(Relaxed)).for_each(|next| next.begins(self.millis(now)));
         if let Some(engine) = self.engines.get(caller) {
             engine.silence.store(0, Relaxed);
+            engine.runs.store(false, Relaxed);
         }
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an engine is in a call.
@@ -94,7 +129,8 @@ impl Liveness {
         self.engines.iter().enumerate().find_map(|(caller, engine)| {
             let silence = engine.silence.load(Relaxed);
             let silent = now.saturating_sub(engine.last_step.load(Relaxed)).min(awake);
-            (silence > 0 && silent > silence).then_some(Stuck { caller, silent: Duration::from_millis(silent) })
+            (engine.runs.load(Relaxed) && silent > silence)
+                .then_some(Stuck { caller, silent: Duration::from_millis(silent) })
         })
     }
 
@@ -127,14 +163,14 @@ mod tests {
     #[test]
     fn an_idle_engine_may_be_silent_for_ever() {
         let start = Instant::now();
-        let liveness = Liveness::new(2, start);
+        let liveness = Liveness::new(2, 2, start);
         assert_eq!(look(&liveness, start, 0..=9_999), None);
     }
 
     #[test]
     fn a_process_that_stood_still_gives_its_engines_their_time_again() {
         let start = Instant::now();
-        let liveness = Liveness::new(1, start);
+        let liveness = Liveness::new(1, 1, start);
         liveness.call(0, start, Duration::from_secs(40));
         assert_eq!(look(&liveness, start, 0..=39), None);
         assert_eq!(look(&liveness, start, 500..=540), None);
@@ -144,7 +180,7 @@ mod tests {
     #[test]
     fn a_busy_engine_is_stuck_after_the_silence_it_was_promised() {
         let start = Instant::now();
-        let liveness = Liveness::new(2, start);
+        let liveness = Liveness::new(2, 2, start);
         liveness.call(1, start, Duration::from_secs(40));
         assert_eq!(look(&liveness, start, 0..=40), None);
         liveness.step(1, start + Duration::from_secs(40), 1);
@@ -152,9 +188,26 @@ mod tests {
         let stuck = Stuck { caller: 1, silent: Duration::from_secs(41) };
         assert_eq!(look(&liveness, start, 81..=81), Some(stuck));
         assert_eq!(liveness.heartbeat(), Heartbeat { steps: 1, silence_ms: 40_000 });
-        liveness.idle(1);
+        liveness.idle(1, start + Duration::from_secs(81));
         assert_eq!(look(&liveness, start, 82..=999), None);
         assert_eq!(liveness.heartbeat(), Heartbeat { steps: 1, silence_ms: 30_000 });
+    }
+
+    #[test]
+    fn a_call_that_waits_for_another_owes_nothing_until_it_begins() {
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        let liveness = Liveness::new(2, 1, start);
+        // A long prompt whose client is gone; then, of a proxy that has come back, a short one.
+        liveness.call(0, start, Duration::from_secs(100));
+        liveness.call(1, at(10), Duration::from_secs(30));
+        assert_eq!(look(&liveness, start, 0..=90), None);
+        liveness.idle(0, at(90));
+        assert_eq!(look(&liveness, start, 91..=120), None);
+        assert!(liveness.busy());
+        assert_eq!(look(&liveness, start, 121..=121).map(|stuck| stuck.caller), Some(1));
+        liveness.idle(1, at(121));
+        assert_eq!(look(&liveness, start, 122..=999), None);
     }
 
     #[test]

@@ -1,106 +1,92 @@
-//! How many tokens fit the processor's memory: what a batch's tokens take, measured while the engine warms up, beside what
-//! is free for this process. Linux tells both in files; where one is missing, nothing is concluded.
+//! Memory: what is left, what calls need, and so how large one may be.
 //!
-//! A GPU's memory is not measured: there a call that is too much fails and is made smaller (see [`crate::budget`]), while
-//! on a processor the kernel would kill the whole process.
+//! On a processor a call that is too much would end the process, since the kernel kills it; on a GPU the call fails. Neither is
+//! left to chance: what a call needs is computed from the shapes in `model.bin` before it is made.
 
-use std::fs;
-use std::path::Path;
+mod free;
+mod need;
 
-/// The part of the free memory that batches may take: the rest is for prompts on their way, and for whoever else wants it.
+pub use free::{device, system};
+#[cfg(test)]
+pub(crate) use need::tests::llama;
+pub use need::{Need, Size};
+
+/// The part of the free memory that calls may take: the rest is for prompts on their way, and for whoever else wants it.
 const PART: (u64, u64) = (3, 4);
 
-/// The most tokens of a call, where each takes so many bytes, so many bytes are free and so many calls run at once.
-pub fn tokens(free: u64, bytes_per_token: u64, calls: u64) -> u64 {
-    free / PART.1 * PART.0 / calls.max(1) / bytes_per_token.max(1)
+/// What one call may take: a part of what is free, shared by so many calls at once.
+pub fn share(free: u64, calls: u64) -> u64 {
+    free / PART.1 * PART.0 / calls.max(1)
 }
 
-/// Bytes that this process can take yet: what the system has left, or what its control groups allow if that is less.
-pub fn free() -> Option<u64> {
-    let available = field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    // Version 2 has one line, with the path below the root that this process sees.
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    Some(groups(Path::new("/sys/fs/cgroup"), Path::new(path)).map_or(available, |left| left.min(available)))
+/// What a worker's calls need, and the most that one may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// What calls need.
+    pub need: Need,
+    /// Bytes that one may take. `u64::MAX` where nobody knows what is free.
+    pub bytes: u64,
 }
 
-/// What the strictest of a control group and those above it leaves, if any sets a limit.
-fn groups(root: &Path, path: &Path) -> Option<u64> {
-    path.ancestors().filter_map(|group| left(&root.join(group))).min()
+impl Allowance {
+    /// Whether a call of this size may be made.
+    pub fn fits(&self, size: Size) -> bool {
+        self.need.bytes(size) <= self.bytes
+    }
+
+    /// The most prompt tokens that one request may have which wants so many new tokens; at most `most`.
+    pub fn longest_prompt(&self, new: u32, most: u32) -> u32 {
+        largest(most, |prompt| self.fits(Size::alone(prompt, new)))
+    }
+
+    /// The most new tokens that one request may have behind so many prompt tokens; at most `most`.
+    pub fn longest_answer(&self, prompt: u32, most: u32) -> u32 {
+        largest(most, |new| self.fits(Size::alone(prompt, new)))
+    }
 }
 
-/// Bytes below the limit of one group. What only caches files counts as free: the kernel gives it up when asked.
-fn left(group: &Path) -> Option<u64> {
-    let read = |name| fs::read_to_string(group.join(name)).ok();
-    let most: u64 = read("memory.max")?.trim().parse().ok()?;
-    let taken: u64 = read("memory.current")?.trim().parse().ok()?;
-    let files: u64 = read("memory.stat")?.lines().find_map(|line| line.strip_prefix("file ")?.parse().ok())?;
-    Some(most.saturating_sub(taken.saturating_sub(files)))
-}
-
-/// By how many bytes the process is larger at its largest during `work` than it was before.
-pub fn growth<T>(work: impl FnOnce() -> T) -> (T, Option<u64>) {
-    // 5 resets the peak (proc_pid_clear_refs(5)).
-    let was_reset = fs::write("/proc/self/clear_refs", "5").is_ok();
-    let before = own("VmRSS:");
-    let done = work();
-    let grown = before.zip(own("VmHWM:")).map(|(before, peak)| peak.saturating_sub(before));
-    (done, grown.filter(|_| was_reset))
-}
-
-fn own(name: &str) -> Option<u64> {
-    field(&fs::read_to_string("/proc/self/status").ok()?, name)
-}
-
-/// A line of the form `NAME 12 kB`, in bytes.
-fn field(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+/// The largest number up to `most` that will do, if every smaller one does too; 0 if none does.
+fn largest(most: u32, will_do: impl Fn(u32) -> bool) -> u32 {
+    if will_do(most) {
+        return most;
+    }
+    let (mut good, mut bad) = (0, most);
+    while good + 1 < bad {
+        let middle = u32::midpoint(good, bad);
+        if will_do(middle) {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    good
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::tests::Scratch;
 
-    fn group(at: &Path, most: &str, taken: u64, files: u64) {
-        fs::create_dir_all(at).unwrap();
-        fs::write(at.join("memory.max"), most).unwrap();
-        fs::write(at.join("memory.current"), format!("{taken}\n")).unwrap();
-        fs::write(at.join("memory.stat"), format!("anon 1\nfile {files}\nfile_mapped 7\n")).unwrap();
+    #[test]
+    fn calls_share_a_part_of_what_is_free() {
+        assert_eq!(share(4000, 1), 3000);
+        assert_eq!(share(4000, 3), 1000);
     }
 
     #[test]
-    fn the_strictest_group_counts() {
-        let scratch = Scratch::new("groups");
-        let (root, pod) = (scratch.0.as_path(), scratch.0.join("pod"));
-        group(&pod.join("worker"), "max\n", 600, 0);
-        assert_eq!(groups(root, Path::new("pod/worker")), None, "none sets a limit");
-        group(&pod, "1000\n", 700, 200);
-        assert_eq!(groups(root, Path::new("pod/worker")), Some(500));
-        group(&pod.join("worker"), "800\n", 600, 0);
-        assert_eq!(groups(root, Path::new("pod/worker")), Some(200));
-        group(&pod.join("worker"), "500\n", 600, 0);
-        assert_eq!(groups(root, Path::new("pod/worker")), Some(0), "the limit was lowered");
+    fn the_largest_that_will_do_is_found() {
+        for most in [0, 1, 7, 100, u32::MAX] {
+            for limit in [0, 1, 6, 7, 99, 100, u32::MAX] {
+                assert_eq!(largest(most, |number| number <= limit), limit.min(most));
+            }
+        }
     }
 
     #[test]
-    fn this_process_has_memory_left() {
-        assert!(free().is_some_and(|bytes| bytes > 1 << 20));
-    }
-
-    #[test]
-    fn what_work_takes_is_seen() {
-        const MUCH: usize = 64 << 20;
-        let (length, grown) = growth(|| std::hint::black_box(vec![1u8; MUCH]).len());
-        let grown = grown.unwrap();
-        assert!(length == MUCH && grown > MUCH as u64 / 2 && grown < 4 * MUCH as u64, "{grown}");
-    }
-
-    #[test]
-    fn calls_share_what_is_free() {
-        assert_eq!(tokens(4000, 10, 1), 300);
-        assert_eq!(tokens(4000, 10, 3), 100);
-        assert_eq!(tokens(4000, 0, 0), 3000);
+    fn the_number_that_would_fit_does_and_the_next_does_not() {
+        let allowance = Allowance { need: need::tests::llama(), bytes: 200 << 20 };
+        let longest = allowance.longest_prompt(10, 100_000);
+        assert!(allowance.fits(Size::alone(longest, 10)) && !allowance.fits(Size::alone(longest + 1, 10)));
+        let answer = allowance.longest_answer(100, 1 << 24);
+        assert!(allowance.fits(Size::alone(100, answer)) && !allowance.fits(Size::alone(100, answer + 1)));
     }
 }

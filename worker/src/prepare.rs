@@ -6,6 +6,7 @@ use pillion_protocol::MemberIndex;
 use pillion_protocol::frame::{FailureCode, FinishReason, Member, Options, Prompt};
 
 use crate::batch::{Ended, Ending, Progress, Rider};
+use crate::memory::Size;
 use crate::shared::Limits;
 use crate::tokens::{Answer, PromptFailed, TokenizerFailed, Tokens};
 
@@ -112,7 +113,9 @@ fn rider(
     }
     let prompt = u32::try_from(ids.len()).unwrap_or(u32::MAX);
     if fit {
-        most = most.min(limits.positions.saturating_sub(prompt)).max(least.max(1));
+        let room = limits.positions.saturating_sub(prompt);
+        most = most.min(room);
+        most = limits.allowance.longest_answer(prompt, most).max(least.max(1));
     }
     if prompt.checked_add(most).is_none_or(|sum| sum > limits.positions) {
         let positions = limits.positions;
@@ -120,6 +123,9 @@ fn rider(
             format!("{prompt} prompt tokens and {most} new tokens are more than the model's {positions} positions");
         return Err(Unfit(FailureCode::TooManyTokens, message));
     }
+    // What was produced before is fed with the prompt.
+    let fed = prompt.saturating_add(u32::try_from(produced.len()).unwrap_or(u32::MAX)).min(prompt.saturating_add(most));
+    check_memory(fed, prompt.saturating_add(most).saturating_sub(fed), !produced.is_empty(), limits)?;
     let vocabulary = tokens.vocabulary();
     if let Some(id) = ids.iter().chain(&produced).chain(&stop_token_ids).find(|id| **id >= vocabulary) {
         return Err(invalid(format!("there is no token {id}, only 0 to {}", vocabulary.saturating_sub(1))));
@@ -159,6 +165,29 @@ fn rider(
     Ok((rider, over))
 }
 
+/// Refuses a member that would need more memory alone than a call may take.
+fn check_memory(fed: u32, new: u32, resumed: bool, limits: &Limits) -> Result<(), Unfit> {
+    const MIB: u64 = 1 << 20;
+    let Limits { allowance, positions, .. } = limits;
+    let size = Size::alone(fed, new);
+    if allowance.fits(size) {
+        return Ok(());
+    }
+    let (needs, has) = (allowance.need.bytes(size) / MIB, allowance.bytes / MIB);
+    if resumed {
+        let message = format!("to go on, {fed} tokens would be fed again: that takes {needs} MiB, and there are {has}");
+        return Err(Unfit(FailureCode::NotResumable, message));
+    }
+    let would = match allowance.longest_prompt(new, positions.saturating_sub(new)) {
+        0 => format!("with any prompt, {} new tokens would fit", allowance.longest_answer(1, positions - 1)),
+        prompt => format!("with so many new tokens, a prompt of {prompt} would fit"),
+    };
+    let message = format!(
+        "{fed} prompt tokens and {new} new ones take {needs} MiB of memory, and this worker has {has} for a request; {would}"
+    );
+    Err(Unfit(FailureCode::TooManyTokens, message))
+}
+
 fn check_options(options: &Options, tokens: &Tokens, limits: &Limits) -> Result<(), Unfit> {
     let Options { sampling_topk, sampling_topp, sampling_temperature, repetition_penalty, no_repeat_ngram_size: _ } =
         *options;
@@ -191,6 +220,8 @@ pub(crate) mod tests {
     use pillion_protocol::frame::Message;
 
     use super::*;
+    use crate::memory::{Allowance, llama};
+    use crate::shared::tests::UNKNOWN;
     use crate::tokens::samples::byte_tokens;
 
     pub(crate) fn member(text: &str) -> Member {
@@ -211,7 +242,7 @@ pub(crate) mod tests {
         }
     }
 
-    const LIMITS: Limits = Limits { positions: 20, slots: 1, top_p_candidates: 100 };
+    const LIMITS: Limits = Limits { positions: 20, slots: 1, top_p_candidates: 100, allowance: UNKNOWN, window: 0 };
 
     fn ready(member: Member, options: &Options) -> Result<Rider, Ended> {
         let mut progress = Progress::default();
@@ -243,6 +274,31 @@ pub(crate) mod tests {
         assert_eq!(ready(Member { max_new_tokens: 3, ..fitting("a") }, &options).unwrap().most, 3);
         assert_eq!(code(fitting("exactly twenty bytes"), &options), FailureCode::TooManyTokens);
         assert_eq!(code(Member { min_new_tokens: 9, ..fitting("twelve bytes") }, &options), FailureCode::TooManyTokens);
+    }
+
+    #[test]
+    fn what_does_not_fit_the_memory_is_refused_with_the_number_that_would() {
+        let limits =
+            |mib: u64| Limits { positions: 30_000, allowance: Allowance { need: llama(), bytes: mib << 20 }, ..LIMITS };
+        let ready = |member: Member, limits: &Limits| {
+            let mut progress = Progress::default();
+            let riders =
+                riders(vec![member], &Options::default(), Instant::now(), &byte_tokens(), limits, &mut progress);
+            riders.into_iter().next().ok_or_else(|| progress.ended.remove(0).how)
+        };
+        let long = || member(&"a".repeat(11_000));
+        let Err(Ending::Failed(FailureCode::TooManyTokens, message)) = ready(long(), &limits(2_000)) else { panic!() };
+        let (_, would) = message.split_once("a prompt of ").expect(&message);
+        let would: usize = would.split(' ').next().unwrap().parse().unwrap();
+        assert!(ready(member(&"a".repeat(would)), &limits(2_000)).is_ok());
+        assert!(ready(member(&"a".repeat(would + 1)), &limits(2_000)).is_err());
+        assert!(ready(long(), &limits(6_000)).is_ok());
+        let fitting = Member { max_new_tokens: 29_000, fit: true, ..member("a") };
+        let most = ready(fitting, &limits(300)).unwrap().most;
+        assert!((1_000..29_000).contains(&most), "{most}");
+        let resumed = Member { produced: vec![7; 11_000], max_new_tokens: 12_000, ..member("a") };
+        let failed = ready(resumed, &limits(2_000)).unwrap_err();
+        assert!(matches!(failed, Ending::Failed(FailureCode::NotResumable, _)), "{failed:?}");
     }
 
     #[test]

@@ -54,6 +54,13 @@ impl ComputeType {
     }
 }
 
+impl ComputeType {
+    /// Whether what is not weights is kept in 16 bits.
+    pub fn is_half(self) -> bool {
+        matches!(self, Self::Float16 | Self::Bfloat16 | Self::Int8Float16 | Self::Int8Bfloat16)
+    }
+}
+
 impl fmt::Display for ComputeType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = NAMES.iter().find(|(compute_type, _)| compute_type == self).map_or("?", |(_, name)| name);

@@ -76,6 +76,8 @@ fn split(job: &Job, places: &[usize], shared: &Shared) -> Vec<Vec<usize>> {
     let rules = cohort::Rules {
         look_back: job.options.look_back(),
         max_tokens: shared.budget.tokens(),
+        allowance: shared.limits.allowance,
+        window: shared.limits.window,
         cost: shared.pace.cost(),
     };
     let cohorts = cohort::split(&shapes, rules);
@@ -152,7 +154,7 @@ fn call(
     drop(turn_ends);
     let result = engine.generate(&call, &mut |token| ride.hear(token));
     let arrival = ride.arrive(called);
-    shared.liveness.idle(feeder);
+    shared.liveness.idle(feeder, Instant::now());
     let time = CallTime { fed, ..arrival.time };
     shared.pace.called(time);
     // A call that failed did not do what it was asked to.

@@ -73,6 +73,13 @@ impl Description {
     }
 }
 
+impl Description {
+    /// Whether it was converted to 16 bits.
+    pub fn is_half(&self) -> bool {
+        matches!(self.weights, "float16" | "bfloat16")
+    }
+}
+
 impl fmt::Display for Description {
     #[allow(clippy::cast_precision_loss, reason = "it is rounded")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

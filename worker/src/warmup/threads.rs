@@ -1,0 +1,249 @@
+//! How many threads serve a batch fastest: measured, since more are slower for a small model.
+//!
+//! One model is in memory at a time. Counts are tried in turn, several times over if that is cheap, so that what else the
+//! machine does meets all of them; the best time of each counts. Where loading again would take too long, or other programs
+//! had the processors while it was measured, the model's size decides.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
+
+use super::{BATCH, Estimate, Meter, Sample, Shape, TINY, budget};
+use crate::engine::{Engine, EngineFailed};
+
+/// Each count is tried so often at most.
+const ROUNDS: usize = 3;
+/// Calls of one try, after one that is not looked at.
+const CALLS: usize = 3;
+/// Models with more bytes of weights gain from every thread, as far as was seen; smaller ones lose.
+const LARGE: u64 = 32 << 20;
+/// Threads that are stopped more often than this, for another program to run, are disturbed.
+const SWITCH_EVERY: Duration = Duration::from_millis(5);
+
+/// A model that is loaded.
+pub struct Loaded {
+    /// What continues prompts.
+    pub engine: Arc<dyn Engine>,
+    /// Processor threads of each slot.
+    pub threads: usize,
+    /// How long one loading took.
+    pub loading: Duration,
+    /// How long measuring may take from here on.
+    pub measuring: Duration,
+}
+
+/// The best time seen for a count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Best {
+    time: Duration,
+    is_disturbed: bool,
+}
+
+/// Loads the engine with the thread count that serves a batch fastest, of those up to `available`. `weights` are the
+/// model's bytes.
+///
+/// # Errors
+/// The engine does not load, or fails.
+pub fn fastest<E>(
+    available: usize,
+    weights: u64,
+    sample: Sample,
+    load: impl Fn(usize) -> Result<Arc<dyn Engine>, E>,
+    failed: impl Fn(EngineFailed) -> E,
+) -> Result<Loaded, E> {
+    let mut counts = candidates(available);
+    let mut threads = if weights >= LARGE { available.max(1) } else { 1 };
+    let assumed = threads;
+    let start = Instant::now();
+    let mut engine = load(threads)?;
+    let loading = start.elapsed();
+    // The rest is for the warm-up.
+    let time = budget(loading) / 2;
+    if counts.len() == 1 || 2 * loading > time {
+        return Ok(Loaded { engine, threads, loading, measuring: budget(loading) });
+    }
+    let until = Instant::now() + time;
+    let tries = u32::try_from(counts.len() * (CALLS + 1)).unwrap_or(u32::MAX);
+    let shape = shape(&*engine, sample, time / tries).map_err(&failed)?;
+    let mut times = BTreeMap::new();
+    'rounds: for _ in 0..ROUNDS {
+        // Beginning with the one that is loaded.
+        if counts.first() != Some(&threads) {
+            counts.reverse();
+        }
+        for &count in &counts {
+            if count != threads {
+                // The best of all may have to be loaded again.
+                if Instant::now() + 2 * loading > until {
+                    break 'rounds;
+                }
+                drop(engine);
+                engine = load(count)?;
+                threads = count;
+            }
+            let seen = measure(&*engine, sample, shape, until).map_err(&failed)?;
+            let best = times.entry(count).or_insert(seen);
+            if seen.time < best.time {
+                *best = seen;
+            }
+        }
+    }
+    for (threads, Best { time, is_disturbed }) in &times {
+        tracing::info!(
+            threads,
+            batch_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
+            is_disturbed,
+            "measured"
+        );
+    }
+    let chosen = choose(&times, assumed);
+    if chosen != threads {
+        drop(engine);
+        engine = load(chosen)?;
+    }
+    Ok(Loaded { engine, threads: chosen, loading, measuring: time })
+}
+
+/// The batch that counts are judged by, where a call of it may take so long.
+fn shape(engine: &dyn Engine, sample: Sample, most: Duration) -> Result<Shape, EngineFailed> {
+    let meter = Meter { engine, sample };
+    let mut shape = TINY;
+    meter.call(shape)?;
+    // What a larger call takes is known better from a smaller one than from the least.
+    for _ in 0..2 {
+        shape = Estimate::of(shape, meter.call(shape)?).within(BATCH, most);
+    }
+    Ok(shape)
+}
+
+/// The best of a few calls.
+fn measure(engine: &dyn Engine, sample: Sample, shape: Shape, until: Instant) -> Result<Best, EngineFailed> {
+    let meter = Meter { engine, sample };
+    meter.call(shape)?;
+    let mut best: Option<Best> = None;
+    for _ in 0..CALLS {
+        let before = switches();
+        let call = meter.call(shape)?;
+        let time = call.first + call.rest;
+        let allowed = i64::try_from(time.as_nanos() / SWITCH_EVERY.as_nanos()).unwrap_or(i64::MAX).saturating_add(1);
+        let is_disturbed = switches() - before > allowed;
+        if best.is_none_or(|best| time < best.time) {
+            best = Some(Best { time, is_disturbed });
+        }
+        if Instant::now() > until {
+            break;
+        }
+    }
+    Ok(best.unwrap_or(Best { time: Duration::MAX, is_disturbed: true }))
+}
+
+/// How often a thread of this process was stopped for another program's.
+fn switches() -> i64 {
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.involuntary_context_switches())
+}
+
+/// The thread counts worth trying where there are `available` of them for each engine: powers of two, and all.
+fn candidates(available: usize) -> Vec<usize> {
+    let mut counts: Vec<usize> = std::iter::successors(Some(1), |count: &usize| count.checked_mul(2))
+        .take_while(|&count| count < available)
+        .collect();
+    counts.push(available.max(1));
+    counts
+}
+
+/// The best of the measured counts: a larger one must be faster by a twentieth, since what it does not use is the proxy's.
+/// Where a time was disturbed, what the model's size says.
+fn choose(times: &BTreeMap<usize, Best>, assumed: usize) -> usize {
+    if times.values().any(|best| best.is_disturbed) {
+        tracing::warn!(
+            threads = assumed,
+            "other programs had the processors while threads were measured: chosen by the model's size; --threads sets them"
+        );
+        return assumed;
+    }
+    let mut best: Option<(usize, Duration)> = None;
+    for (&threads, &Best { time, .. }) in times {
+        if best.is_none_or(|(_, least)| time < least.mul_f64(0.95)) {
+            best = Some((threads, time));
+        }
+    }
+    best.map_or(assumed, |(threads, _)| threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+    use crate::engine::{Call, NewToken};
+
+    fn micros(times: &[(usize, u64)]) -> usize {
+        let best = |time| Best { time: Duration::from_micros(time), is_disturbed: false };
+        choose(&times.iter().map(|&(threads, time)| (threads, best(time))).collect(), 7)
+    }
+
+    #[test]
+    fn more_threads_must_be_worth_it() {
+        assert_eq!(micros(&[(1, 100), (2, 96)]), 1);
+        assert_eq!(micros(&[(1, 100), (2, 94)]), 2);
+        assert_eq!(micros(&[(1, 100), (2, 60), (4, 58), (8, 50)]), 8);
+        assert_eq!(micros(&[(1, 48), (2, 340)]), 1);
+        assert_eq!(micros(&[]), 7);
+    }
+
+    #[test]
+    fn where_other_programs_interfered_nothing_is_concluded() {
+        let best = |time, is_disturbed| Best { time: Duration::from_micros(time), is_disturbed };
+        assert_eq!(choose(&BTreeMap::from([(1, best(100, false)), (2, best(10, true))]), 1), 1);
+    }
+
+    #[test]
+    fn candidates_are_powers_of_two_and_all() {
+        assert_eq!(candidates(0), [1]);
+        assert_eq!(candidates(1), [1]);
+        assert_eq!(candidates(2), [1, 2]);
+        assert_eq!(candidates(6), [1, 2, 4, 6]);
+    }
+
+    /// An engine that counts how many of its kind there are.
+    struct Counted(&'static AtomicUsize);
+
+    impl Engine for Counted {
+        fn generate(
+            &self,
+            call: &Call<'_>,
+            on_token: &mut (dyn FnMut(NewToken) -> bool + Send),
+        ) -> Result<(), EngineFailed> {
+            (0..call.prompts.len()).for_each(|member| {
+                on_token(NewToken { step: 0, member, id: 0 });
+            });
+            Ok(())
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn one_model_is_in_memory_at_a_time() {
+        static THERE: AtomicUsize = AtomicUsize::new(0);
+        let loaded = Mutex::new(Vec::new());
+        let load = |threads| -> Result<Arc<dyn Engine>, EngineFailed> {
+            assert_eq!(THERE.fetch_add(1, Relaxed), 0, "another one is there");
+            loaded.lock().unwrap().push(threads);
+            Ok(Arc::new(Counted(&THERE)))
+        };
+        let sample = Sample { vocabulary: 10, positions: 100 };
+        let Loaded { threads, .. } = fastest(4, LARGE, sample, load, |error| error).unwrap();
+        let loaded = loaded.into_inner().unwrap();
+        assert_eq!(loaded[0], 4, "first what its size suggests");
+        assert!([1, 2, 4].iter().all(|count| loaded.contains(count)), "{loaded:?}");
+        assert_eq!(loaded.last(), Some(&threads));
+    }
+}
