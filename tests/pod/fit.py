@@ -9,7 +9,7 @@ LINGER = 1
 # `check` gives up after two seconds.
 PATIENCE = 2
 # A large model, read from a disk and warmed up.
-LOAD = 120
+LOAD = 600
 # Kubernetes's own, where a Deployment does not say.
 PROGRESS_DEADLINE = 600
 

@@ -80,7 +80,7 @@ def changes(original: dict) -> list[tuple[str, dict]]:
             continue
         change(f"{name}'s startupProbe", lambda _, c, name=name: c[name]["startupProbe"].update(timeoutSeconds=1))
         change("s to load", lambda _, c, name=name: c[name]["startupProbe"].update(failureThreshold=59))
-        change("the Deployment waits", lambda _, c, name=name: c[name]["startupProbe"].update(failureThreshold=300))
+        change("the Deployment waits", lambda _, c, name=name: c[name]["startupProbe"].update(failureThreshold=450))
         if is_sidecar:
             sleep = lambda c, name=name: c[name]["lifecycle"]["preStop"]["sleep"]
             change("stopping may take", lambda _, c, sleep=sleep: sleep(c).update(seconds=90))

@@ -118,6 +118,8 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
         let now = jiff::fmt::strtime::format(&format, &jiff::Zoned::now());
         now.map_err(|error| Error::new(Fault::InvalidOperation, format!("strftime_now({format:?}): {error}")))
     });
+    // Nothing can be gone through like a list of nothing, but to Jinja it is none.
+    environment.add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_template_owned(NAME, without_generation_blocks(source))?;
     Ok(environment)
 }
@@ -212,11 +214,47 @@ mod tests {
 
     #[test]
     fn there_are_no_tools_and_what_a_client_tells_arrives() {
-        let source = "{% if tools is none and documents is none %}none{% endif %}\
+        let source = "{% if tools is none and documents is none and tools is not iterable %}none{% endif %}\
             {% if enable_thinking is defined and enable_thinking is false %} no thinking{% endif %}";
         assert_eq!(render(source, &[]).unwrap(), "none");
         let kwargs = serde_json::from_str(r#"{"enable_thinking": false}"#).unwrap();
         assert_eq!(Template::of(source).render(&[], &kwargs).unwrap(), "none no thinking");
+    }
+
+    /// Published templates, filled in by transformers' own code: `tests/models/run` writes the cases and names their file. One
+    /// whose date has changed since is not compared.
+    #[test]
+    fn published_templates_are_rendered_as_by_transformers() {
+        #[derive(serde::Deserialize)]
+        struct Case {
+            name: String,
+            template: String,
+            messages: Vec<Message>,
+            kwargs: Map<String, serde_json::Value>,
+            rendered: Option<String>,
+        }
+        let Some(file) = std::env::var_os("PILLION_TEST_TEMPLATES") else { return };
+        let cases: Vec<Case> = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+        let mut faults = std::collections::BTreeMap::new();
+        let mut equal = 0;
+        for case in &cases {
+            let rendered = Template::of(&case.template).render(&case.messages, &case.kwargs);
+            match (&rendered, &case.rendered) {
+                (Ok(ours), Some(theirs)) if ours == theirs => equal += 1,
+                (Err(_), None) => equal += 1,
+                // They go through the tools though there are none: to Jinja an error, here as if the list were empty.
+                (Ok(_), None) if case.name.contains("tool_use") => {}
+                _ => {
+                    let (count, _) = faults.entry(&case.name).or_insert((0, (rendered.clone(), &case.rendered)));
+                    *count += 1;
+                }
+            }
+        }
+        for (name, (count, (ours, theirs))) in &faults {
+            eprintln!("{name}: {count} differ, such as {ours:?}, not {theirs:?}");
+        }
+        eprintln!("{equal} of {} cases are equal, {} templates differ", cases.len(), faults.len());
+        assert!(faults.is_empty());
     }
 
     #[test]
