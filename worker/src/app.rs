@@ -266,8 +266,8 @@ fn start(config: &Config, model: &Model, device: Device, sample: Sample) -> Resu
     let weights_mib = model.description.bytes >> 20;
     tracing::info!(weights_mib, slots = config.slots, ?device, "loading the model");
     let Loaded { engine, threads, loading, measuring } = engine(config, model, device, sample)?;
-    tracing::info!(threads, seconds = loading.as_secs_f32(), "the model is loaded");
-    tracing::info!(at_most_seconds = measuring.as_secs_f32(), "measuring what its calls take");
+    tracing::info!(threads, took = ?rounded(loading), "the model is loaded");
+    tracing::info!(at_most = ?rounded(measuring), "measuring what its calls take");
     let pace = Pace::default();
     warmup::warm_up(&*engine, sample, &pace, Instant::now() + measuring).map_err(|error| engine_failed(&error))?;
     Ok(Started { engine, threads, pace })
@@ -292,6 +292,11 @@ fn engine(config: &Config, model: &Model, device: Device, sample: Sample) -> Res
     let engine = load(threads)?;
     let loading = start.elapsed();
     Ok(Loaded { engine, threads, loading, measuring: warmup::budget(loading) })
+}
+
+/// To the millisecond, for logs.
+fn rounded(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn engine_failed(error: &EngineFailed) -> Error {

@@ -127,7 +127,7 @@ fn rider(
     let fed = prompt.saturating_add(u32::try_from(produced.len()).unwrap_or(u32::MAX)).min(prompt.saturating_add(most));
     check_memory(fed, prompt.saturating_add(most).saturating_sub(fed), !produced.is_empty(), limits)?;
     let vocabulary = tokens.vocabulary();
-    if let Some(id) = ids.iter().chain(&produced).chain(&stop_token_ids).find(|id| **id >= vocabulary) {
+    if let Some(id) = ids.iter().chain(&produced).find(|id| **id >= vocabulary) {
         return Err(invalid(format!("there is no token {id}, only 0 to {}", vocabulary.saturating_sub(1))));
     }
     let context = tokens.context(&ids, is_text);
