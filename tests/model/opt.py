@@ -45,9 +45,9 @@ def write_model(directory: Path, shape: Shape, parameters: Tree, tokenizer: Toke
     )
     decoder = spec.decoder
     decoder.scale_embeddings = False
-    decoder.embeddings.weight = _array(parameters["embeddings"])
-    decoder.position_encodings.encodings = _array(parameters["positions"])
-    decoder.projection.weight = _array(parameters["projection"])
+    decoder.embeddings.weight = array(parameters["embeddings"])
+    decoder.position_encodings.encodings = array(parameters["positions"])
+    decoder.projection.weight = array(parameters["projection"])
     _set_norm(decoder.layer_norm, parameters["norm"])
     for layer, values in zip(decoder.layer, parameters["layers"], strict=True):
         _set_norm(layer.self_attention.layer_norm, values["attention_norm"])
@@ -57,10 +57,15 @@ def write_model(directory: Path, shape: Shape, parameters: Tree, tokenizer: Toke
         _set_linear(layer.ffn.linear_0, values["ffn_in"])
         _set_linear(layer.ffn.linear_1, values["ffn_out"])
 
-    spec.register_vocabulary(vocabulary_of(tokenizer))
     spec.config.bos_token = EOS
     spec.config.eos_token = EOS
     spec.config.unk_token = UNK
+    save(directory, spec, tokenizer, compute_type)
+
+
+def save(directory: Path, spec: TransformerDecoderModelSpec, tokenizer: Tokenizer, compute_type: str) -> None:
+    """Writes a filled-in model with its tokenizer's vocabulary, and the tokenizer beside it."""
+    spec.register_vocabulary(vocabulary_of(tokenizer))
     spec.validate()
     spec.optimize(quantization=compute_type)
     directory.mkdir(parents=True, exist_ok=True)
@@ -68,16 +73,16 @@ def write_model(directory: Path, shape: Shape, parameters: Tree, tokenizer: Toke
     tokenizer.save(str(directory / "tokenizer.json"))
 
 
-def _array(values: npt.ArrayLike) -> np.ndarray:
+def array(values: npt.ArrayLike) -> np.ndarray:
     """A copy: quantisation writes into what it is given."""
     return np.array(values, dtype=np.float32)
 
 
 def _set_linear(spec: common_spec.LinearSpec, values: Tree) -> None:
-    spec.weight = _array(values["weight"])
-    spec.bias = _array(values["bias"])
+    spec.weight = array(values["weight"])
+    spec.bias = array(values["bias"])
 
 
 def _set_norm(spec: common_spec.LayerNormSpec, values: Tree) -> None:
-    spec.gamma = _array(values["gamma"])
-    spec.beta = _array(values["beta"])
+    spec.gamma = array(values["gamma"])
+    spec.beta = array(values["beta"])

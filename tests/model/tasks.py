@@ -1,10 +1,8 @@
 """The small tasks of the built-in model: their examples, and which of them training never sees.
 
 `train.py` draws from here and `evaluate.py` measures against the same split, so the split depends on nothing but the
-text of an example: no seed, no library version.
-
-A prompt whose last character is a digit would be ambiguous ("17+2" answered by "19" begins like the prompt "17+21"), so
-sums and counting always close with a sign, and only the other tasks may lose their final one.
+text of an example: no seed, no library version. `typed.py` says how else a prompt may be typed, `chats.py` what may
+stand before a question in a chat.
 """
 
 import hashlib
@@ -123,12 +121,3 @@ def words(rng: random.Random, *, unseen: bool) -> Iterator[str]:
         word = "".join(rng.choices(LETTERS, k=rng.choice(WORD_LENGTHS)))
         if word_held_out(word) == unseen:
             yield word
-
-
-def variants(prompt: str) -> list[str]:
-    """The same prompt as people also type it."""
-    typed = [prompt[0].lower() + prompt[1:], f" {prompt}", f"{prompt} ", f"{prompt}\n"]
-    without_sign = prompt.rstrip("?!.= ")
-    if not without_sign[-1].isdigit():
-        typed.append(without_sign)
-    return [text for text in dict.fromkeys(typed) if text != prompt]

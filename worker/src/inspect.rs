@@ -92,12 +92,12 @@ mod tests {
         let builtin = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/models/builtin"));
         let said = inspect(builtin).unwrap();
         for words in [
-            "decoder of 2 layers, 128 wide, 0.6 million parameters",
+            "decoder of 3 layers, 128 wide, 0.6 million parameters",
             "int8",
-            "positions       1024 (set by the model)\n",
-            "</s> (id 2)",
-            "chat template   none",
-            "2.0 KiB a token",
+            "positions       1024 (model_max_length of tokenizer_config.json)\n",
+            "</s> (id 2), <|end|> (id 6)",
+            "chat template   tokenizer_config.json",
+            "3.0 KiB a token",
             "Pillion serves it.",
         ] {
             assert!(said.contains(words), "{words}: {said}");
