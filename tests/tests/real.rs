@@ -129,7 +129,8 @@ async fn the_built_in_model_chats_and_streams() {
     let messages = json!([{"role": "user", "content": "What is 17 + 25?"}]);
     let body = json!({"model": name, "messages": messages, "temperature": 0, "max_tokens": 10});
     let answer = client.post("/v1/chat/completions", &body).await.json();
-    assert_eq!(answer["object"], "chat.completion", "{answer}");
+    assert_eq!(answer["choices"][0]["message"]["content"], "42", "{answer}");
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
     let body = json!({"model": name, "prompt": "What is 17 + 25?", "temperature": 0, "max_tokens": 10});
     let answer = client.post("/v1/completions", &body).await.json();
     assert_eq!(answer["choices"][0]["text"], "42", "{answer}");

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use pillion_worker::model::Model;
+use pillion_worker::model::{Model, Overrides};
 use pillion_worker::tokens::Tokens;
 
 /// Each file as it is in the built-in model where it is none.
@@ -18,6 +18,8 @@ struct Files<'a> {
     vocabulary: Option<&'a str>,
     tokenizer: Option<&'a str>,
     template: Option<&'a str>,
+    tokenizer_config: Option<&'a str>,
+    generation: Option<&'a str>,
 }
 
 fn builtin() -> PathBuf {
@@ -54,7 +56,9 @@ fuzz_target!(|files: Files<'_>| {
     put("vocabulary.json", files.vocabulary.map(str::as_bytes));
     put("tokenizer.json", files.tokenizer.map(str::as_bytes));
     put("chat_template.jinja", files.template.map(str::as_bytes));
-    match Model::open(folder) {
+    put("tokenizer_config.json", files.tokenizer_config.map(str::as_bytes));
+    put("generation_config.json", files.generation.map(str::as_bytes));
+    match Model::open(folder, &Overrides::default()) {
         Ok(model) => match Tokens::load(&model) {
             Ok(tokens) => assert_eq!(tokens.vocabulary() as usize, model.vocabulary.len()),
             Err(error) => assert!(!error.to_string().is_empty()),

@@ -15,7 +15,8 @@ use pillion_worker::budget::Budget;
 use pillion_worker::check::Health;
 use pillion_worker::engine::{Call, Engine, EngineFailed, EnginePool, FEEDERS, NewToken};
 use pillion_worker::liveness::Liveness;
-use pillion_worker::model::Model;
+use pillion_worker::memory::{Allowance, Need};
+use pillion_worker::model::{Model, Overrides};
 use pillion_worker::pace::Pace;
 use pillion_worker::session::{self, Worker};
 use pillion_worker::shared::{Limits, Shared};
@@ -135,15 +136,21 @@ fn shared() -> Arc<Shared> {
     static MODEL: OnceLock<Model> = OnceLock::new();
     let model = MODEL.get_or_init(|| {
         let builtin = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/models/builtin");
-        Model::open(&builtin).expect("the built-in model")
+        Model::open(&builtin, &Overrides::default()).expect("the built-in model")
     });
     static SHARED: OnceLock<Arc<Shared>> = OnceLock::new();
     Arc::clone(SHARED.get_or_init(|| {
         Arc::new(Shared {
             tokens: Tokens::load(model).expect("its tokenizer"),
             pace: Pace::default(),
-            liveness: Liveness::new(FEEDERS, Instant::now()),
-            limits: Limits { positions: model.positions, slots: 1, top_p_candidates: 100 },
+            liveness: Liveness::new(FEEDERS, 1, Instant::now()),
+            limits: Limits {
+                positions: model.positions,
+                slots: 1,
+                top_p_candidates: 100,
+                allowance: Allowance { need: Need::of(&model.description, 4), bytes: 1 << 26 },
+                window: 0,
+            },
             budget: Budget::new(10_000),
             held_back: Duration::from_secs(60),
         })
