@@ -115,12 +115,7 @@ async fn a_tokenizer_that_panics_costs_the_one_request() {
     let client = stack.client();
     for _ in 0..3 {
         let failed = client.generate(&json!({"text": "What is 17 + 25?"})).await;
-        assert_eq!(
-            (failed.status, &failed.json()["error"]["code"]),
-            (500, &json!("internal")),
-            "{}",
-            failed.text()
-        );
+        assert_eq!((failed.status, &failed.json()["error"]["code"]), (500, &json!("internal")), "{}", failed.text());
     }
     let name = client.get("/v1/models").await.json()["data"][0]["id"].clone();
     let ids = json!({"model": name, "prompt": [1, 300, 279, 280], "temperature": 0, "max_tokens": 3});

@@ -78,10 +78,8 @@ pub struct Rider {
     pub stop: Vec<String>,
     /// Tokens at which it ends, besides the model's own.
     pub stop_token_ids: Vec<u32>,
-    /// The last ids of its prompt, which decide how its text begins.
+    /// The last ids of its prompt, which decide how its text begins; none once the session knows of them.
     pub context: Vec<u32>,
-    /// Whether the session knows of them.
-    pub introduced: bool,
     /// Its text, made here only where stop strings must be found in it.
     pub answer: Option<Answer>,
     /// Text that is ready and has not left yet.
@@ -119,7 +117,7 @@ impl Rider {
     /// Puts what the member has produced since it was last told of into `progress`.
     pub fn tell(&mut self, progress: &mut Progress) {
         // Where its text is made here, the session makes none.
-        if self.stop.is_empty() && !std::mem::replace(&mut self.introduced, true) {
+        if self.stop.is_empty() && !self.context.is_empty() {
             progress.contexts.push((self.member, std::mem::take(&mut self.context)));
         }
         let ids = &self.tokens[self.told.min(self.tokens.len())..];

@@ -157,7 +157,6 @@ fn rider(
         stop,
         stop_token_ids,
         context,
-        introduced: false,
         answer,
         text,
         told,

@@ -159,6 +159,10 @@ impl Tokens {
     /// The last ids of a prompt, which decide how the text behind them begins. In a text a special token stands for what
     /// has no token of its own, or for its beginning; in other prompts a text begins behind one.
     pub fn context(&self, prompt: &[u32], is_text: bool) -> Vec<u32> {
+        if is_text && self.decoder.is_byte_level() {
+            // A text ends with a character.
+            return Vec::new();
+        }
         let mut context: Vec<u32> = if is_text {
             prompt.iter().rev().copied().filter(|&id| self.is_text(id)).take(detokenise::CONTEXT).collect()
         } else {
@@ -203,7 +207,7 @@ fn read(path: &Path) -> Result<Tokenizer, ModelError> {
 
 #[cfg(test)]
 mod tests {
-    use super::samples::{byte_tokens, panicking};
+    use super::samples::{byte_fallback, byte_tokens, panicking};
     use super::*;
     use crate::prepare::tests::member;
 
@@ -241,11 +245,15 @@ mod tests {
     #[test]
     fn a_prompts_last_words_are_context_up_to_a_special_token() {
         let tokens = byte_tokens();
+        assert_eq!(tokens.context(&[1, 2, 3, 4, 5, 6, 7, 8], false), [3, 4, 5, 6, 7, 8]);
+        assert_eq!(tokens.context(&[1, 2, 256, 4], false), [4]);
+        assert_eq!(tokens.context(&[1, 2, 3], true), [0u32; 0], "bytes need none");
+        let tokens = byte_fallback();
         for is_text in [true, false] {
-            assert_eq!(tokens.context(&[1, 2, 3, 4, 5, 6, 7, 8], is_text), [3, 4, 5, 6, 7, 8]);
+            assert_eq!(tokens.context(&[2, 3, 4, 5, 6, 7, 8, 9], is_text), [4, 5, 6, 7, 8, 9]);
         }
         for (prompt, in_text, behind) in
-            [(&[1, 2, 256, 4][..], &[1, 2, 4][..], &[4][..]), (&[1, 256], &[1], &[]), (&[1, 999, 2], &[1, 2], &[2])]
+            [(&[2, 3, 0, 4][..], &[2, 3, 4][..], &[4][..]), (&[2, 1], &[2], &[]), (&[2, 999, 3], &[2, 3], &[3])]
         {
             assert_eq!((&*tokens.context(prompt, true), &*tokens.context(prompt, false)), (in_text, behind));
         }

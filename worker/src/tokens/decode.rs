@@ -21,6 +21,7 @@ pub(super) struct Decoder {
     /// Special tokens.
     special: HashSet<u32>,
     local: bool,
+    byte_level: bool,
 }
 
 #[derive(Debug)]
@@ -44,7 +45,14 @@ impl Decoder {
         let added = tokenizer.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         let local = steps.iter().all(Step::is_local);
-        Self { steps, between, special, local }
+        let byte_level =
+            !steps.is_empty() && steps.iter().all(|step| matches!(step, Step::Own(DecoderWrapper::ByteLevel(_))));
+        Self { steps, between, special, local, byte_level }
+    }
+
+    /// Whether tokens are nothing but bytes, so that what is before them changes them only where it ends within a character.
+    pub(super) fn is_byte_level(&self) -> bool {
+        self.byte_level
     }
 
     /// Whether a text only grows with its tokens, and a token's part of it depends on few others: then the text of some

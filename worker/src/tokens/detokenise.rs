@@ -175,7 +175,7 @@ mod tests {
             for (name, tokens) in families() {
                 let ids: Vec<u32> = numbers.iter().map(|number| number % tokens.vocabulary()).collect();
                 let (prompt, answer) = ids.split_at(prompt.min(ids.len()));
-                let context = tokens.context(prompt, true);
+                let context = tokens.context(prompt, false);
                 let streamed = pieces(&tokens, &context, answer).concat();
                 prop_assert_eq!(&streamed, &whole(&tokens, &context, answer).unwrap(), "{}", name);
                 let alone = pieces(&tokens, &[], &ids).concat();
