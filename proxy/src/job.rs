@@ -207,7 +207,16 @@ pub struct Ask {
     /// Where the answer ends.
     pub stop: Arc<Stops>,
     /// What a chat's template is told besides the messages.
-    pub chat_template_kwargs: Arc<Map<String, Value>>,
+    pub chat_template_kwargs: Arc<TemplateKwargs>,
+}
+
+/// What a chat's template is told besides the messages.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct TemplateKwargs {
+    /// Names and values.
+    pub map: Map<String, Value>,
+    /// Bytes that they take as JSON.
+    pub bytes: usize,
 }
 
 /// Where an answer ends, besides the model's own end tokens. Neither is part of the answer.
@@ -240,8 +249,7 @@ impl Ask {
     /// Bytes that the prompt takes on the wire, before JSON's escapes.
     pub fn bytes(&self) -> usize {
         let stops = self.stop.strings.iter().map(String::len).sum::<usize>() + self.stop.token_ids.len() * 4;
-        let kwargs = self.chat_template_kwargs.iter().map(|(name, value)| name.len() + value.to_string().len());
-        prompt_bytes(&self.prompt) + stops + kwargs.sum::<usize>()
+        prompt_bytes(&self.prompt) + stops + self.chat_template_kwargs.bytes
     }
 }
 

@@ -14,7 +14,6 @@ use pillion_protocol::frame::{
     Batch, FinishReason, Frame, Goodbye, GoodbyeReason, Hello, Member, MemberFailed, MemberFinished, Prompt, Welcome,
 };
 use pillion_protocol::{BatchId, EncodeError, MemberIndex, ReadError, VERSIONS, negotiate};
-use serde_json::Map;
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -429,7 +428,7 @@ fn member(job: &mut Job, now: Instant) -> Member {
         min_new_tokens: job.ask.class.min_new_tokens(),
         stop: job.ask.stop.strings.clone(),
         stop_token_ids: job.ask.stop.token_ids.clone(),
-        chat_template_kwargs: Map::clone(&job.ask.chat_template_kwargs),
+        chat_template_kwargs: job.ask.chat_template_kwargs.map.clone(),
         deadline_ms: u64::try_from(left).unwrap_or(u64::MAX),
         stream: job.reply.is_stream(),
         produced: job.progress.produced.clone(),

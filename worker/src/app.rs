@@ -2,6 +2,7 @@
 //! loaded and warmed up, and only then is the proxy dialled.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use pillion_protocol::VERSIONS;
@@ -98,7 +99,7 @@ async fn serve(config: Config, patch: Patch) -> End {
     };
     let result = tokio::select! {
         result = lifecycle::serve(&worker, async || lifecycle::dial(&socket).await, &mut controls) => result,
-        stuck = watch(&worker.shared.liveness) => {
+        stuck = watch(&worker.shared) => {
             Err(Error::Stuck { slot: stuck.caller / FEEDERS, seconds: stuck.silent.as_secs() })
         }
     };
@@ -125,12 +126,19 @@ fn start_loading(
     Ok(loaded)
 }
 
-async fn watch(liveness: &Liveness) -> Stuck {
+/// Looks after the engines, and while none runs after the memory.
+async fn watch(shared: &Shared) -> Stuck {
     let mut interval = tokio::time::interval(WATCH);
     loop {
         interval.tick().await;
-        if let Some(stuck) = liveness.stuck(Instant::now()) {
+        if let Some(stuck) = shared.liveness.stuck(Instant::now()) {
             return stuck;
+        }
+        if shared.is_on_processor
+            && !shared.liveness.busy()
+            && let Some(free) = memory::system()
+        {
+            shared.found_memory(memory::share(free, shared.limits.slots as u64));
         }
     }
 }
@@ -139,7 +147,7 @@ async fn watch(liveness: &Liveness) -> Stuck {
 fn allowance(model: &Model, device: Device, config: &Config) -> Allowance {
     // What is computed in half precision takes half; whole numbers are used for weights alone.
     let element = match device {
-        Device::Cuda(_) if config.compute_type.is_half() || model.description.is_half() => 2,
+        Device::Cuda(_) if config.compute_type.is_half(model.description.is_half()) => 2,
         _ => 4,
     };
     let need = Need::of(&model.description, element);
@@ -153,7 +161,15 @@ fn allowance(model: &Model, device: Device, config: &Config) -> Allowance {
     } else {
         tracing::info!("nobody says what memory is free, so no request is refused for what it would take");
     }
-    Allowance { need, bytes }
+    let allowance = Allowance::new(need, bytes);
+    if allowance.bytes > bytes {
+        tracing::warn!(
+            needed_mib = allowance.bytes >> 20,
+            "the memory that is left holds no short request: requests are served all the same, and the system may kill this \
+             worker; give it more memory"
+        );
+    }
+    allowance
 }
 
 /// As many as any model needs, unless the memory holds less; one member always fits.
@@ -238,6 +254,8 @@ fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> 
         pace,
         liveness,
         limits,
+        memory: AtomicU64::new(limits.allowance.bytes),
+        is_on_processor: device == Device::Cpu,
         budget: Budget::new(batch_tokens.into()),
         held_back: HELD_BACK,
     });

@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Sender;
 
 use crate::cohort::Shape;
-use crate::tokens::{Answer, Tokens};
+use crate::tokens::{Answer, Context, Tokens};
 
 /// What the session may still tell a batch that has left it.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub struct Rider {
     /// Tokens at which it ends, besides the model's own.
     pub stop_token_ids: Vec<u32>,
     /// The last ids of its prompt, which decide how its text begins; none once the session knows of them.
-    pub context: Vec<u32>,
+    pub context: Context,
     /// Its text, made here only where stop strings must be found in it.
     pub answer: Option<Answer>,
     /// Text that is ready and has not left yet.
@@ -186,7 +186,7 @@ pub struct Progress {
     /// The batch's number.
     pub batch: u64,
     /// The last ids of a member's prompt, before the first of its tokens.
-    pub contexts: Vec<(MemberIndex, Vec<u32>)>,
+    pub contexts: Vec<(MemberIndex, Context)>,
     /// A token of a member whose text is made by the session.
     pub tokens: Vec<(MemberIndex, u32)>,
     /// Several tokens of a member, with their text where it was made on the engine's side.

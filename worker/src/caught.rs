@@ -23,7 +23,11 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let before = CATCHING.replace(true);
     let done = catch_unwind(AssertUnwindSafe(work));
     CATCHING.set(before);
-    done.map_err(|panic| message(&*panic))
+    done.map_err(|panic| {
+        let message = message(&*panic);
+        tracing::error!(message, "a defect in the tokenizer or the chat template fails a request");
+        message
+    })
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

@@ -32,7 +32,7 @@ const SOCKET_PATH_MAX: usize = 107;
     pillion-worker check asks a running worker how it is, pillion-worker inspect DIR says what a model is."
 )]
 struct Raw {
-    /// Directory of the converted model: model.bin, config.json, vocabulary.json and tokenizer.json
+    /// Directory of the converted model: model.bin, config.json, vocabulary.json (or vocabulary.txt) and tokenizer.json
     #[arg(long, env = "PILLION_MODEL", value_name = "DIR")]
     model: Option<PathBuf>,
     /// Socket of the proxy [default: /run/pillion/worker.sock where that folder can be written, else a file under the
@@ -49,14 +49,15 @@ struct Raw {
     #[arg(long, env = "PILLION_COMPUTE_TYPE", value_name = "TYPE", default_value = "default",
         long_help = compute::HELP)]
     compute_type: String,
-    /// Processor threads of each engine: a number, or auto to measure at start which serves a batch fastest
+    /// Processor threads of each engine: a number, or auto to measure at start which serves a batch fastest; for a model that
+    /// takes long to load, all
     #[arg(long, env = "PILLION_THREADS", value_name = "N", default_value = "auto")]
     threads: String,
     /// Batches run at once, each on a copy of the model
     #[arg(long, env = "PILLION_SLOTS", value_name = "N", default_value = "1")]
     slots: String,
     /// The most tokens, prompts and answers together, that one call of the engine holds: a number, or auto for the
-    /// model's positions but at least 32768
+    /// model's positions but at least 32768, if the memory holds the keys and values of so many
     #[arg(long, env = "PILLION_MAX_BATCH_TOKENS", value_name = "N", default_value = "auto")]
     max_batch_tokens: String,
     /// The most tokens that a prompt and its answer may have together: a number, or auto for what the model sets, else

@@ -46,6 +46,10 @@ impl Progress {
         self.last_step.store(now, Relaxed);
         self.runs.store(true, Relaxed);
     }
+
+    fn waits(&self) {
+        self.runs.store(false, Relaxed);
+    }
 }
 
 /// An engine that has been silent for too long.
@@ -86,8 +90,18 @@ impl Liveness {
     /// A call made so many steps, so that it has begun.
     pub fn step(&self, caller: usize, now: Instant, steps: u64) {
         self.steps.fetch_add(steps, Relaxed);
-        if let Some(engine) = self.engines.get(caller) {
+        let Some(engine) = self.engines.get(caller) else { return };
+        if engine.runs.load(Relaxed) {
+            engine.last_step.store(self.millis(now), Relaxed);
+            return;
+        }
+        // It has come into the engine before one that was called earlier.
+        let mut calls = self.calls();
+        if let Some(place) = calls.iter().position(|other| *other == caller) {
+            calls.remove(place);
+            calls.insert(0, caller);
             engine.begins(self.millis(now));
+            calls.iter().skip(self.slots).filter_map(|other| self.engines.get(*other)).for_each(Progress::waits);
         }
     }
 
@@ -98,8 +112,8 @@ impl Liveness {
         let next = calls.iter().take(self.slots).filter_map(|next| self.engines.get(*next));
         next.filter(|next| !next.runs.load(Relaxed)).for_each(|next| next.begins(self.millis(now)));
         if let Some(engine) = self.engines.get(caller) {
+            engine.waits();
             engine.silence.store(0, Relaxed);
-            engine.runs.store(false, Relaxed);
         }
     }
 
@@ -126,6 +140,8 @@ impl Liveness {
             self.awake.store(now, Relaxed);
         }
         let awake = now.saturating_sub(self.awake.load(Relaxed));
+        // So that no call begins or ends meanwhile.
+        let _calls = self.calls();
         self.engines.iter().enumerate().find_map(|(caller, engine)| {
             let silence = engine.silence.load(Relaxed);
             let silent = now.saturating_sub(engine.last_step.load(Relaxed)).min(awake);
@@ -208,6 +224,22 @@ mod tests {
         assert_eq!(look(&liveness, start, 121..=121).map(|stuck| stuck.caller), Some(1));
         liveness.idle(1, at(121));
         assert_eq!(look(&liveness, start, 122..=999), None);
+    }
+
+    #[test]
+    fn a_call_that_is_begun_out_of_turn_makes_the_other_wait() {
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        let liveness = Liveness::new(2, 1, start);
+        liveness.call(0, start, Duration::from_secs(30));
+        liveness.call(1, start, Duration::from_secs(30));
+        (1..100).for_each(|second| {
+            liveness.step(1, at(second), 1);
+            assert_eq!(look(&liveness, start, second..=second), None);
+        });
+        liveness.idle(1, at(100));
+        assert_eq!(look(&liveness, start, 100..=130), None);
+        assert_eq!(look(&liveness, start, 131..=131).map(|stuck| stuck.caller), Some(0));
     }
 
     #[test]

@@ -28,7 +28,15 @@ pub struct Allowance {
     pub bytes: u64,
 }
 
+/// A request that is always let in, however little memory there seems to be: so many prompt tokens and new ones.
+const LEAST: (u32, u32) = (256, 256);
+
 impl Allowance {
+    /// For a worker whose calls need this, and may take so much; but at least what a short request takes.
+    pub fn new(need: Need, bytes: u64) -> Self {
+        Self { need, bytes: bytes.max(need.bytes(Size::alone(LEAST.0, LEAST.1))) }
+    }
+
     /// Whether a call of this size may be made.
     pub fn fits(&self, size: Size) -> bool {
         self.need.bytes(size) <= self.bytes

@@ -1,6 +1,6 @@
 //! A model directory: which files it must have, what they say, and whether they are fit to be served.
 //!
-//! `model.bin` (read here only for its table of variables), `config.json`, `vocabulary.json`, and beside them the
+//! `model.bin` (read here only for its table of variables), `config.json`, `vocabulary.json` or `.txt`, and beside them the
 //! `tokenizer.json` that users bring with `--copy_files tokenizer.json`.
 
 use std::collections::HashMap;
@@ -132,7 +132,7 @@ impl Model {
         let ends = special::ends(directory, &special, &tokenizer_config, &overrides.end_tokens, &ids)?;
         let own = header.shape("decoder/position_encodings/encodings").and_then(|shape| shape.first()).copied();
         let (positions, positions_from) = positions(own, tokenizer_config.most_positions(), overrides.max_positions);
-        let fingerprint = fingerprint::of(directory, header.digest)?;
+        let fingerprint = fingerprint::of(directory, header.digest, &ends, positions)?;
         Ok(Self {
             directory: directory.to_owned(),
             positions,

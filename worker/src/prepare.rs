@@ -8,7 +8,7 @@ use pillion_protocol::frame::{FailureCode, FinishReason, Member, Options, Prompt
 use crate::batch::{Ended, Ending, Progress, Rider};
 use crate::memory::Size;
 use crate::shared::Limits;
-use crate::tokens::{Answer, PromptFailed, TokenizerFailed, Tokens};
+use crate::tokens::{Answer, PromptFailed, PromptKind, TokenizerFailed, Tokens};
 
 /// Deadlines further away than this are as good as none.
 const FARTHEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -101,7 +101,11 @@ fn rider(
         return Err(invalid(format!("min_new_tokens {least} is over max_new_tokens {most}")));
     }
     let longest = limits.positions as usize;
-    let is_text = matches!(prompt, Prompt::Text(_));
+    let kind = match prompt {
+        Prompt::Text(_) => PromptKind::Text,
+        Prompt::Chat(_) => PromptKind::Chat,
+        Prompt::Ids(_) => PromptKind::Ids,
+    };
     let mut ids = match prompt {
         Prompt::Text(text) => tokens.encode(&text, longest),
         Prompt::Ids(ids) => Ok(ids),
@@ -130,7 +134,7 @@ fn rider(
     if let Some(id) = ids.iter().chain(&produced).find(|id| **id >= vocabulary) {
         return Err(invalid(format!("there is no token {id}, only 0 to {}", vocabulary.saturating_sub(1))));
     }
-    let context = tokens.context(&ids, is_text);
+    let context = tokens.context(&ids, kind)?;
     let mut text = String::new();
     let (answer, stopped) = if stop.is_empty() {
         (None, false)

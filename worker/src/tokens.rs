@@ -26,6 +26,7 @@ mod template;
 pub use answer::{Answer, whole};
 use chat::Chats;
 use decode::Decoder;
+pub use detokenise::Context;
 use length::Lengths;
 pub use template::Template;
 
@@ -38,6 +39,17 @@ pub struct Tokens {
     chats: Chats,
     ends: Vec<u32>,
     vocabulary: u32,
+}
+
+/// What a prompt was made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptKind {
+    /// A text.
+    Text,
+    /// A chat, by the model's template.
+    Chat,
+    /// Ids, which may end anywhere.
+    Ids,
 }
 
 /// A text could not be tokenised, or ids not be decoded.
@@ -92,9 +104,9 @@ impl Tokens {
         vocabulary: u32,
     ) -> Result<Self, TokenizerFailed> {
         tokenizer.set_encode_special_tokens(true);
-        let decoder = Decoder::of(&tokenizer);
         let lengths = Lengths::of(&tokenizer);
         let chats = Chats::new(template, &mut tokenizer)?;
+        let decoder = Decoder::of(&tokenizer, chats.likenesses());
         Ok(Self { tokenizer, decoder, lengths, chats, ends, vocabulary })
     }
 
@@ -144,33 +156,31 @@ impl Tokens {
         Ok(all)
     }
 
-    /// A stop string that is exactly a special token means that token: an answer's text never has it.
+    /// A stop string that is exactly a special token means that token too: an answer's text has it only where the model spells
+    /// it in other tokens.
     pub fn resolve_stops(&self, member: &mut Member) {
-        let Member { stop, stop_token_ids, .. } = member;
-        stop.retain(|text| match self.chats.special_id(text) {
-            Some(id) => {
-                stop_token_ids.push(id);
-                false
-            }
-            None => true,
-        });
+        member.stop_token_ids.extend(member.stop.iter().filter_map(|text| self.chats.special_id(text)));
     }
 
-    /// The last ids of a prompt, which decide how the text behind them begins. In a text a special token stands for what
-    /// has no token of its own, or for its beginning; in other prompts a text begins behind one.
-    pub fn context(&self, prompt: &[u32], is_text: bool) -> Vec<u32> {
-        if is_text && self.decoder.is_byte_level() {
-            // A text ends with a character.
-            return Vec::new();
+    /// What decides how the text behind a prompt begins. In a text a special token stands for what has no token of its own,
+    /// or for its beginning; in other prompts a text begins behind one. Bytes depend on what is before them only within a
+    /// character.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder fails on the ids.
+    pub fn context(&self, prompt: &[u32], kind: PromptKind) -> Result<Context, TokenizerFailed> {
+        let is_whole = kind != PromptKind::Ids;
+        if is_whole && self.decoder.is_byte_level() {
+            return Ok(Context::default());
         }
-        let mut context: Vec<u32> = if is_text {
-            prompt.iter().rev().copied().filter(|&id| self.is_text(id)).take(detokenise::CONTEXT).collect()
+        let last = prompt.iter().rev().copied();
+        let mut ids: Vec<u32> = if kind == PromptKind::Text {
+            last.filter(|&id| self.is_text(id)).take(detokenise::CONTEXT).collect()
         } else {
-            let last = prompt.iter().rev().copied().take(detokenise::CONTEXT);
-            last.take_while(|&id| self.is_text(id)).collect()
+            last.take(detokenise::CONTEXT).take_while(|&id| self.is_text(id)).collect()
         };
-        context.reverse();
-        context
+        ids.reverse();
+        Context::new(self, ids, is_whole)
     }
 
     /// The text of ids that begin a text, without special tokens.
@@ -239,23 +249,25 @@ mod tests {
     fn a_stop_string_that_is_a_special_token_is_that_token() {
         let mut member = Member { stop: vec!["</s>".to_owned(), "</s> ".to_owned()], ..member("a") };
         byte_tokens().resolve_stops(&mut member);
-        assert_eq!((member.stop, member.stop_token_ids), (vec!["</s> ".to_owned()], vec![256]));
+        assert_eq!((member.stop.len(), member.stop_token_ids), (2, vec![256]), "and it may be spelled in bytes");
     }
 
     #[test]
     fn a_prompts_last_words_are_context_up_to_a_special_token() {
         let tokens = byte_tokens();
-        assert_eq!(tokens.context(&[1, 2, 3, 4, 5, 6, 7, 8], false), [3, 4, 5, 6, 7, 8]);
-        assert_eq!(tokens.context(&[1, 2, 256, 4], false), [4]);
-        assert_eq!(tokens.context(&[1, 2, 3], true), [0u32; 0], "bytes need none");
+        let none = Context::default();
+        assert_eq!(tokens.context(&[1, 2, 3], PromptKind::Text).unwrap(), none, "bytes need none");
+        assert_ne!(tokens.context(&[1, 2, 3], PromptKind::Ids).unwrap(), none);
         let tokens = byte_fallback();
-        for is_text in [true, false] {
-            assert_eq!(tokens.context(&[2, 3, 4, 5, 6, 7, 8, 9], is_text), [4, 5, 6, 7, 8, 9]);
-        }
-        for (prompt, in_text, behind) in
-            [(&[2, 3, 0, 4][..], &[2, 3, 4][..], &[4][..]), (&[2, 1], &[2], &[]), (&[2, 999, 3], &[2, 3], &[3])]
-        {
-            assert_eq!((&*tokens.context(prompt, true), &*tokens.context(prompt, false)), (in_text, behind));
+        let of = |ids: &[u32]| Context::new(&tokens, ids.to_vec(), true).unwrap();
+        for (prompt, in_text, in_chat) in [
+            (&[2, 3, 4, 5, 6, 7, 8, 9][..], &[4, 5, 6, 7, 8, 9][..], &[4, 5, 6, 7, 8, 9][..]),
+            (&[2, 3, 0, 4], &[2, 3, 4], &[4]),
+            (&[2, 1], &[2], &[]),
+            (&[2, 999, 3], &[2, 3], &[3]),
+        ] {
+            assert_eq!(tokens.context(prompt, PromptKind::Text).unwrap(), of(in_text));
+            assert_eq!(tokens.context(prompt, PromptKind::Chat).unwrap(), of(in_chat));
         }
     }
 }

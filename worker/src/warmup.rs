@@ -163,21 +163,23 @@ pub fn warm_up(engine: &dyn Engine, sample: Sample, pace: &Pace, until: Instant)
         }
         measured.push((shape, time));
     }
-    let last = |is: &dyn Fn(u32) -> bool| measured.iter().rev().find(|(shape, _)| is(shape.members)).copied();
-    let many = last(&|members| members > 1);
-    let one = last(&|members| members == 1).or(many);
-    if let Some((_, time)) = many.or(one) {
-        pace.called(time);
-    }
-    let step = |measured: Option<(Shape, CallTime)>| measured.map(|(_, time)| time.step().unwrap_or(time.first / 2));
-    if let (Some(first), Some(later)) = (step(one), step(many.or(one))) {
-        pace.compared(first, many.map_or(1, |(shape, _)| shape.members), later);
+    if let Some((few, shape, many)) = extremes(&measured) {
+        let step = |time: &CallTime| time.step().unwrap_or(time.first / 2);
+        pace.called(many);
+        pace.compared(step(&few), shape.members, step(&many));
     }
     // Those before were the first of their kind.
     for (_, time) in measured.iter().skip(2) {
         pace.learn(&time.load(), time.first + time.rest);
     }
     Ok(())
+}
+
+/// The last of the calls with the fewest members, and of those with the most.
+fn extremes(measured: &[(Shape, CallTime)]) -> Option<(CallTime, Shape, CallTime)> {
+    let (_, few) = measured.iter().rev().min_by_key(|(shape, _)| shape.members)?;
+    let (shape, many) = measured.iter().max_by_key(|(shape, _)| shape.members)?;
+    Some((*few, *shape, *many))
 }
 
 #[cfg(test)]
@@ -217,6 +219,14 @@ mod tests {
         for all in SHAPES {
             assert_eq!(shape(1_000_000, all, 500), TINY);
         }
+    }
+
+    #[test]
+    fn a_lone_member_is_compared_with_as_many_as_were_measured() {
+        let measured: Vec<(Shape, CallTime)> =
+            (1..).zip(SHAPES).map(|(steps, shape)| (shape, CallTime { steps, ..CallTime::default() })).collect();
+        let (few, shape, many) = extremes(&measured).unwrap();
+        assert_eq!((few.steps, shape, many.steps), (1, BATCH, 2));
     }
 
     #[test]

@@ -55,9 +55,13 @@ impl ComputeType {
 }
 
 impl ComputeType {
-    /// Whether what is not weights is kept in 16 bits.
-    pub fn is_half(self) -> bool {
-        matches!(self, Self::Float16 | Self::Bfloat16 | Self::Int8Float16 | Self::Int8Bfloat16)
+    /// Whether what is not weights is kept in 16 bits on a GPU, for a model that was converted to 16 bits or not.
+    pub fn is_half(self, converted: bool) -> bool {
+        match self {
+            Self::Auto | Self::Float16 | Self::Bfloat16 | Self::Int8Float16 | Self::Int8Bfloat16 => true,
+            Self::Float32 | Self::Int16 | Self::Int8Float32 => false,
+            Self::Default | Self::Int8 => converted,
+        }
     }
 }
 

@@ -67,7 +67,7 @@ impl EnginePool {
     /// The system gives no more threads.
     pub fn start(engine: &Arc<dyn Engine>, shared: &Arc<Shared>) -> std::io::Result<Self> {
         // Of each slot: whoever holds it may make calls. It is given up with a batch's last call.
-        let turns: Vec<_> = (0..shared.limits.slots).map(|_| Arc::new(Mutex::new(()))).collect();
+        let turns: Vec<_> = (0..shared.limits().slots).map(|_| Arc::new(Mutex::new(()))).collect();
         let replicas = Arc::new(Replicas::new(turns.len(), Instant::now()));
         let (sender, receiver) = sync_channel(2 * turns.len());
         let receiver = Arc::new(Mutex::new(receiver));
@@ -113,7 +113,7 @@ fn next(arrived: &Mutex<Receiver<Arrived>>) -> Option<Arrived> {
 fn ready(arrived: Arrived, shared: &Shared) -> Option<Job> {
     let Arrived { id, batch: Batch { options, members }, at, asked, signals, events, place } = arrived;
     let mut progress = Progress::of(id);
-    let riders = prepare::riders(members, &options, at, &shared.tokens, &shared.limits, &mut progress);
+    let riders = prepare::riders(members, &options, at, &shared.tokens, &shared.limits(), &mut progress);
     if let Some(asked) = asked {
         shared.pace.handed_over(asked.elapsed());
     }

@@ -106,7 +106,9 @@ impl<'a> Ride<'a> {
             if self.abandoned {
                 return Some(Ending::Finished(FinishReason::Cancelled));
             }
-            job.signals.interruption(rider.member, rider.deadline, *now)
+            let interruption = job.signals.interruption(rider.member, rider.deadline, *now);
+            // Whoever takes it on would have to feed all of it at once.
+            interruption.filter(|how| *how != Ending::Yielded || shared.limits().allows(rider.shape()))
         });
         let ends = ending.is_some();
         if let Some(how) = ending {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{Call, Engine, EngineFailed, NewToken};
 
-/// Tokens of one byte, in the order of `tokens::tests::bytes`: "!" is 0, "~" is 93.
+/// Tokens of one byte, in the order of `tokens::samples::bytes`: "!" is 0, "~" is 93.
 const LAST: u32 = 93;
 const EOS: u32 = 256;
 

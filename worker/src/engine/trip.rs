@@ -76,8 +76,8 @@ fn split(job: &Job, places: &[usize], shared: &Shared) -> Vec<Vec<usize>> {
     let rules = cohort::Rules {
         look_back: job.options.look_back(),
         max_tokens: shared.budget.tokens(),
-        allowance: shared.limits.allowance,
-        window: shared.limits.window,
+        allowance: shared.limits().allowance,
+        window: shared.limits().window,
         cost: shared.pace.cost(),
     };
     let cohorts = cohort::split(&shapes, rules);
@@ -201,6 +201,9 @@ fn halves(
         let rider = &mut job.riders[place];
         let failure = if alone {
             Some((FailureCode::Engine, message.to_owned()))
+        } else if !look_back && rider.produced() > 0 && !shared.limits().allows(rider.shape()) {
+            let message = "the engine failed, and the memory does not hold what would have to be fed again".to_owned();
+            Some((FailureCode::Engine, message))
         } else if look_back && rider.told > rider.prompt as usize {
             let message = "the engine failed after a part was sent, and these options allow no continuation".to_owned();
             Some((FailureCode::NotResumable, message))
@@ -215,8 +218,7 @@ fn halves(
             rider.tokens.truncate(rider.prompt as usize);
             rider.text.clear();
             if !rider.stop.is_empty() {
-                // It could be made before, and so it can be again.
-                rider.answer = Answer::new(&shared.tokens, &rider.context, rider.stop.clone()).ok();
+                rider.answer = Some(Answer::new(&rider.context, rider.stop.clone()));
             }
         }
         true

@@ -8,11 +8,14 @@ const FILES: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Those that a model may do without; they decide what becomes of a chat, and where an answer ends.
 const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
 
-/// The hexadecimal BLAKE3 digest of `weights`, which stands for `model.bin`, and of the directory's other files, each preceded by
-/// its name and length.
-pub(super) fn of(directory: &Path, weights: [u8; 32]) -> Result<String, ModelError> {
+/// The hexadecimal BLAKE3 digest of `weights`, which stands for `model.bin`, of the end tokens and positions, which flags may
+/// change, and of the directory's other files, each preceded by its name and length.
+pub(super) fn of(directory: &Path, weights: [u8; 32], ends: &[u32], positions: u32) -> Result<String, ModelError> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&weights);
+    hasher.update(&weights).update(&positions.to_be_bytes());
+    ends.iter().for_each(|end| {
+        hasher.update(&end.to_be_bytes());
+    });
     let vocabulary = vocabulary::path(directory);
     let others = FILES.into_iter().chain(OPTIONAL).map(|name| directory.join(name));
     for path in std::iter::once(vocabulary).chain(others.filter(|path| path.exists())) {

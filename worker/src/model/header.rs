@@ -18,7 +18,7 @@ pub(super) struct Header {
     /// The layout's version.
     pub(super) version: u32,
     /// BLAKE3 of the table, and of the first, middle and last bytes of every variable. All of a file of many gigabytes would be
-    /// read once more for a digest of the rest; a model that was trained further differs everywhere.
+    /// read once more for a digest of the rest; a model that was trained further differs in every variable that was trained.
     pub(super) digest: [u8; 32],
     /// The kind of model.
     pub(super) spec: String,

@@ -8,7 +8,7 @@ use pillion_protocol::BatchId;
 use pillion_protocol::frame::Member;
 
 use crate::batch::{BatchSignals, Ended};
-use crate::tokens::{Answer, TokenizerFailed, Tokens, whole};
+use crate::tokens::{Answer, Context, TokenizerFailed, Tokens, whole};
 
 /// All of them. Dropping it cancels every member: the connection is gone, and nobody waits here.
 #[derive(Debug, Default)]
@@ -54,9 +54,9 @@ pub(super) enum Text {
     /// By the engine's side, since a stop string must be found in it.
     Given,
     /// Piece by piece; built when the first token comes.
-    Streamed { context: Vec<u32>, produced: Vec<u32>, sent: u64, answer: Option<Answer> },
+    Streamed { context: Context, produced: Vec<u32>, sent: u64, answer: Option<Answer> },
     /// All at once, at its end.
-    Whole { context: Vec<u32>, produced: Vec<u32>, sent: u64 },
+    Whole { context: Context, produced: Vec<u32>, sent: u64 },
 }
 
 impl Text {
@@ -65,17 +65,17 @@ impl Text {
         if !member.stop.is_empty() {
             Self::Given
         } else if member.stream {
-            Self::Streamed { context: Vec::new(), produced: produced.clone(), sent: *sent, answer: None }
+            Self::Streamed { context: Context::default(), produced: produced.clone(), sent: *sent, answer: None }
         } else {
-            Self::Whole { context: Vec::new(), produced: produced.clone(), sent: *sent }
+            Self::Whole { context: Context::default(), produced: produced.clone(), sent: *sent }
         }
     }
 
     /// The last ids of the prompt are these: told before any token.
-    pub(super) fn begins_behind(&mut self, ids: Vec<u32>) {
+    pub(super) fn begins_behind(&mut self, prompt: Context) {
         match self {
             Self::Given => {}
-            Self::Streamed { context, .. } | Self::Whole { context, .. } => *context = ids,
+            Self::Streamed { context, .. } | Self::Whole { context, .. } => *context = prompt,
         }
     }
 
@@ -111,7 +111,7 @@ impl Text {
 
 fn started<'a>(
     tokens: &Tokens,
-    context: &[u32],
+    context: &Context,
     produced: &[u32],
     sent: u64,
     answer: &'a mut Option<Answer>,

@@ -1,6 +1,6 @@
 //! One member's text as it grows: detokenised, watched for stop strings, and without what was sent before.
 
-use super::detokenise::{self, Detokeniser};
+use super::detokenise::{self, Context, Detokeniser};
 use super::stop::StopMatcher;
 use super::{TokenizerFailed, Tokens};
 
@@ -15,12 +15,8 @@ pub struct Answer {
 
 impl Answer {
     /// The text of a new member that ends at any of `stop`, behind the last ids of its prompt.
-    ///
-    /// # Errors
-    /// The tokenizer's decoder fails on the ids.
-    pub fn new(tokens: &Tokens, context: &[u32], stop: Vec<String>) -> Result<Self, TokenizerFailed> {
-        let detokeniser = Detokeniser::behind(tokens, context)?;
-        Ok(Self { detokeniser, matcher: StopMatcher::new(stop), skip: 0 })
+    pub fn new(context: &Context, stop: Vec<String>) -> Self {
+        Self { detokeniser: Detokeniser::behind(context), matcher: StopMatcher::new(stop), skip: 0 }
     }
 
     /// The text of a member that ends at any of `stop`, has produced these ids in earlier attempts and of whose text so
@@ -31,13 +27,13 @@ impl Answer {
     /// The tokenizer's decoder fails on the ids.
     pub fn resume(
         tokens: &Tokens,
-        context: &[u32],
+        context: &Context,
         stop: Vec<String>,
         produced: &[u32],
         sent: u64,
         text: &mut String,
     ) -> Result<(Self, bool), TokenizerFailed> {
-        let mut answer = Self { skip: sent, ..Self::new(tokens, context, stop)? };
+        let mut answer = Self { skip: sent, ..Self::new(context, stop) };
         for &id in produced {
             if answer.push(tokens, id, text)? {
                 return Ok((answer, true));
@@ -85,7 +81,7 @@ impl Answer {
 ///
 /// # Errors
 /// The tokenizer's decoder fails on the ids.
-pub fn whole(tokens: &Tokens, context: &[u32], ids: &[u32], sent: u64) -> Result<String, TokenizerFailed> {
+pub fn whole(tokens: &Tokens, context: &Context, ids: &[u32], sent: u64) -> Result<String, TokenizerFailed> {
     let text = detokenise::whole(tokens, context, ids)?;
     Ok(skip(&text, sent).1.to_owned())
 }
@@ -101,6 +97,7 @@ fn skip(text: &str, bytes: u64) -> (u64, &str) {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::PromptKind;
     use super::super::samples::{byte_fallback, byte_tokens};
     use super::*;
 
@@ -114,7 +111,7 @@ mod tests {
     }
 
     fn fresh(stop: &[String]) -> Answer {
-        Answer::new(&byte_tokens(), &[], stop.to_vec()).unwrap()
+        Answer::new(&Context::default(), stop.to_vec())
     }
 
     proptest! {
@@ -138,7 +135,7 @@ mod tests {
 
             let mut later = String::new();
             let (second, stopped) =
-                Answer::resume(&tokens, &[], stop, produced, sent.len() as u64, &mut later).unwrap();
+                Answer::resume(&tokens, &Context::default(), stop, produced, sent.len() as u64, &mut later).unwrap();
             prop_assert!(!stopped && later.is_empty());
             finish(&tokens, second, rest, &mut later);
             prop_assert_eq!(sent + &later, whole);
@@ -161,7 +158,8 @@ mod tests {
                 assert!(text.starts_with(&sent), "{sent:?}");
             }
             let (second, _) =
-                Answer::resume(&tokens, &[], Vec::new(), produced, sent.len() as u64, &mut later).unwrap();
+                Answer::resume(&tokens, &Context::default(), Vec::new(), produced, sent.len() as u64, &mut later)
+                    .unwrap();
             finish(&tokens, second, rest, &mut later);
             assert_eq!(sent + &later, text, "cut at {cut}");
         }
@@ -170,7 +168,7 @@ mod tests {
     #[test]
     fn a_stop_string_begins_with_the_space_that_is_before_it() {
         let tokens = byte_fallback();
-        let context = tokens.context(&tokens.encode("one", 100).unwrap(), true);
+        let context = tokens.context(&tokens.encode("one", 100).unwrap(), PromptKind::Text).unwrap();
         let ids = tokens.encode("one two", 100).unwrap();
         let mut text = String::new();
         let (_, stopped) = Answer::resume(&tokens, &context, vec![" two".to_owned()], &ids[1..], 0, &mut text).unwrap();
@@ -182,8 +180,12 @@ mod tests {
     fn a_whole_answer_leaves_out_what_was_sent() {
         let tokens = byte_tokens();
         let ids = tokens.encode("né", 100).unwrap();
-        assert_eq!(super::whole(&tokens, &[], &ids, 1).unwrap(), "é");
-        assert_eq!(super::whole(&tokens, &[], &ids, 2).unwrap(), "é", "half a character cannot have been sent");
-        assert_eq!(super::whole(&tokens, &[], &ids, 99).unwrap(), "");
+        assert_eq!(super::whole(&tokens, &Context::default(), &ids, 1).unwrap(), "é");
+        assert_eq!(
+            super::whole(&tokens, &Context::default(), &ids, 2).unwrap(),
+            "é",
+            "half a character cannot have been sent"
+        );
+        assert_eq!(super::whole(&tokens, &Context::default(), &ids, 99).unwrap(), "");
     }
 }

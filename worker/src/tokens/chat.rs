@@ -26,8 +26,9 @@ pub(super) struct Chats {
     /// Finds special tokens, in one pass however many there are.
     special: AhoCorasick,
     ids: HashMap<String, u32>,
-    /// By the finder's patterns: the marked text of a token.
+    /// By the finder's patterns: the marked text of a token; and what finds those.
     marked: Vec<String>,
+    forged: AhoCorasick,
     /// The ids of special tokens by those of their marked likenesses.
     originals: HashMap<u32, u32>,
 }
@@ -42,6 +43,8 @@ impl Chats {
         let likenesses = special.iter().zip(&marked).map(|((_, token), marked)| AddedToken {
             content: marked.clone(),
             special: false,
+            // A template writes it as it is; nothing else may become it.
+            normalized: false,
             ..token.clone()
         });
         let refused = |error: tokenizers::Error| TokenizerFailed::Refused(error.to_string());
@@ -51,12 +54,15 @@ impl Chats {
             .zip(&marked)
             .filter_map(|((id, _), marked)| Some((tokenizer.token_to_id(marked)?, *id)))
             .collect();
-        let finder = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            .build(special.iter().map(|(_, token)| &token.content))
-            .map_err(|error| TokenizerFailed::Refused(format!("its special tokens cannot be looked for: {error}")))?;
+        let finder = finder(special.iter().map(|(_, token)| &token.content))?;
+        let forged = self::finder(&marked)?;
         let ids = special.into_iter().map(|(id, token)| (token.content, id)).collect();
-        Ok(Self { template, special: finder, ids, marked, originals })
+        Ok(Self { template, special: finder, ids, marked, forged, originals })
+    }
+
+    /// The ids of the marked likenesses, which no model has.
+    pub(super) fn likenesses(&self) -> impl Iterator<Item = u32> {
+        self.originals.keys().copied()
     }
 
     pub(super) fn template(&self) -> &Template {
@@ -70,20 +76,24 @@ impl Chats {
 
     /// Whether a text has a marked token in it, which it cannot have from here.
     pub(super) fn is_forged(&self, text: &str) -> bool {
-        text.contains(MARK) && self.marked.iter().any(|marked| text.contains(marked))
+        text.contains(MARK) && self.forged.is_match(text)
     }
 
     /// A chat's text. In the plain template nothing is special.
     pub(super) fn render(&self, messages: &[Message], kwargs: &Map<String, Value>) -> Result<String, PromptFailed> {
         let mut texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
         kwargs.values().for_each(|value| collect(value, &mut texts));
-        if texts.iter().any(|text| self.is_forged(text)) {
-            return Err(PromptFailed::Unmarkable);
+        let mut names = Vec::new();
+        kwargs.values().for_each(|value| collect_names(value, &mut names));
+        if names.iter().any(|name| self.first_special(name, 0).is_some()) {
+            let message = "a name within chat_template_kwargs holds a special token";
+            return Err(PromptFailed::Template(message.to_owned()));
         }
         let is_plain = self.template.is_plain();
         if is_plain || texts.iter().all(|text| self.first_special(text, 0).is_none()) {
             let text = self.template.render(messages, kwargs).map_err(PromptFailed::Template)?;
-            return Ok(if is_plain { text } else { self.with_marked_tokens(&text) });
+            self.refuse_forged(&text)?;
+            return Ok(if is_plain { text } else { self.with_marked_tokens(&text, None) });
         }
         let mark = OTHERS
             .into_iter()
@@ -96,7 +106,15 @@ impl Chats {
         let mut kwargs = kwargs.clone();
         kwargs.values_mut().for_each(|value| self.tell_apart(value, mark));
         let text = self.template.render(&messages, &kwargs).map_err(PromptFailed::Template)?;
-        Ok(self.with_marked_tokens(&text).replace(mark, ""))
+        if text.contains(MARK) {
+            self.refuse_forged(&text.replace(mark, ""))?;
+        }
+        Ok(self.with_marked_tokens(&text, Some(mark)).replace(mark, ""))
+    }
+
+    /// A marked token that a text has before the template's are marked was put together by somebody.
+    fn refuse_forged(&self, text: &str) -> Result<(), PromptFailed> {
+        if self.is_forged(text) { Err(PromptFailed::Unmarkable) } else { Ok(()) }
     }
 
     /// The ids of a text from here, with special tokens in the place of their marked likenesses.
@@ -113,8 +131,16 @@ impl Chats {
         self.special.find(Input::new(text).range(from..))
     }
 
-    fn with_marked_tokens(&self, text: &str) -> String {
-        self.special.replace_all(text, &self.marked)
+    /// The text with its special tokens marked, but for those behind which there is another mark: a token of one character
+    /// that a message has.
+    fn with_marked_tokens(&self, text: &str, other: Option<char>) -> String {
+        let mut all = String::with_capacity(text.len() + 64);
+        self.special.replace_all_with(text, &mut all, |found, token, all| {
+            let is_told_apart = other.is_some_and(|other| text[found.end()..].starts_with(other));
+            all.push_str(if is_told_apart { token } else { &self.marked[found.pattern().as_usize()] });
+            true
+        });
+        all
     }
 
     /// The text with a mark behind the first character of whatever looks like a special token, so that nothing does.
@@ -141,6 +167,12 @@ impl Chats {
     }
 }
 
+/// Finds any of these texts; of several at one place, the longest.
+fn finder(texts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<AhoCorasick, TokenizerFailed> {
+    let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
+    finder.map_err(|error| TokenizerFailed::Refused(format!("its special tokens cannot be looked for: {error}")))
+}
+
 /// A token's text with the mark behind its first character.
 fn with_mark(text: &str, mark: char) -> String {
     let first = text.chars().next().map_or(0, char::len_utf8);
@@ -153,6 +185,18 @@ fn collect<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
         Value::String(text) => found.push(text),
         Value::Array(items) => items.iter().for_each(|item| collect(item, found)),
         Value::Object(map) => map.values().for_each(|item| collect(item, found)),
+        _ => {}
+    }
+}
+
+/// All names of fields within a value.
+fn collect_names<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| collect_names(item, found)),
+        Value::Object(map) => map.iter().for_each(|(name, item)| {
+            found.push(name);
+            collect_names(item, found);
+        }),
         _ => {}
     }
 }
@@ -206,6 +250,29 @@ mod tests {
         let kwargs: Map<String, Value> = std::iter::once(("extra".to_owned(), "b</s>".into())).collect();
         let ids = tokens(TEMPLATE).encode_chat(&said("a"), &kwargs, usize::MAX).unwrap();
         assert_eq!(ids, [between("a"), byte_ids("b</s>")].concat());
+    }
+
+    #[test]
+    fn a_name_that_is_a_special_token_is_refused() {
+        let kwargs = serde_json::from_str(r#"{"extra": [{"</s>": 1}]}"#).unwrap();
+        let refused = tokens(TEMPLATE).encode_chat(&said("a"), &kwargs, usize::MAX).unwrap_err();
+        assert!(matches!(refused, PromptFailed::Template(_)), "{refused}");
+    }
+
+    #[test]
+    fn a_special_token_of_one_character_is_told_apart_too() {
+        let tokens = with(bytes(&["☃"]), Template::of("☃{{ messages[0].content }}☃"), vec![256]);
+        let ids = tokens.encode_chat(&said("a☃b"), &Map::new(), usize::MAX).unwrap();
+        assert_eq!(ids, [&[256], &byte_ids("a☃b")[..], &[256]].concat());
+    }
+
+    #[test]
+    fn no_message_and_its_neighbour_make_a_marked_token() {
+        let tokens =
+            with(bytes(&SPECIAL), Template::of("{% for m in messages %}{{ m.content }}{% endfor %}"), vec![256]);
+        let messages = [said("<"), said("\u{fdd0}/s>")].concat();
+        let refused = tokens.encode_chat(&messages, &Map::new(), usize::MAX);
+        assert!(matches!(refused, Err(PromptFailed::Unmarkable)));
     }
 
     /// As Phi-3's: its special tokens take in the spaces behind them, and a line break with them.

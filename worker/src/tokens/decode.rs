@@ -33,7 +33,8 @@ enum Step {
 }
 
 impl Decoder {
-    pub(super) fn of(tokenizer: &Tokenizer) -> Self {
+    /// That of a tokenizer, in whose texts `others` have no part, as special tokens have none.
+    pub(super) fn of(tokenizer: &Tokenizer, others: impl Iterator<Item = u32>) -> Self {
         let mut steps = Vec::new();
         let between = match tokenizer.get_decoder() {
             Some(decoder) => {
@@ -43,7 +44,7 @@ impl Decoder {
             None => " ",
         };
         let added = tokenizer.get_added_tokens_decoder();
-        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).chain(others).collect();
         let local = steps.iter().all(Step::is_local);
         let byte_level =
             !steps.is_empty() && steps.iter().all(|step| matches!(step, Step::Own(DecoderWrapper::ByteLevel(_))));

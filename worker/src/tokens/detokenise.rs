@@ -12,6 +12,30 @@ pub(super) const CONTEXT: usize = 6;
 /// Bytes at a text's end that may become another character: an incomplete one has up to three.
 const INCOMPLETE: usize = 3;
 
+/// The last ids of a prompt, which decide how the text behind them begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Context {
+    ids: Vec<u32>,
+    /// Bytes of their text that are the prompt's: all but what may be the beginning of a character.
+    said: usize,
+}
+
+impl Context {
+    /// Where `is_whole`, the prompt ends with a character.
+    pub(super) fn new(tokens: &Tokens, ids: Vec<u32>, is_whole: bool) -> Result<Self, TokenizerFailed> {
+        if ids.is_empty() {
+            return Ok(Self::default());
+        }
+        let text = tokens.decode(&ids)?;
+        Ok(Self { said: if is_whole { text.len() } else { complete(&text) }, ids })
+    }
+
+    /// Whether an answer begins a text.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+}
+
 /// The decoding of one answer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Detokeniser {
@@ -22,9 +46,8 @@ pub(super) struct Detokeniser {
 
 impl Detokeniser {
     /// That of an answer behind these last ids of its prompt.
-    pub(super) fn behind(tokens: &Tokens, context: &[u32]) -> Result<Self, TokenizerFailed> {
-        let said = complete(&tokens.decode(context)?);
-        Ok(Self { window: context.to_vec(), said })
+    pub(super) fn behind(context: &Context) -> Self {
+        Self { window: context.ids.clone(), said: context.said }
     }
 
     /// Takes an id and returns the text that is now whole, often none.
@@ -34,6 +57,10 @@ impl Detokeniser {
         }
         self.window.push(id);
         let text = tokens.decode(&self.window)?;
+        if !text.is_char_boundary(self.said) {
+            // A decoder that takes back what it has said: it goes on from here.
+            self.said = complete(&text);
+        }
         let piece = text.get(self.said..complete(&text)).unwrap_or_default().to_owned();
         self.said += piece.len();
         if self.window.len() > 2 * CONTEXT {
@@ -64,13 +91,12 @@ impl Detokeniser {
 }
 
 /// A whole answer behind the last ids of its prompt, decoded at once.
-pub(super) fn whole(tokens: &Tokens, context: &[u32], ids: &[u32]) -> Result<String, TokenizerFailed> {
+pub(super) fn whole(tokens: &Tokens, context: &Context, ids: &[u32]) -> Result<String, TokenizerFailed> {
     if tokens.is_local() {
-        let text = tokens.decode(&[context, ids].concat())?;
-        let said = if context.is_empty() { 0 } else { complete(&tokens.decode(context)?) };
-        return Ok(text.get(said..).unwrap_or_default().to_owned());
+        let text = tokens.decode(&[&context.ids, ids].concat())?;
+        return Ok(text.get(context.said..).unwrap_or_default().to_owned());
     }
-    let mut detokeniser = Detokeniser::behind(tokens, context)?;
+    let mut detokeniser = Detokeniser::behind(context);
     let mut text = String::new();
     for &id in ids {
         text.push_str(&detokeniser.push(tokens, id)?);
@@ -89,11 +115,14 @@ fn complete(text: &str) -> usize {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::samples::{byte_fallback, byte_tokens, families};
+    use super::super::PromptKind;
+    use super::super::samples::{byte_fallback, byte_tokens, families, shrinking};
     use super::*;
 
-    fn pieces(tokens: &Tokens, context: &[u32], ids: &[u32]) -> Vec<String> {
-        let mut detokeniser = Detokeniser::behind(tokens, context).unwrap();
+    const NONE: Context = Context { ids: Vec::new(), said: 0 };
+
+    fn pieces(tokens: &Tokens, context: &Context, ids: &[u32]) -> Vec<String> {
+        let mut detokeniser = Detokeniser::behind(context);
         let mut pieces: Vec<String> = ids.iter().map(|&id| detokeniser.push(tokens, id).unwrap()).collect();
         pieces.push(detokeniser.finish(tokens).unwrap());
         pieces
@@ -103,14 +132,14 @@ mod tests {
     fn a_character_goes_on_once_it_is_whole() {
         let tokens = byte_tokens();
         let ids = tokens.encode("a€b", usize::MAX).unwrap();
-        assert_eq!(pieces(&tokens, &[], &ids), ["a", "", "", "€", "b", ""]);
+        assert_eq!(pieces(&tokens, &NONE, &ids), ["a", "", "", "€", "b", ""]);
     }
 
     #[test]
     fn half_a_character_at_the_end_is_not_lost() {
         let tokens = byte_tokens();
         let ids = tokens.encode("a€", usize::MAX).unwrap();
-        let joined = pieces(&tokens, &[], &ids[..3]).concat();
+        let joined = pieces(&tokens, &NONE, &ids[..3]).concat();
         assert_eq!(joined, tokens.decode(&ids[..3]).unwrap());
         assert!(joined.starts_with('a') && joined.len() > 1);
     }
@@ -124,8 +153,8 @@ mod tests {
             (&["<0x0A>", "<0xF0>", "<0x9F>"], "\n\u{fffd}\u{fffd}"),
         ] {
             let ids: Vec<u32> = names.iter().map(|name| tokens.tokenizer.token_to_id(name).unwrap()).collect();
-            assert_eq!(whole(&tokens, &[], &ids).unwrap(), text);
-            assert_eq!(pieces(&tokens, &[], &ids).concat(), text);
+            assert_eq!(whole(&tokens, &NONE, &ids).unwrap(), text);
+            assert_eq!(pieces(&tokens, &NONE, &ids).concat(), text);
         }
     }
 
@@ -134,7 +163,8 @@ mod tests {
         let tokens = byte_fallback();
         let prompt = tokens.encode("one", usize::MAX).unwrap();
         let answer = [tokens.tokenizer.token_to_id("▁two").unwrap()];
-        for (context, text) in [(&prompt[..], " two"), (&[], "two")] {
+        let behind = tokens.context(&prompt, PromptKind::Text).unwrap();
+        for (context, text) in [(&behind, " two"), (&NONE, "two")] {
             assert_eq!(whole(&tokens, context, &answer).unwrap(), text);
             assert_eq!(pieces(&tokens, context, &answer).concat(), text);
         }
@@ -144,9 +174,35 @@ mod tests {
     fn a_character_that_the_prompt_began_is_the_answers() {
         let tokens = byte_fallback();
         let id = |name: &str| tokens.tokenizer.token_to_id(name).unwrap();
-        let (context, ids) = ([id("<0xF0>"), id("<0x9F>")], [id("<0x98>"), id("<0x80>")]);
+        let ids = [id("<0x98>"), id("<0x80>")];
+        let context = tokens.context(&[id("<0xF0>"), id("<0x9F>")], PromptKind::Ids).unwrap();
         assert_eq!(whole(&tokens, &context, &ids).unwrap(), "😀");
         assert_eq!(pieces(&tokens, &context, &ids).concat(), "😀");
+    }
+
+    #[test]
+    fn a_replacement_character_of_the_prompt_is_no_part_of_the_answer() {
+        for (name, tokens) in [("byte-level", byte_tokens()), ("byte-fallback", byte_fallback())] {
+            let prompt = tokens.encode("one\u{fffd}", usize::MAX).unwrap();
+            let answer = &tokens.encode("one two", usize::MAX).unwrap()[1..];
+            for kind in [PromptKind::Text, PromptKind::Chat] {
+                let context = tokens.context(&prompt, kind).unwrap();
+                let said = whole(&tokens, &context, answer).unwrap();
+                assert!(!said.contains('\u{fffd}') && !said.is_empty(), "{name}: {said}");
+                assert_eq!(pieces(&tokens, &context, answer).concat(), said, "{name}");
+                assert_eq!(whole(&tokens, &context, &[]).unwrap(), "", "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_decoder_that_takes_back_what_it_said_ends_nothing() {
+        let tokens = shrinking();
+        let id = |name: &str| tokens.tokenizer.token_to_id(name).unwrap();
+        let ids = [vec![id("one"); 11], vec![id("a"), id("b"), id("two")]].concat();
+        let streamed = pieces(&tokens, &NONE, &ids).concat();
+        assert_eq!(streamed, whole(&tokens, &NONE, &ids).unwrap());
+        assert!(streamed.ends_with("two"), "{streamed}");
     }
 
     #[test]
@@ -175,10 +231,10 @@ mod tests {
             for (name, tokens) in families() {
                 let ids: Vec<u32> = numbers.iter().map(|number| number % tokens.vocabulary()).collect();
                 let (prompt, answer) = ids.split_at(prompt.min(ids.len()));
-                let context = tokens.context(prompt, false);
+                let context = tokens.context(prompt, PromptKind::Ids).unwrap();
                 let streamed = pieces(&tokens, &context, answer).concat();
                 prop_assert_eq!(&streamed, &whole(&tokens, &context, answer).unwrap(), "{}", name);
-                let alone = pieces(&tokens, &[], &ids).concat();
+                let alone = pieces(&tokens, &NONE, &ids).concat();
                 prop_assert_eq!(&alone, &tokens.decode(&ids).unwrap(), "{}", name);
             }
         }
@@ -193,7 +249,7 @@ mod tests {
                 if complete(&before) < before.len() {
                     continue;
                 }
-                let said = whole(&tokens, &tokens.context(prompt, true), answer).unwrap();
+                let said = whole(&tokens, &tokens.context(prompt, PromptKind::Text).unwrap(), answer).unwrap();
                 let all = tokens.decode(&ids).unwrap();
                 prop_assert_eq!(before + &said, all, "{}", name);
             }

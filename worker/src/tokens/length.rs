@@ -19,16 +19,21 @@ impl Lengths {
         let added = tokenizer.get_added_tokens_decoder();
         let strips = added.values().any(|token| !token.special && (token.lstrip || token.rstrip));
         let is_byte_level = tokenizer.get_pre_tokenizer().is_some_and(is_byte_level);
+        let vocabulary = tokenizer.get_vocab(false);
+        let has = |token: String| vocabulary.contains_key(&token);
+        // Every byte has a token, so that none is left out or joined to others as unknown.
         let is_whole = match tokenizer.get_model() {
-            // Every byte has a token.
-            ModelWrapper::BPE(bpe) => bpe.byte_fallback || is_byte_level,
+            ModelWrapper::BPE(bpe) if bpe.byte_fallback => (0..=u8::MAX).all(|byte| has(format!("<0x{byte:02X}>"))),
+            ModelWrapper::BPE(_) if is_byte_level => {
+                tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().all(|byte| has(byte.into()))
+            }
             _ => false,
         };
+        let deletes = tokenizer.get_pre_tokenizer().is_some_and(deletes);
         // A byte-level token has a character for each of its bytes.
         let length = |token: &String| if is_byte_level { token.chars().count() } else { token.len() };
-        let vocabulary = tokenizer.get_vocab(false);
         let longest = vocabulary.keys().map(length).chain(added.values().map(|token| token.content.len())).max();
-        Self { longest: longest.filter(|_| is_whole && !strips) }
+        Self { longest: longest.filter(|_| is_whole && !strips && !deletes) }
     }
 
     /// Refuses a text that has more than `most` tokens whatever it says.
@@ -41,7 +46,8 @@ impl Lengths {
                 caught(|| normalizer.normalize(&mut text))
                     .map_err(TokenizerFailed::Panicked)?
                     .map_err(|error| TokenizerFailed::Refused(error.to_string()))?;
-                text.get().len()
+                // Added tokens may be looked for in the text as it was.
+                text.get().len().min(text.get_original().len())
             }
         };
         too_long(bytes.div_ceil(longest), most)
@@ -58,6 +64,14 @@ impl Lengths {
 
 fn too_long(least: usize, most: usize) -> Result<(), PromptFailed> {
     if least > most { Err(PromptFailed::TooLong(least)) } else { Ok(()) }
+}
+
+/// Whether a pre-tokenizer leaves something of a text out, which only its own JSON says of all kinds.
+fn deletes(pre_tokenizer: &PreTokenizerWrapper) -> bool {
+    let said = serde_json::to_string(pre_tokenizer).unwrap_or_default();
+    ["\"Removed\"", "\"Whitespace", "\"BertPreTokenizer\"", "\"CharDelimiterSplit\""]
+        .iter()
+        .any(|name| said.contains(name))
 }
 
 fn is_byte_level(pre_tokenizer: &PreTokenizerWrapper) -> bool {

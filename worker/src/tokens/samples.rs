@@ -148,6 +148,18 @@ pub(crate) fn byte_fallback() -> Tokens {
     with(byte_fallback_with(&["</s>", "<s>"]), Template::plain(), vec![0])
 }
 
+/// One whose decoder takes back what it has made of the tokens before.
+pub(crate) fn shrinking() -> Tokens {
+    let vocabulary = owned(&["</s>", "one", "two", "a", "b"]);
+    let tokenizer = built(&json!({
+        "added_tokens": special(0, &["</s>"], false),
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Fuse"}, {"type": "Replace", "pattern": {"String": "oneab"}, "content": ""}]},
+        "model": bpe(&vocabulary, &json!({})),
+    }));
+    with(tokenizer, Template::plain(), vec![0])
+}
+
 /// One whose pre-tokenizer panics, since the crate cannot divide by a length of nothing.
 pub(crate) fn panicking() -> Tokens {
     let mut parts = json!({

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use pillion_protocol::frame::{Message, Prompt};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::super::call::{Call, Shape};
 use super::super::fields::{Fields, MOST_NEW_TOKENS, fault, kind};
@@ -15,7 +15,7 @@ use super::options::{Sampling, neutral, refuse_what_cannot_be_done, several};
 use super::{Body, Head, Streamed, Told, Usage, all, done, failed, finish_reason, model, seconds};
 use crate::batcher::Handle;
 use crate::batcher::models::Model;
-use crate::job::{Ask, Completion, End, prompt_bytes};
+use crate::job::{Ask, Completion, End, TemplateKwargs, prompt_bytes};
 
 /// The most messages of a chat.
 const MOST_MESSAGES: usize = 4096;
@@ -46,7 +46,7 @@ pub(in super::super) fn parse(body: &[u8], limits: &Limits, handle: &Handle, id:
         return Err(fault("n", format!("{n} answers are more than {} texts", limits.texts)));
     }
     let prompt = Prompt::Chat(messages);
-    several(n, prompt_bytes(&prompt), limits)?;
+    several(n, prompt_bytes(&prompt) + chat_template_kwargs.bytes, limits)?;
     let ask = || {
         let (prompt, stop, chat_template_kwargs) = (prompt.clone(), stop.clone(), chat_template_kwargs.clone());
         Ask { prompt, class, max_new_tokens, fit, stop, chat_template_kwargs }
@@ -92,12 +92,12 @@ fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
 }
 
 /// What the template is told besides the messages: names and values, which only the template knows.
-fn template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+fn template_kwargs(fields: &mut Fields) -> Result<TemplateKwargs, ApiError> {
     const NAME: &str = "chat_template_kwargs";
     match fields.take(NAME) {
-        None => Ok(Map::new()),
-        Some(Value::Object(map)) if map.contains_key("messages") => {
-            Err(fault(NAME, format!("{NAME} must not hold messages: they are a field of their own")))
+        None => Ok(TemplateKwargs::default()),
+        Some(Value::Object(map)) if map.contains_key("messages") || map.contains_key("tools") => {
+            Err(fault(NAME, format!("{NAME} must not hold messages, which are a field of their own, nor tools")))
         }
         Some(Value::Object(map)) => {
             let bytes = serde_json::to_string(&map).map_or(usize::MAX, |text| text.len());
@@ -107,7 +107,7 @@ fn template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> 
             if !map.values().all(|value| nests_at_most(value, DEEPEST_KWARG)) {
                 return Err(fault(NAME, format!("{NAME} must not nest deeper than {DEEPEST_KWARG} levels")));
             }
-            Ok(map)
+            Ok(TemplateKwargs { map, bytes })
         }
         Some(other) => Err(fault(NAME, format!("{NAME} must be an object, not {}", kind(&other)))),
     }
