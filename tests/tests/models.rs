@@ -71,8 +71,8 @@ async fn an_answer_ends_at_any_of_the_models_end_tokens_and_at_those_that_are_as
     {
         assert_eq!(content(&chat(&stack, more.clone()).await), right, "{more}");
     }
-    let text = json!({"text": "What is 17 + 25?", "stop_token_ids": [6, 280, 1_000_000]});
-    let answer = stack.client().generate(&text).await.json();
+    let stopped = json!({"text": "What is 17 + 25?", "stop_token_ids": [6, 280, 1_000_000]});
+    let answer = stack.client().generate(&stopped).await.json();
     assert_eq!((&answer["text"], &answer["finish_reason"]), (&json!("4"), &json!("stop")), "280 is 2: {answer}");
     let least = json!({"text": "What is 17 + 25?", "stop_token_ids": [280], "min_new_tokens": 2, "max_new_tokens": 2});
     let answer = stack.client().generate(&least).await.json();
