@@ -7,8 +7,8 @@
 
 use super::{TokenizerFailed, Tokens};
 
-/// Tokens before an id that decide what it looks like.
-pub(super) const CONTEXT: usize = 6;
+/// Tokens before an id that decide what it looks like: a word before it, or the bytes of a character that it completes.
+pub(super) const CONTEXT: usize = 4;
 /// Bytes at a text's end that may become another character: an incomplete one has up to three.
 const INCOMPLETE: usize = 3;
 
