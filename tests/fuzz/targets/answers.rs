@@ -8,11 +8,12 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use pillion_worker::model::Model;
-use pillion_worker::tokens::{Answer, Tokens, whole};
+use pillion_worker::model::{Model, Overrides};
+use pillion_worker::tokens::{Answer, PromptKind, Tokens, whole};
 
 #[derive(Arbitrary, Debug)]
 struct Case {
+    prompt: Vec<u16>,
     ids: Vec<u16>,
     /// Stop strings: cut from the text itself, from the first place for so many bytes, or made up.
     cut: Vec<(u8, u8)>,
@@ -24,7 +25,7 @@ fn tokens() -> &'static Tokens {
     static TOKENS: OnceLock<Tokens> = OnceLock::new();
     TOKENS.get_or_init(|| {
         let builtin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/models/builtin");
-        Tokens::load(&Model::open(&builtin).expect("the built-in model")).expect("its tokenizer")
+        Tokens::load(&Model::open(&builtin, &Overrides::default()).expect("the built-in model")).expect("its tokenizer")
     })
 }
 
@@ -36,8 +37,11 @@ fn expected(text: &str, stops: &[String]) -> String {
 
 fuzz_target!(|case: Case| {
     let tokens = tokens();
-    let ids: Vec<u32> = case.ids.iter().take(200).map(|&id| u32::from(id) % tokens.vocabulary()).collect();
-    let text = whole(tokens, &ids, 0).expect("ids of the vocabulary have a text");
+    let known =
+        |ids: &[u16]| -> Vec<u32> { ids.iter().take(200).map(|&id| u32::from(id) % tokens.vocabulary()).collect() };
+    let context = tokens.context(&known(&case.prompt), PromptKind::Ids).expect("ids of the vocabulary have a text");
+    let ids = known(&case.ids);
+    let text = whole(tokens, &context, &ids, 0).expect("ids of the vocabulary have a text");
     let mut stops = case.made_up;
     for (from, bytes) in case.cut {
         let from = usize::from(from).min(text.len());
@@ -48,7 +52,7 @@ fuzz_target!(|case: Case| {
     stops.truncate(8);
 
     let mut sent = String::new();
-    let mut answer = Answer::new(stops.clone(), 0);
+    let mut answer = Answer::new(&context, stops.clone());
     let mut stopped_after = None;
     for (place, &id) in ids.iter().enumerate() {
         if answer.push(tokens, id, &mut sent).expect("a text") {
@@ -61,13 +65,13 @@ fuzz_target!(|case: Case| {
     }
     // Where an answer is stopped early, the text of what came until then is what counts.
     let seen = &ids[..stopped_after.unwrap_or(ids.len())];
-    let all = whole(tokens, seen, 0).expect("a text");
+    let all = whole(tokens, &context, seen, 0).expect("a text");
     assert_eq!(sent, expected(&all, &stops), "of {all:?} with {stops:?}");
 
     // Broken off and taken up elsewhere.
     let at = usize::from(case.broken_off).min(seen.len());
     let mut first = String::new();
-    let mut answer = Answer::new(stops.clone(), 0);
+    let mut answer = Answer::new(&context, stops.clone());
     let mut stopped = false;
     for &id in &seen[..at] {
         stopped = answer.push(tokens, id, &mut first).expect("a text");
@@ -76,7 +80,7 @@ fuzz_target!(|case: Case| {
         let mut second = String::new();
         let sent_bytes = first.len() as u64;
         let (mut answer, mut stopped) =
-            Answer::resume(tokens, stops, &seen[..at], sent_bytes, &mut second).expect("a text");
+            Answer::resume(tokens, &context, stops, &seen[..at], sent_bytes, &mut second).expect("a text");
         for &id in &seen[at..] {
             if stopped {
                 break;

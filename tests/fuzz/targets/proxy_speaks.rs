@@ -3,6 +3,7 @@
 
 #![no_main]
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -151,6 +152,8 @@ fn shared() -> Arc<Shared> {
                 allowance: Allowance { need: Need::of(&model.description, 4), bytes: 1 << 26 },
                 window: 0,
             },
+            memory: AtomicU64::new(1 << 26),
+            is_on_processor: false,
             budget: Budget::new(10_000),
             held_back: Duration::from_secs(60),
         })
