@@ -1,5 +1,5 @@
 //! What happens between loading the model and serving: how many threads serve a batch fastest is measured
-//! ([`threads`]), and the engine is warmed up, which also gives the first measurements of its pace.
+//! (`threads`), and the engine is warmed up, which also gives the first measurements of its pace.
 //!
 //! All of it shrinks with what a step of the model costs: it takes at most a tenth of the time that loading took, or three
 //! seconds.
