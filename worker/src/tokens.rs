@@ -195,6 +195,10 @@ impl Tokens {
         self.decoder.is_text(&self.tokenizer, id)
     }
 
+    fn is_byte_level(&self) -> bool {
+        self.decoder.is_byte_level()
+    }
+
     fn is_local(&self) -> bool {
         self.decoder.is_local()
     }

@@ -63,7 +63,11 @@ impl Detokeniser {
         }
         let piece = text.get(self.said..complete(&text)).unwrap_or_default().to_owned();
         self.said += piece.len();
-        if self.window.len() > 2 * CONTEXT {
+        if tokens.is_byte_level() && self.said == text.len() {
+            // Nothing depends on what is before whole characters.
+            self.window.clear();
+            self.said = 0;
+        } else if self.window.len() > 2 * CONTEXT {
             self.shorten(tokens, text.len() - self.said)?;
         }
         Ok(piece)
