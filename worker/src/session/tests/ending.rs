@@ -61,6 +61,31 @@ fn a_released_worker_gives_back_what_it_holds() {
     assert_eq!(end, End::Drained);
 }
 
+/// Whoever takes it on would feed all of it at once, which the memory does not hold.
+#[test]
+fn a_member_that_could_not_be_fed_again_is_finished_here() {
+    let (script, gate) = Script::gated();
+    let worker = worker(&Arc::new(script), 1);
+    let end = play(&worker, async |mut proxy: Proxy| {
+        proxy.expect_credit(1).await;
+        proxy.batch(1, Options::default(), vec![Member { stream: true, ..member("ab", 3) }]).await;
+        gate.send(()).unwrap();
+        assert!(matches!(proxy.told().await, Frame::Tokens(..)), "it has been let in, and runs");
+        worker.shared.memory.store(0, std::sync::atomic::Ordering::Relaxed);
+        proxy.send(&Frame::Yield(BatchId(1))).await;
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        gate.send(()).unwrap();
+        gate.send(()).unwrap();
+        let outcome = proxy.outcome(1, 1).await;
+        assert_eq!((outcome.yielded.len(), outcome.finished[0].completion_tokens), (0, 3));
+        let goodbye = Goodbye { reason: GoodbyeReason::Drained, message: String::new() };
+        proxy.send(&Frame::Goodbye(goodbye)).await;
+    });
+    assert!(matches!(end, End::Goodbye { .. }));
+}
+
 #[test]
 fn a_second_signal_ends_at_once_and_counts_what_is_left() {
     let (script, gate) = Script::gated();
