@@ -6,17 +6,13 @@
 //! A body takes its room as it comes, and most of it only in a part of all room: many that come slowly, or not to their
 //! end, leave room for those that are small, and for those that are whole.
 //!
-//! Who is sent away is told when to come back, and a part of the queue is then kept for those who do (`promises`).
+//! A refused client is told when the queue is forecast to have room, spread over a span of time so that a refused crowd
+//! does not come back at once.
 
-mod promises;
-
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use self::promises::{Backlog, Promises};
 use crate::job::Held;
 use crate::metrics::{Metrics, count};
 
@@ -65,20 +61,9 @@ struct State {
     arriving: AtomicUsize,
     /// Nanoseconds of the engines' time that a text takes, lately; 0 while unknown.
     each: AtomicU64,
-    start: Instant,
-    promises: Mutex<Promises>,
-    /// Whether anything may have been promised: while nothing is, nobody looks.
-    has_promised: AtomicBool,
+    /// Refusals so far: they spread the times at which refused clients are told to come back.
+    refusals: AtomicU64,
     metrics: Arc<Metrics>,
-}
-
-/// What a client that was refused was told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Promise {
-    /// When to come back.
-    pub due: Instant,
-    /// With so many texts, or fewer.
-    pub texts: usize,
 }
 
 /// The longest that a request's body may take to arrive, whatever the request's own timeout is.
@@ -89,8 +74,8 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const FIRST: usize = 2048;
 /// All bodies that are coming may have one part in so many of the room, beside the first bytes of each.
 const MOST_COMING: usize = 2;
-/// Of the queue's bound at most one part in so many is kept for those who were told to come back.
-const MOST_KEPT: usize = 2;
+/// The longest that a refused client is told to wait, in seconds.
+const LONGEST_RETRY: u64 = 60;
 /// What a text is taken to need of the engines' time while nothing is known of it.
 const UNKNOWN: Duration = Duration::from_millis(10);
 
@@ -105,62 +90,45 @@ impl Admission {
                 coming: AtomicUsize::new(0),
                 arriving: AtomicUsize::new(0),
                 each: AtomicU64::new(0),
-                start: Instant::now(),
-                promises: Mutex::new(Promises::new()),
-                has_promised: AtomicBool::new(false),
+                refusals: AtomicU64::new(0),
                 metrics,
             }),
         }
     }
 
-    /// Places for `n` texts, all or none. `promised` is when the client was told to come back, and with how many texts it
-    /// had come, if it was refused.
+    /// Places for `n` texts, all or none.
     ///
     /// # Errors
     /// There are fewer.
-    pub fn texts(&self, n: usize, promised: Option<Promise>, now: Instant) -> Result<Vec<QueueSlot>, Rejected> {
-        let bound = self.state.bounds.texts;
-        let most = if self.state.has_promised.load(Relaxed) { bound - self.kept_from(n, promised, now) } else { bound };
-        // While nobody waits nothing is kept from anybody.
-        let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= if taken == 0 { bound } else { most });
+    pub fn texts(&self, n: usize) -> Result<Vec<QueueSlot>, Rejected> {
+        let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= self.state.bounds.texts);
         if self.state.texts.fetch_update(Relaxed, Relaxed, room).is_err() {
             self.state.metrics.rejected_queue_full.increment(1);
-            return Err(Rejected::QueueFull { retry_after: self.promise(n, now) });
+            return Err(Rejected::QueueFull { retry_after: self.retry_after(self.backlog()) });
         }
         self.state.metrics.queue_depth.increment(count(n));
         Ok((0..n).map(|_| QueueSlot { state: self.state.clone() }).collect())
     }
 
-    /// Places that these texts may not take, since they are kept for others.
-    fn kept_from(&self, n: usize, promised: Option<Promise>, now: Instant) -> usize {
-        let mut account = self.promises();
-        let since = |instant: Instant| instant.saturating_duration_since(self.state.start);
-        if promised.is_some_and(|Promise { due, texts }| n <= texts && account.claim(n, since(due), since(now))) {
-            return 0;
-        }
-        let kept = account.kept(since(now));
-        if kept == 0 && account.is_empty() {
-            self.state.has_promised.store(false, Relaxed);
-        }
-        kept.min(self.state.bounds.texts / MOST_KEPT)
-    }
-
-    fn promise(&self, n: usize, now: Instant) -> Duration {
-        // Newcomers may have taken what is not kept, and what is foreseen is a little wrong.
-        let room = self.state.bounds.texts / MOST_KEPT * 3 / 4;
-        let backlog = Backlog { waiting: self.state.texts.load(Relaxed), each: self.each(), room };
-        let now = now.saturating_duration_since(self.state.start);
-        let seconds = self.promises().make(n, now, &backlog);
-        self.state.has_promised.store(true, Relaxed);
-        Duration::from_secs(seconds)
-    }
-
-    /// When what waits will have been served, in whole seconds; nothing is promised.
-    fn drained(&self) -> Duration {
+    /// How long the engines will take for the texts that wait now.
+    fn backlog(&self) -> Duration {
         let waiting = u32::try_from(self.state.texts.load(Relaxed)).unwrap_or(u32::MAX);
-        let backlog = self.each().saturating_mul(waiting);
-        let seconds = u64::try_from(backlog.as_millis().div_ceil(1000)).unwrap_or(promises::LONGEST);
-        Duration::from_secs(seconds.clamp(1, promises::LONGEST))
+        self.each().saturating_mul(waiting)
+    }
+
+    /// When to tell a refused client to come back, in whole seconds from 1 to 60, where what waits before it is forecast to
+    /// take the engines `backlog`: when half of that is done, and up to as long again, so that a refused crowd comes back
+    /// spread over the time in which the queue drains.
+    ///
+    /// Successive refusals are spread evenly by the golden ratio (an additive recurrence: Roberts, The unreasonable
+    /// effectiveness of quasirandom sequences, 2018), which needs no source of chance.
+    pub fn retry_after(&self, backlog: Duration) -> Duration {
+        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+        let forecast = u64::try_from((backlog / 2).as_millis().div_ceil(1000)).unwrap_or(LONGEST_RETRY).max(1);
+        let place = self.state.refusals.fetch_add(1, Relaxed).wrapping_mul(GOLDEN);
+        let jitter = (u128::from(place) * u128::from(forecast.min(LONGEST_RETRY) + 1)) >> 64;
+        let seconds = forecast.saturating_add(u64::try_from(jitter).unwrap_or(0));
+        Duration::from_secs(seconds.min(LONGEST_RETRY))
     }
 
     fn each(&self) -> Duration {
@@ -168,11 +136,6 @@ impl Admission {
             0 => UNKNOWN,
             nanos => Duration::from_nanos(nanos),
         }
-    }
-
-    /// Held for a few instructions, and only where somebody was sent away.
-    fn promises(&self) -> MutexGuard<'_, Promises> {
-        self.state.promises.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A place for a text that was admitted before and comes back from a worker. It is never refused, so the bound may
@@ -293,7 +256,8 @@ impl Bytes {
 
     fn refused(&self) -> Rejected {
         self.state.metrics.rejected_queue_bytes.increment(1);
-        Rejected::QueueBytes { retry_after: Admission { state: self.state.clone() }.drained() }
+        let admission = Admission { state: self.state.clone() };
+        Rejected::QueueBytes { retry_after: admission.retry_after(admission.backlog()) }
     }
 }
 
@@ -325,17 +289,13 @@ mod tests {
         Admission::new(Bounds { texts, bytes }, Arc::new(Metrics::new().unwrap()))
     }
 
-    fn seconds(n: u64) -> Duration {
-        Duration::from_secs(n)
-    }
-
     #[test]
     fn a_list_is_admitted_whole_or_refused_whole() {
-        let (door, now) = (door(3, 0), Instant::now());
-        let first = door.texts(2, None, now).unwrap();
-        assert!(matches!(door.texts(2, None, now), Err(Rejected::QueueFull { .. })));
+        let door = door(3, 0);
+        let first = door.texts(2).unwrap();
+        assert!(matches!(door.texts(2), Err(Rejected::QueueFull { .. })));
         drop(first);
-        assert_eq!(door.texts(3, None, now).unwrap().len(), 3);
+        assert_eq!(door.texts(3).unwrap().len(), 3);
     }
 
     #[test]
@@ -393,42 +353,28 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_follows_the_measured_pace() {
-        let (door, now) = (door(100, 0), Instant::now());
-        let _waiting = door.texts(100, None, now).unwrap();
-        let refused = |texts: usize, at| match door.texts(texts, None, at) {
+    fn retry_after_follows_the_measured_pace_and_spreads_a_crowd() {
+        let door = door(100, 0);
+        let _waiting = door.texts(100).unwrap();
+        let refused = || match door.texts(1) {
             Err(Rejected::QueueFull { retry_after }) => retry_after.as_secs(),
             other => panic!("{other:?}"),
         };
-        // The better part of the queue is to be free.
-        assert_eq!(refused(1, now), 1, "nothing has been measured yet");
-        door.set_pace(Duration::from_millis(33));
-        assert_eq!(refused(1, now), 3);
-        assert_eq!(refused(60, now), 4, "after the ones before");
-        assert_eq!(refused(1, now + seconds(500)), 3);
-    }
-
-    #[test]
-    fn a_place_is_kept_for_who_comes_back_when_told() {
-        let (door, now) = (door(4, 0), Instant::now());
-        door.set_pace(Duration::from_secs(1));
-        let waiting = door.texts(4, None, now).unwrap();
-        let Err(Rejected::QueueFull { retry_after }) = door.texts(2, None, now) else { panic!("it is full") };
-        drop(waiting);
-        let due = now + retry_after;
-        let _others = door.texts(2, None, due).unwrap();
-        assert!(door.texts(1, None, due).is_err(), "the rest is kept");
-        assert!(door.texts(2, Some(Promise { due, texts: 1 }), due).is_err(), "more than was promised");
-        assert_eq!(door.texts(2, Some(Promise { due, texts: 2 }), due).unwrap().len(), 2);
-    }
-
-    #[test]
-    fn what_nobody_comes_back_for_is_not_kept_for_long() {
-        let (door, now) = (door(4, 0), Instant::now());
-        let mut waiting = door.texts(4, None, now).unwrap();
-        assert!(door.texts(2, None, now).is_err());
-        waiting.truncate(1);
-        assert!(door.texts(3, None, now + seconds(1)).is_err(), "two are kept");
-        assert_eq!(door.texts(3, None, now + seconds(10)).unwrap().len(), 3);
+        let counts = |pace: Duration| {
+            door.set_pace(pace);
+            let mut counts = std::collections::BTreeMap::new();
+            (0..1000).for_each(|_| *counts.entry(refused()).or_insert(0) += 1);
+            counts
+        };
+        let even = |counts: &std::collections::BTreeMap<u64, i32>, seconds: std::ops::RangeInclusive<u64>| {
+            let each = 1000 / i32::try_from(counts.len()).unwrap();
+            counts.keys().copied().eq(seconds) && counts.values().all(|count| (count - each).abs() <= 3)
+        };
+        let quick = counts(Duration::from_millis(1));
+        assert!(even(&quick, 1..=2), "{quick:?}");
+        let slow = counts(Duration::from_millis(80));
+        assert!(even(&slow, 4..=8), "half of 8 s, and up to as long again: {slow:?}");
+        let stuck = counts(Duration::from_secs(100));
+        assert_eq!(stuck.into_iter().collect::<Vec<_>>(), [(60, 1000)]);
     }
 }

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
-pub use self::handle::{About, Handle, LinkPort, Past, Stream, Ticket};
+pub use self::handle::{About, Handle, LinkPort, Stream, Ticket};
 use self::message::Message;
 pub use self::message::{FromLink, Serving, ToLink};
 use self::workers::Workers;
@@ -185,9 +185,10 @@ impl Batcher {
         cells.retain(|cell| cell.class.may_share_a_worker(class));
         let ahead = backlog::ahead(&cells, own, time);
         let engines = u32::try_from(self.workers.engines()).unwrap_or(u32::MAX);
-        let retry_after = backlog::time_for(ahead.clone(), self.most(), time) / engines.max(1);
+        let begins_in = backlog::time_for(ahead.clone(), self.most(), time) / engines.max(1);
         let ahead = ahead.map(|cell| cell.asked.members).sum();
-        (now + retry_after >= deadline).then_some(Failure::TooLate { ahead, retry_after })
+        (now + begins_in >= deadline)
+            .then(|| Failure::TooLate { ahead, retry_after: self.admission.retry_after(begins_in) })
     }
 
     fn cancel(&mut self, jobs: &JobRange) {

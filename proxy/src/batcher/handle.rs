@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::models::Model;
 use super::workers::WorkerId;
 use super::{FromLink, Message, Serving};
-use crate::admission::{Admission, Promise, Rejected};
+use crate::admission::{Admission, Rejected};
 use crate::job::{Ask, End, Failure, Feed, Held, Job, JobId, JobRange, News, Origin, Reply};
 
 /// For requests. Cheap to clone; the batcher ends when all handles and ports are gone.
@@ -118,11 +118,11 @@ impl Handle {
     fn admit(
         &self,
         asks: Vec<Ask>,
-        About { origin, past: Past { answered, promised }, now, deadline }: About,
+        About { origin, answered, now, deadline }: About,
         mut reply: impl FnMut(usize) -> Reply,
     ) -> Result<Claim, Rejected> {
         let texts = asks.len();
-        let slots = self.admission.texts(texts, promised, now)?;
+        let slots = self.admission.texts(texts)?;
         // A full inbox is rare: only HTTP/2 has more requests than connections.
         let room = || {
             self.outbox.clone().try_reserve_owned().map_err(|error| match error {
@@ -146,21 +146,12 @@ impl Handle {
 pub struct About {
     /// What it is called in the worker's log, if it belongs to a trace.
     pub origin: Option<Arc<Origin>>,
-    /// What went before it.
-    pub past: Past,
+    /// When its client had its last answer, if it had one: it helps to foresee when others will come.
+    pub answered: Option<Instant>,
     /// When it is admitted.
     pub now: Instant,
     /// When it is worth nothing any more.
     pub deadline: Instant,
-}
-
-/// What went before a request on its connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Past {
-    /// When its client had its last answer, if it had one: it helps to foresee when others will come.
-    pub answered: Option<Instant>,
-    /// What it was told, if it was refused.
-    pub promised: Option<Promise>,
 }
 
 /// A request's right to be told of its ends. Dropping it before they have all come cancels what is left.

@@ -14,7 +14,7 @@ use super::openai::{chat, completions};
 use super::record::Record;
 use super::response::{Api, ApiError};
 use super::{Answer, Service, body, events, request};
-use crate::admission::{self, Arriving, Promise, Rejected};
+use crate::admission::{self, Arriving, Rejected};
 use crate::batcher::{About, Stream, Ticket};
 use crate::job::{Ask, Completion, End, Failure, News, prompt_bytes};
 
@@ -69,15 +69,9 @@ impl Service {
             let prompts: Vec<_> = asks.iter().map(|ask| &ask.prompt).collect();
             info!(request_id = record.request_id(), ?prompts, "admitting");
         }
-        let comes_back = |refused: Rejected| {
-            if let Rejected::QueueFull { retry_after } = refused {
-                caller.is_to_come_back(Promise { due: now + retry_after, texts });
-            }
-            ApiError::from(refused)
-        };
-        let about = About { origin: record.origin(), past: caller.past(), now, deadline: now + timeout };
+        let about = About { origin: record.origin(), answered: caller.answered(), now, deadline: now + timeout };
         if stream {
-            match self.handle.stream(asks, about).map_err(comes_back) {
+            match self.handle.stream(asks, about) {
                 Ok(stream) => {
                     drop(arriving);
                     // The prompts are kept until the last text has ended, in case that a worker dies.
@@ -85,15 +79,15 @@ impl Service {
                     let stream = Streaming { stream, caller: caller.clone(), is_refused: false };
                     events::answer(stream, shape, record, api, self.log_prompts).await
                 }
-                Err(error) => record.refuse(error, api),
+                Err(refused) => record.refuse(refused.into(), api),
             }
         } else {
-            let ends = match self.handle.submit(asks, about).map_err(comes_back) {
+            let ends = match self.handle.submit(asks, about) {
                 Ok(ticket) => {
                     drop(arriving);
                     collect(ticket, texts).await
                 }
-                Err(error) => return record.refuse(error, api),
+                Err(refused) => return record.refuse(refused.into(), api),
             };
             // The prompts were kept until here, in case that a worker died.
             drop(reserved);
