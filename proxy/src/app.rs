@@ -12,17 +12,22 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
-use crate::admission::{Admission, Bounds};
-use crate::batcher::{self, Batcher, Handle, LinkPort, Settings};
+use crate::admission::{Admission, Bounds, LINGER};
+use crate::api::call::Limits;
 use crate::config::Config;
 use crate::descriptors;
-use crate::doors::{Door, accept_clients, accept_workers};
-use crate::http::{Limits, RequestLog, Scope, Service};
+use crate::http::{Scope, Service};
 use crate::inherited::Inherited;
-use crate::lifecycle::{LINGER, Signals};
-use crate::link;
+use crate::link::{self, Links};
+use crate::log::RequestLog;
 use crate::metrics::Metrics;
+use crate::numbers::as_u32;
+use crate::scheduler::{self, Handle, Scheduler, Settings};
+use crate::signals::Signals;
 use crate::socket::WorkerSocket;
+use crate::transport::connection::Server;
+use crate::transport::listener::Listener;
+use crate::transport::worker_listener::accept_workers;
 
 /// Workers that may be connected at once, those that are shaking hands included.
 const MAX_WORKERS: usize = 256;
@@ -62,8 +67,8 @@ pub enum AppError {
     #[error("cannot set up the metrics")]
     Metrics(#[from] BuildError),
     /// The batcher's task has ended by itself; that would be a bug. A proxy without one answers nobody, so it ends too.
-    #[error("the batcher has ended")]
-    Batcher,
+    #[error("the scheduler has ended")]
+    Scheduler,
     /// The drain timeout passed, or a second signal came, while requests were unanswered.
     #[error("stopped with {connections} connections unfinished")]
     Unfinished {
@@ -75,20 +80,21 @@ pub enum AppError {
 /// A proxy without its listeners: give it connections of clients and of workers, over whatever carries bytes.
 #[derive(Clone, Debug)]
 pub struct Proxy {
-    service: Arc<Service>,
+    service: Service,
+    clients: Server,
+    operators: Server,
+    links: Links,
     handle: Handle,
-    port: LinkPort,
     metrics: Arc<Metrics>,
     log: Arc<RequestLog>,
-    max_batch_size: usize,
 }
 
 impl Proxy {
-    /// The proxy, and its batcher's task, which must be run for anything to happen.
+    /// The proxy, and its scheduler's task, which must be run for anything to happen.
     ///
     /// # Errors
     /// The metrics cannot be set up; that would be a bug.
-    pub fn new(config: &Config) -> Result<(Self, Batcher), BuildError> {
+    pub fn new(config: &Config) -> Result<(Self, Scheduler), BuildError> {
         let metrics = Arc::new(Metrics::new()?);
         let bounds = Bounds { texts: config.max_queue, bytes: config.max_queue_bytes };
         let settings = Settings {
@@ -99,37 +105,35 @@ impl Proxy {
             max_requests: config.max_connections,
         };
         let admission = Admission::new(bounds, metrics.clone());
-        let (handle, port, batcher) = batcher::batcher(settings, admission, metrics.clone());
+        let (handle, port, scheduler) = scheduler::scheduler(settings, admission, metrics.clone());
         let limits = Limits {
             body_bytes: config.max_body_bytes,
             texts: config.max_queue,
-            connections: config.max_connections,
             request_timeout: config.request_timeout,
         };
         let log = Arc::new(RequestLog::new(config.log_format));
-        let service = Arc::new(Service::new(
-            handle.clone(),
-            metrics.clone(),
-            limits,
-            config.api_keys.clone(),
-            log.clone(),
-            config.log_prompts,
-        ));
-        let max_batch_size = config.max_batch_size;
-        Ok((Self { service, handle, port, metrics, log, max_batch_size }, batcher))
+        let keys = config.api_keys.clone();
+        let service = Service::new(handle.clone(), metrics.clone(), limits, keys, log.clone(), config.log_prompts);
+        let clients = Server::new(service.clone(), metrics.clone(), config.max_connections);
+        let operators = Server::new(service.for_operators(), metrics.clone(), MAX_ADMIN_CONNECTIONS);
+        let links = Links { max_batch_size: config.max_batch_size, port, metrics: metrics.clone() };
+        Ok((Self { service, clients, operators, links, handle, metrics, log }, scheduler))
     }
 
-    /// Serves a client's connection until it ends, or `shutdown` says so and its request has been answered.
+    /// Serves a client's connection until it ends, or `shutdown` says so and its request has been answered. Waits for a
+    /// place first.
     pub async fn serve_client<I>(self, io: I, scope: Scope, shutdown: watch::Receiver<bool>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        self.service.serve(io, scope, shutdown).await;
+        let server = if scope == Scope::All { &self.clients } else { &self.operators };
+        let _place = server.places().acquire().await;
+        server.serve(io, shutdown).await;
     }
 
     /// Serves a worker's connection until it ends.
     pub async fn serve_worker<I: AsyncRead + AsyncWrite>(self, io: I) {
-        link::serve(io, self.max_batch_size, self.port, self.metrics).await;
+        link::serve(io, self.links).await;
     }
 
     /// From now on the proxy is not ready, and every answer is its connection's last.
@@ -137,12 +141,12 @@ impl Proxy {
         self.service.leave();
     }
 
-    /// From now on nothing is admitted.
+    /// From now on no request is admitted.
     pub fn drain(&self) {
         self.service.drain();
     }
 
-    /// Ends the batcher and, through it, the workers' connections.
+    /// Ends the scheduler and, through it, the workers' connections.
     pub async fn close(&self) {
         self.handle.close().await;
     }
@@ -165,79 +169,80 @@ impl Proxy {
 pub async fn run(config: Config) -> Result<(), AppError> {
     let config = Config { max_connections: room(config.max_connections), ..config };
     let mut signals = Signals::new().map_err(AppError::Signals)?;
-    let mut inherited = Inherited::from_env();
-    let clients = Door::open(&mut inherited, config.listen).await?;
-    let admin = match config.admin_listen {
-        Some(address) => Some(Door::open(&mut inherited, address).await?),
-        None => None,
-    };
-    if inherited.left() > 0 {
-        return Err(AppError::Inherited(inherited.left()));
-    }
+    let (clients, operators) = listen(&config).await?;
     let socket = WorkerSocket::bind(&config.socket, &config.allow_peer)
         .map_err(|source| AppError::Socket { path: config.socket.clone(), source })?;
-    let (proxy, batcher) = Proxy::new(&config)?;
-    let address = |door: &Door| door.address().map(|address| address.to_string()).unwrap_or_default();
+    let (proxy, scheduler) = Proxy::new(&config)?;
+    let address = |listener: &Listener| listener.address().map(|address| address.to_string()).unwrap_or_default();
     info!(
         listen = %address(&clients),
-        admin_listen = %admin.as_ref().map(address).unwrap_or_default(),
+        admin_listen = %operators.as_ref().map(address).unwrap_or_default(),
         socket = %config.socket.display(),
         "listening"
     );
 
     let (shutdown, shutting_down) = watch::channel(false);
     let (stay, staying) = watch::channel(false);
-    let client_places = Arc::new(Semaphore::new(config.max_connections));
     let worker_places = Arc::new(Semaphore::new(MAX_WORKERS));
-    let batcher = tokio::spawn(batcher.run());
+    let scheduler = tokio::spawn(scheduler.run());
     tokio::spawn(upkeep(proxy.clone()));
     let log = proxy.log.clone();
     tokio::spawn(async move { log.run().await });
     if let Some(keys) = config.api_keys.clone() {
         tokio::spawn(keys.watch());
     }
-    let workers = tokio::spawn(accept_workers(socket, proxy.clone(), worker_places.clone()));
-    let closed = shutting_down.clone();
-    let front = accept_clients(clients, proxy.clone(), Scope::All, client_places.clone(), shutting_down, closed);
-    tokio::spawn(front);
-    let back = admin.map(|listener| {
-        let places = Arc::new(Semaphore::new(MAX_ADMIN_CONNECTIONS));
-        tokio::spawn(accept_clients(listener, proxy.clone(), Scope::Admin, places, staying.clone(), staying))
-    });
+    let accept = accept_workers(socket, proxy.links.clone(), proxy.metrics.clone(), worker_places.clone());
+    let workers = tokio::spawn(accept);
+    tokio::spawn(clients.accept(proxy.clients.clone(), shutting_down.clone(), shutting_down));
+    let operators =
+        operators.map(|listener| tokio::spawn(listener.accept(proxy.operators.clone(), staying.clone(), staying)));
 
     tokio::select! {
         () = signals.stop(|| proxy.dump()) => {}
-        _ = batcher => return Err(AppError::Batcher),
+        _ = scheduler => return Err(AppError::Scheduler),
     }
     info!(drain_timeout = %humantime::format_duration(config.drain_timeout), "stopping: answering what was admitted");
     proxy.leave();
     shutdown.send_replace(true);
-    let everyone = u32::try_from(config.max_connections).unwrap_or(u32::MAX);
     let all_gone = async {
-        if timeout(LINGER, client_places.acquire_many(everyone)).await.is_err() {
+        if timeout(LINGER, proxy.clients.all_closed()).await.is_err() {
             proxy.drain();
-            let _ = client_places.acquire_many(everyone).await;
+            proxy.clients.all_closed().await;
         }
     };
     let drained = tokio::select! {
         gone = timeout(config.drain_timeout, all_gone) => gone.is_ok(),
         () = signals.stop(|| proxy.dump()) => false,
     };
-    let unfinished = config.max_connections - client_places.available_permits();
+    let connections = proxy.clients.open();
 
     proxy.log.flush();
     proxy.close().await;
     workers.abort();
-    let _ = timeout(GOODBYE, worker_places.acquire_many(u32::try_from(MAX_WORKERS).unwrap_or(u32::MAX))).await;
+    let _ = timeout(GOODBYE, worker_places.acquire_many(as_u32(MAX_WORKERS))).await;
     drop(stay);
-    if let Some(back) = back {
-        back.abort();
+    if let Some(operators) = operators {
+        operators.abort();
     }
-    if drained {
-        info!("stopped: everything admitted was answered");
-        Ok(())
-    } else {
-        Err(AppError::Unfinished { connections: unfinished })
+    if !drained {
+        return Err(AppError::Unfinished { connections });
+    }
+    info!("stopped: everything admitted was answered");
+    Ok(())
+}
+
+/// The sockets for clients, and for operators if they have one of their own.
+async fn listen(config: &Config) -> Result<(Listener, Option<Listener>), AppError> {
+    let mut inherited = Inherited::from_env();
+    let failed = |address| move |source| AppError::Listen { address, source };
+    let clients = Listener::open(&mut inherited, config.listen).await.map_err(failed(config.listen))?;
+    let operators = match config.admin_listen {
+        Some(address) => Some(Listener::open(&mut inherited, address).await.map_err(failed(address))?),
+        None => None,
+    };
+    match inherited.left() {
+        0 => Ok((clients, operators)),
+        left => Err(AppError::Inherited(left)),
     }
 }
 

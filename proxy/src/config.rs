@@ -7,109 +7,83 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Parser;
+use clap::builder::RangedI64ValueParser;
 use nix::unistd::{AccessFlags, Uid, access};
 use pillion_protocol::codec::{MAX_BATCH_MEMBERS, MAX_BATCH_TEXT};
 use pillion_protocol::default_socket_path;
 
 use crate::address;
-use crate::http::ApiKeys;
+use crate::auth::ApiKeys;
+use crate::log::LogFormat;
 
-/// The flags as they are written.
-#[derive(Debug, Parser)]
+/// What holds: flags, checked.
+#[derive(Clone, Debug, Parser)]
 #[command(
     name = "pillion-proxy",
     version,
     about = "Lets requests ride together: coalesces HTTP requests into batches for a model worker",
     after_help = "pillion-proxy check live|ready asks a running proxy how it is."
 )]
-struct Flags {
+pub struct Config {
     /// Address and port to serve HTTP on
     #[arg(long, env = "PILLION_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT", value_parser = address::parse)]
-    listen: SocketAddr,
+    pub listen: SocketAddr,
     /// Address and port for probes and metrics alone, beside --listen
     #[arg(long, env = "PILLION_ADMIN_LISTEN", value_name = "ADDRESS:PORT", value_parser = address::parse)]
-    admin_listen: Option<SocketAddr>,
+    pub admin_listen: Option<SocketAddr>,
     /// Unix-domain socket that workers dial [default: /run/pillion/worker.sock, or one in the user's runtime folder]
-    #[arg(long, env = "PILLION_SOCKET", value_name = "PATH")]
-    socket: Option<PathBuf>,
+    #[arg(long, env = "PILLION_SOCKET", value_name = "PATH",
+        default_value_os_t = default_socket(), hide_default_value = true)]
+    pub socket: PathBuf,
     /// The most requests (texts) in one batch
     #[arg(long, env = "PILLION_MAX_BATCH_SIZE", allow_negative_numbers = true, default_value_t = 50, value_name = "TEXTS",
-        value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH_MEMBERS as i64))]
-    max_batch_size: u32,
+        value_parser = count(MAX_BATCH_MEMBERS))]
+    pub max_batch_size: usize,
     /// The longest that a request may be held for companions while a worker is free; nobody pays it otherwise
     #[arg(long, env = "PILLION_BATCH_TIMEOUT", default_value = "100ms", value_name = "DURATION", value_parser = duration)]
-    batch_timeout: Duration,
+    pub batch_timeout: Duration,
     /// Texts that may wait; more are refused with 429
     #[arg(long, env = "PILLION_MAX_QUEUE", allow_negative_numbers = true, default_value_t = 1024, value_name = "TEXTS",
-        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    max_queue: u32,
+        value_parser = count(1_000_000))]
+    pub max_queue: usize,
     /// Memory for the bodies of admitted requests; more are refused with 429
     #[arg(long, env = "PILLION_MAX_QUEUE_BYTES", default_value = "64MiB", value_name = "BYTES", value_parser = bytes)]
-    max_queue_bytes: usize,
+    pub max_queue_bytes: usize,
     /// The largest body, at most 8MiB; larger ones are refused with 413
     #[arg(long, env = "PILLION_MAX_BODY_BYTES", default_value = "2MiB", value_name = "BYTES", value_parser = bytes)]
-    max_body_bytes: usize,
+    pub max_body_bytes: usize,
     /// HTTP connections at once; more wait to be accepted
     #[arg(long, env = "PILLION_MAX_CONNECTIONS", allow_negative_numbers = true, default_value_t = 10_000, value_name = "CONNECTIONS",
-        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    max_connections: u32,
+        value_parser = count(1_000_000))]
+    pub max_connections: usize,
     /// The longest that a request may take, and what it may take where it says nothing
     #[arg(long, env = "PILLION_REQUEST_TIMEOUT", default_value = "60s", value_name = "DURATION", value_parser = duration)]
-    request_timeout: Duration,
+    pub request_timeout: Duration,
     /// The longest that a request waits while no worker is connected that will do for it, before 503
     #[arg(long, env = "PILLION_WORKER_WAIT", default_value = "30s", value_name = "DURATION", value_parser = duration)]
-    worker_wait: Duration,
+    pub worker_wait: Duration,
     /// How often workers may die before having produced anything of a text; then it is tried once alone, before 502
     #[arg(long, env = "PILLION_MAX_ATTEMPTS", allow_negative_numbers = true, default_value_t = 3, value_name = "TIMES",
         value_parser = clap::value_parser!(u32).range(1..=100))]
-    max_attempts: u32,
+    pub max_attempts: u32,
     /// The longest that a shutdown waits for admitted requests; not shorter than --request-timeout
     #[arg(long, env = "PILLION_DRAIN_TIMEOUT", default_value = "65s", value_name = "DURATION", value_parser = duration)]
-    drain_timeout: Duration,
+    pub drain_timeout: Duration,
     /// User number of workers to accept beside one's own; may be repeated
     #[arg(long, env = "PILLION_ALLOW_PEER", allow_negative_numbers = true, value_name = "UID", value_delimiter = ',')]
-    allow_peer: Vec<u32>,
+    pub allow_peer: Vec<u32>,
     /// File of API keys, one a line; with it, only requests with `Authorization: Bearer KEY` are served. Read again on change
     #[arg(long, env = "PILLION_API_KEY_FILE", value_name = "PATH")]
-    api_key_file: Option<PathBuf>,
+    pub api_key_file: Option<PathBuf>,
     /// How log lines are written
     #[arg(long, env = "PILLION_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
-    log_format: LogFormat,
+    pub log_format: LogFormat,
     /// Log prompts and answers, which are private otherwise
     #[arg(long, env = "PILLION_LOG_PROMPTS")]
-    log_prompts: bool,
-}
-
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For programs: one object a line.
-    Json,
-}
-
-/// What holds.
-#[derive(Clone, Debug)]
-#[allow(missing_docs, reason = "each field is named like its flag, which says what it is")]
-pub struct Config {
-    pub listen: SocketAddr,
-    pub admin_listen: Option<SocketAddr>,
-    pub socket: PathBuf,
-    pub max_batch_size: usize,
-    pub batch_timeout: Duration,
-    pub max_queue: usize,
-    pub max_queue_bytes: usize,
-    pub max_body_bytes: usize,
-    pub max_connections: usize,
-    pub request_timeout: Duration,
-    pub worker_wait: Duration,
-    pub max_attempts: u32,
-    pub drain_timeout: Duration,
-    pub allow_peer: Vec<u32>,
-    pub api_keys: Option<ApiKeys>,
-    pub log_format: LogFormat,
     pub log_prompts: bool,
+    /// The keys of `--api-key-file`.
+    #[arg(skip)]
+    pub api_keys: Option<ApiKeys>,
 }
 
 /// Why there is no configuration.
@@ -136,12 +110,20 @@ impl Config {
     /// # Errors
     /// A flag is unknown, or a value is not allowed.
     pub fn read(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, ConfigError> {
-        Self::check(Flags::try_parse_from(arguments)?)
+        let mut config = Self::try_parse_from(arguments)?;
+        config.check()?;
+        if let Some(path) = &config.api_key_file {
+            config.api_keys = Some(ApiKeys::read(path).map_err(|error| ConfigError::Value {
+                flag: "api-key-file",
+                value: path.display().to_string(),
+                allowed: format!("the file {error}"),
+            })?);
+        }
+        Ok(config)
     }
 
     /// Logs what holds.
     pub fn log(&self) {
-        let time = |duration: Duration| humantime::format_duration(duration).to_string();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             listen = %self.listen,
@@ -164,75 +146,45 @@ impl Config {
         );
     }
 
-    fn check(flags: Flags) -> Result<Self, ConfigError> {
-        let time = |duration: Duration| humantime::format_duration(duration).to_string();
-        if flags.drain_timeout < flags.request_timeout {
-            return Err(ConfigError::Value {
-                flag: "drain-timeout",
-                value: time(flags.drain_timeout),
-                allowed: format!("it must not be shorter than --request-timeout, {}", time(flags.request_timeout)),
-            });
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |flag, value, allowed| Err(ConfigError::Value { flag, value, allowed });
+        if self.drain_timeout < self.request_timeout {
+            let allowed = format!("it must not be shorter than --request-timeout, {}", time(self.request_timeout));
+            return wrong("drain-timeout", time(self.drain_timeout), allowed);
         }
-        for (flag, value) in [("request-timeout", flags.request_timeout), ("drain-timeout", flags.drain_timeout)] {
+        for (flag, value) in [("request-timeout", self.request_timeout), ("drain-timeout", self.drain_timeout)] {
             let day = Duration::from_secs(24 * 3600);
             if value.is_zero() || value > day {
-                let allowed = "it must be over 0 and at most 1day".to_owned();
-                return Err(ConfigError::Value { flag, value: time(value), allowed });
+                return wrong(flag, time(value), "it must be over 0 and at most 1day".to_owned());
             }
         }
-        if flags.max_body_bytes == 0 || flags.max_body_bytes > MAX_BATCH_TEXT.min(flags.max_queue_bytes) {
-            return Err(ConfigError::Value {
-                flag: "max-body-bytes",
-                value: ByteSize(flags.max_body_bytes as u64).to_string(),
-                allowed: format!(
-                    "it must be over 0, at most --max-queue-bytes and at most {}",
-                    ByteSize(MAX_BATCH_TEXT as u64)
-                ),
-            });
+        if self.max_body_bytes == 0 || self.max_body_bytes > MAX_BATCH_TEXT.min(self.max_queue_bytes) {
+            let most = ByteSize(MAX_BATCH_TEXT as u64);
+            let allowed = format!("it must be over 0, at most --max-queue-bytes and at most {most}");
+            return wrong("max-body-bytes", ByteSize(self.max_body_bytes as u64).to_string(), allowed);
         }
-        let socket = flags.socket.unwrap_or_else(socket_path);
-        if let Some(folder) = socket.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
-            && socket != socket_path()
-        {
-            return Err(ConfigError::Value {
-                flag: "socket",
-                value: socket.display().to_string(),
-                allowed: format!("its folder must be there, and {} is not", folder.display()),
-            });
+        let folder = self.socket.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
+        if let Some(folder) = folder.filter(|_| self.socket != default_socket()) {
+            let allowed = format!("its folder must be there, and {} is not", folder.display());
+            return wrong("socket", self.socket.display().to_string(), allowed);
         }
-        let api_keys = flags.api_key_file.map(|path| {
-            ApiKeys::read(&path).map_err(|error| ConfigError::Value {
-                flag: "api-key-file",
-                value: path.display().to_string(),
-                allowed: format!("the file {error}"),
-            })
-        });
-        Ok(Self {
-            api_keys: api_keys.transpose()?,
-            listen: flags.listen,
-            admin_listen: flags.admin_listen,
-            socket,
-            max_batch_size: flags.max_batch_size as usize,
-            batch_timeout: flags.batch_timeout,
-            max_queue: flags.max_queue as usize,
-            max_queue_bytes: flags.max_queue_bytes,
-            max_body_bytes: flags.max_body_bytes,
-            max_connections: flags.max_connections as usize,
-            request_timeout: flags.request_timeout,
-            worker_wait: flags.worker_wait,
-            max_attempts: flags.max_attempts,
-            drain_timeout: flags.drain_timeout,
-            allow_peer: flags.allow_peer,
-            log_format: flags.log_format,
-            log_prompts: flags.log_prompts,
-        })
+        Ok(())
     }
 }
 
-fn socket_path() -> PathBuf {
+fn time(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+fn default_socket() -> PathBuf {
     let writable = |folder: &Path| access(folder, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     default_socket_path(writable, runtime.as_deref(), &std::env::temp_dir(), Uid::effective().as_raw())
+}
+
+/// From 1 to `most`.
+fn count(most: usize) -> RangedI64ValueParser<usize> {
+    RangedI64ValueParser::new().range(1..=i64::try_from(most).unwrap_or(i64::MAX))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -3,87 +3,43 @@
 //! A link never waits for a client: a terminal event has its place reserved, and what members produce is kept with the
 //! job. It never stops reading to write: both go on side by side, so that two full sockets cannot wedge each other.
 
+mod error;
+mod handshake;
 pub mod inflight;
 pub mod progress;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use pillion_protocol::BatchId;
 use pillion_protocol::connection::{FrameReader, FrameWriter};
-use pillion_protocol::frame::{
-    Batch, FinishReason, Frame, Goodbye, GoodbyeReason, Hello, Member, MemberFailed, MemberFinished, Prompt, Welcome,
-};
-use pillion_protocol::{BatchId, EncodeError, MemberIndex, ReadError, VERSIONS, negotiate};
+use pillion_protocol::frame::{Batch, FinishReason, Frame, Goodbye, GoodbyeReason, Member, MemberFailed, Prompt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
-use self::inflight::{Departure, InFlight, Violation};
+use self::error::LinkError;
+use self::handshake::shake_hands;
+use self::inflight::InFlight;
 use self::progress::Progress;
-use crate::batcher::workers::WorkerId;
-use crate::batcher::{FromLink, LinkPort, ToLink};
-use crate::job::{Completion, Failure, Job};
+use crate::domain::{Failure, Job};
 use crate::metrics::Metrics;
+use crate::numbers::as_u32;
+use crate::scheduler::batch::DispatchedBatch;
+use crate::scheduler::{LinkCommand, LinkEvent, LinkPort, WorkerId};
 
-/// How long a worker may take for its HELLO; its model is loaded before it dials.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long after a member's deadline the worker may still answer for itself.
 const GRACE: Duration = Duration::from_millis(500);
 /// How often members are checked against their deadline.
 const TICK: Duration = Duration::from_millis(100);
-/// Bytes waiting to be written at which no further message is taken from the batcher.
+/// Bytes waiting to be written at which no further message is taken from the scheduler.
 const HIGH_WATER: usize = 1024 * 1024;
 /// Messages that may wait for a link: batches, bounded by credit, and cancellations.
 const INBOX: usize = 4096;
 
-/// Why a link ended.
-#[derive(Debug, thiserror::Error)]
-enum LinkError {
-    #[error("no HELLO in time")]
-    NoHello,
-    #[error("the worker's first frame is not HELLO")]
-    NotHello,
-    #[error("the worker speaks protocol versions {theirs:?}, this proxy {VERSIONS:?}")]
-    Version { theirs: Vec<u8> },
-    #[error("the worker's HELLO cannot be used: {0}")]
-    Hello(&'static str),
-    #[error("the worker broke the protocol: {0}")]
-    Violation(#[from] Violation),
-    #[error("the worker sent a frame that only a proxy sends")]
-    Direction,
-    #[error("the worker's engine has made no step for {0:?}, which is longer than it said it might take")]
-    Stuck(Duration),
-    #[error("the worker granted more credit than anyone could use")]
-    Credit,
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error("the connection failed")]
-    Write(#[from] std::io::Error),
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-}
-
-impl LinkError {
-    /// Whether the worker is to blame, so that the counter of protocol errors rises and the worker is told.
-    fn is_violation(&self) -> bool {
-        !matches!(
-            self,
-            Self::Read(ReadError::Io(_)) | Self::Write(_) | Self::Encode(_) | Self::NoHello | Self::Stuck(_)
-        )
-    }
-
-    fn reason(&self) -> GoodbyeReason {
-        match self {
-            Self::Version { .. } => GoodbyeReason::Version,
-            Self::Encode(_) | Self::Stuck(_) => GoodbyeReason::Internal,
-            _ => GoodbyeReason::Protocol,
-        }
-    }
-}
-
 /// How a link ended that did not fail.
-enum End {
+enum LinkEnd {
     /// One of the two said so.
     Goodbye,
     /// The worker closed it without a word.
@@ -94,7 +50,7 @@ struct Link<I> {
     worker: WorkerId,
     reader: FrameReader<ReadHalf<I>>,
     writer: FrameWriter<WriteHalf<I>>,
-    inbox: mpsc::Receiver<ToLink>,
+    inbox: mpsc::Receiver<LinkCommand>,
     port: LinkPort,
     metrics: Arc<Metrics>,
     inflight: InFlight,
@@ -102,13 +58,23 @@ struct Link<I> {
     fingerprint: Arc<str>,
 }
 
-/// Serves one worker's connection to its end, and then gives what was in flight back to the batcher.
-pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, max_batch_size: usize, port: LinkPort, metrics: Arc<Metrics>) {
+/// Serves workers' connections. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Links {
+    /// The most members of a batch, which workers are told.
+    pub max_batch_size: usize,
+    /// The scheduler.
+    pub port: LinkPort,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Serves one worker's connection to its end, and then gives what was in flight back to the scheduler.
+pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, port, metrics }: Links) {
     let (reader, writer) = tokio::io::split(io);
-    let (reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
+    let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
     let worker = port.new_worker();
     let (outbox, inbox) = mpsc::channel(INBOX);
-    let mut reader = reader;
     let hello = match shake_hands(&mut reader, &mut writer, max_batch_size).await {
         Ok(hello) => hello,
         Err(error) => {
@@ -126,51 +92,26 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, max_batch_size: usize, port
         "a worker has connected"
     );
     let fingerprint = Arc::from(hello.fingerprint.as_str());
-    port.tell(worker, FromLink::Up(hello, outbox)).await;
-    let inflight = InFlight::default();
+    port.tell(worker, LinkEvent::Up(hello, outbox)).await;
+    let inflight = InFlight::new(metrics.running.clone());
     let progress = Progress::new(Instant::now());
     let mut link = Link { worker, reader, writer, inbox, port, metrics, inflight, progress, fingerprint };
-    match link.run().await {
-        Ok(End::Goodbye) => {}
-        Ok(End::Closed) => link.metrics.workers_lost_closed.increment(1),
-        Err(error) => {
-            match error {
-                LinkError::Stuck(_) => &link.metrics.workers_lost_stuck,
-                _ if error.is_violation() => &link.metrics.workers_lost_protocol,
-                _ => &link.metrics.workers_lost_closed,
-            }
-            .increment(1);
-            // Whoever waits for its members should not wait for a worker that does not listen.
-            let jobs = link.take_all();
-            link.port.tell(worker, FromLink::Down(jobs)).await;
-            part(worker, &error, &mut link.writer, &link.metrics).await;
-            return;
-        }
-    }
-    let jobs = link.take_all();
-    link.port.tell(worker, FromLink::Down(jobs)).await;
-}
-
-async fn shake_hands<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
-    reader: &mut FrameReader<R>,
-    writer: &mut FrameWriter<W>,
-    max_batch_size: usize,
-) -> Result<Hello, LinkError> {
-    let first = timeout(HANDSHAKE, reader.next()).await.map_err(|_| LinkError::NoHello)??;
-    let Some(Frame::Hello(hello)) = first else { return Err(LinkError::NotHello) };
-    let Some(version) = negotiate(&hello.versions) else {
-        return Err(LinkError::Version { theirs: hello.versions });
+    let ended = link.run().await;
+    let lost = match &ended {
+        Ok(LinkEnd::Goodbye) => None,
+        Err(LinkError::Stuck(_)) => Some(&link.metrics.workers_lost_stuck),
+        Err(error) if error.is_violation() => Some(&link.metrics.workers_lost_protocol),
+        Ok(LinkEnd::Closed) | Err(_) => Some(&link.metrics.workers_lost_closed),
     };
-    if hello.model.is_empty() || hello.model.len() > 256 {
-        return Err(LinkError::Hello("its model's name is empty or longer than 256 bytes"));
+    if let Some(lost) = lost {
+        lost.increment(1);
     }
-    if hello.positions == 0 || hello.vocabulary == 0 || hello.max_batch_tokens == 0 || hello.slots == 0 {
-        return Err(LinkError::Hello("positions, vocabulary, max_batch_tokens and slots must be at least 1"));
+    // The jobs first: they should not wait for a worker that does not listen.
+    let jobs = link.take_all();
+    link.port.tell(worker, LinkEvent::Down(jobs)).await;
+    if let Err(error) = ended {
+        part(worker, &error, &mut link.writer, &link.metrics).await;
     }
-    let max_batch_size = u32::try_from(max_batch_size).unwrap_or(u32::MAX);
-    writer.put(&Frame::Welcome(Welcome { version, max_batch_size }))?;
-    writer.flush().await?;
-    Ok(hello)
 }
 
 /// Logs why the connection ends and tells the worker, as far as it still listens.
@@ -192,8 +133,8 @@ async fn part<W: AsyncWrite + Unpin>(
 }
 
 impl<I: AsyncRead + AsyncWrite> Link<I> {
-    /// Until the worker leaves or fails, or the batcher ends.
-    async fn run(&mut self) -> Result<End, LinkError> {
+    /// Until the worker leaves or fails, or the scheduler ends.
+    async fn run(&mut self) -> Result<LinkEnd, LinkError> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -205,18 +146,18 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 _ = tick.tick(), if !self.inflight.is_empty() => self.check()?,
                 flushed = self.writer.flush(), if unwritten > 0 => flushed?,
                 message = self.inbox.recv(), if unwritten < HIGH_WATER => {
-                    let Some(message) = message else { return self.say_goodbye().await.map(|()| End::Goodbye) };
+                    let Some(message) = message else { return self.say_goodbye().await.map(|()| LinkEnd::Goodbye) };
                     self.pass_on(message)?;
                 }
                 frame = self.reader.next() => {
                     let mut next = frame?;
                     if next.is_none() {
-                        return Ok(End::Closed);
+                        return Ok(LinkEnd::Closed);
                     }
                     while let Some(frame) = next {
                         if let Frame::Goodbye(goodbye) = &frame {
                             info!(worker = self.worker.0, reason = ?goodbye.reason, "the worker leaves");
-                            return Ok(End::Goodbye);
+                            return Ok(LinkEnd::Goodbye);
                         }
                         self.hear(frame).await?;
                         next = self.reader.buffered()?;
@@ -238,21 +179,20 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(self.writer.flush().await?)
     }
 
-    fn pass_on(&mut self, message: ToLink) -> Result<(), LinkError> {
+    fn pass_on(&mut self, message: LinkCommand) -> Result<(), LinkError> {
         match message {
-            ToLink::Batch(jobs, departure) => self.send_batch(jobs, departure)?,
-            ToLink::Cancel(range) => {
+            LinkCommand::Batch(jobs, dispatched) => self.send_batch(jobs, dispatched)?,
+            LinkCommand::Cancel(range) => {
                 for (batch, member, _job) in self.inflight.cancel(&range) {
                     self.metrics.cancelled_running.increment(1);
-                    self.metrics.running.decrement(1.0);
                     self.writer.put(&Frame::Cancel(batch, vec![member]))?;
                 }
             }
             // It may have ended meanwhile.
-            ToLink::Yield(batch) if !self.inflight.holds(batch) => {}
-            ToLink::Yield(batch) => self.writer.put(&Frame::Yield(batch))?,
-            ToLink::Release => self.writer.put(&Frame::Release)?,
-            ToLink::Dump => {
+            LinkCommand::Yield(batch) if !self.inflight.holds(batch) => {}
+            LinkCommand::Yield(batch) => self.writer.put(&Frame::Yield(batch))?,
+            LinkCommand::Release => self.writer.put(&Frame::Release)?,
+            LinkCommand::Dump => {
                 for job in self.inflight.wanted() {
                     let (age, attempts, produced) = (job.admitted.elapsed(), job.attempts, job.progress.produced.len());
                     warn!(worker = self.worker.0, job = job.id.0, ?age, attempts, produced, "dump: in flight");
@@ -262,30 +202,29 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(())
     }
 
-    fn send_batch(&mut self, mut jobs: Vec<Box<Job>>, departure: Departure) -> Result<(), LinkError> {
-        let id = departure.batch;
+    fn send_batch(&mut self, mut jobs: Vec<Box<Job>>, dispatched: DispatchedBatch) -> Result<(), LinkError> {
+        let id = dispatched.batch;
         let now = Instant::now();
         let Some(first) = jobs.first() else { return Ok(()) };
-        let options = first.ask.class.options();
+        let options = first.request.key.options();
         let members = jobs.iter_mut().map(|job| member(job, now)).collect();
         let frame = Frame::Batch(id, Batch { options, members });
         debug!(worker = self.worker.0, batch = id.0, members = jobs.len(), "a batch leaves");
         let put = self.writer.put(&frame);
         if let Frame::Batch(_, batch) = frame {
-            jobs.iter_mut().zip(batch.members).for_each(|(job, member)| job.ask.prompt = member.prompt);
+            jobs.iter_mut().zip(batch.members).for_each(|(job, member)| job.request.prompt = member.prompt);
         }
         if let Err(error) = put {
-            // The batcher keeps batches below the limit; should one be too large all the same, its members hear of it.
+            // The scheduler keeps batches below the limit; should one be too large all the same, its members hear of it.
             for job in jobs {
                 job.reply.fail(Failure::Unsendable(error.to_string()));
             }
             return Err(error.into());
         }
-        self.metrics.running.increment(crate::metrics::count(jobs.len()));
         if self.inflight.is_empty() {
             self.progress.begins(now);
         }
-        self.inflight.insert(jobs, departure, now);
+        self.inflight.insert(jobs, dispatched, now);
         Ok(())
     }
 
@@ -296,7 +235,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         match frame {
             Frame::Credit { grant: 0 } => return Err(LinkError::Credit),
             Frame::Credit { grant } if grant as usize > INBOX / 4 => return Err(LinkError::Credit),
-            Frame::Credit { grant } => self.port.tell(self.worker, FromLink::Credit(grant)).await,
+            Frame::Credit { grant } => self.port.tell(self.worker, LinkEvent::Credit(grant)).await,
             Frame::Tokens(batch, members) => {
                 let now = Instant::now();
                 for tokens in members {
@@ -304,18 +243,19 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
             }
             Frame::Finished(batch, members) => {
-                self.port.tell(self.worker, FromLink::Ended(batch, members.len())).await;
+                self.port.tell(self.worker, LinkEvent::Ended(batch, members.len())).await;
                 for finished in members {
                     if let Some(job) = self.inflight.finish(batch, &finished)? {
-                        self.metrics.running.decrement(1.0);
-                        self.finish(job, &finished);
+                        self.metrics.prompt_tokens.increment(u64::from(finished.prompt_tokens));
+                        self.metrics.generated_tokens.increment(u64::from(finished.completion_tokens));
+                        job.finish(finished.reason, finished.prompt_tokens, finished.completion_tokens);
                     }
                 }
             }
             Frame::Failed(batch, members) => {
-                self.port.tell(self.worker, FromLink::Ended(batch, members.len())).await;
+                self.port.tell(self.worker, LinkEvent::Ended(batch, members.len())).await;
                 for MemberFailed { member, code, message } in members {
-                    if let Some(job) = self.end(batch, member)? {
+                    if let Some(job) = self.inflight.end(batch, member)? {
                         job.reply.fail(Failure::Worker { code, message });
                     }
                 }
@@ -324,21 +264,21 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 let given_back = members.len();
                 let mut jobs = Vec::new();
                 for member in members {
-                    jobs.extend(self.end(batch, member)?);
+                    jobs.extend(self.inflight.end(batch, member)?);
                 }
-                self.port.tell(self.worker, FromLink::Yielded(batch, given_back, jobs)).await;
+                self.port.tell(self.worker, LinkEvent::Yielded(batch, given_back, jobs)).await;
             }
             Frame::Done(batch, cost) => {
-                let arrival = self.inflight.done(batch, cost)?;
-                self.metrics.batch_duration.record(arrival.since.elapsed().as_secs_f64());
+                let completed = self.inflight.done(batch, cost)?;
+                self.metrics.batch_duration.record(completed.since.elapsed().as_secs_f64());
                 self.metrics.forced_steps.increment(cost.forced_steps);
                 if cost.cohorts > 0 {
                     self.metrics.engine_busy.record(Duration::from_micros(cost.engine_us).as_secs_f64());
                     self.metrics.engine_idle.record(Duration::from_micros(cost.idle_us).as_secs_f64());
                 }
-                self.port.tell(self.worker, FromLink::Done(arrival)).await;
+                self.port.tell(self.worker, LinkEvent::Done(completed)).await;
             }
-            Frame::Draining => self.port.tell(self.worker, FromLink::Draining).await,
+            Frame::Draining => self.port.tell(self.worker, LinkEvent::Draining).await,
             Frame::Heartbeat(heartbeat) => self.progress.heard(&heartbeat, Instant::now()),
             Frame::Goodbye(_) => {}
             Frame::Hello(_)
@@ -351,47 +291,16 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(())
     }
 
-    fn end(&mut self, batch: BatchId, member: MemberIndex) -> Result<Option<Box<Job>>, Violation> {
-        let job = self.inflight.end(batch, member)?;
-        if job.is_some() {
-            self.metrics.running.decrement(1.0);
-        }
-        Ok(job)
-    }
-
-    fn finish(&self, job: Box<Job>, finished: &MemberFinished) {
-        self.metrics.prompt_tokens.increment(u64::from(finished.prompt_tokens));
-        self.metrics.generated_tokens.increment(u64::from(finished.completion_tokens));
-        job.reply.finish(Completion {
-            text: job.progress.text,
-            reason: finished.reason,
-            prompt_tokens: finished.prompt_tokens,
-            completion_tokens: finished.completion_tokens,
-            first_token_at: job.progress.first_token_at,
-            boarding: job.boarding,
-        });
-    }
-
     /// Ends the members whose deadline has passed and for which the worker has not answered within the grace: with what
     /// there is, or with a failure where nothing was produced. The worker is told to stop them.
     fn expire(&mut self) -> Result<(), LinkError> {
         let Some(instant) = Instant::now().checked_sub(GRACE) else { return Ok(()) };
         for (batch, member, job) in self.inflight.expire(instant) {
-            self.metrics.running.decrement(1.0);
             self.writer.put(&Frame::Cancel(batch, vec![member]))?;
-            let Job { progress, reply, boarding, .. } = *job;
-            if progress.produced.is_empty() {
-                reply.fail(Failure::Deadline);
-            } else {
-                reply.finish(Completion {
-                    text: progress.text,
-                    reason: FinishReason::Deadline,
-                    // The worker, which counts them, has not answered.
-                    prompt_tokens: 0,
-                    completion_tokens: u32::try_from(progress.produced.len()).unwrap_or(u32::MAX),
-                    first_token_at: progress.first_token_at,
-                    boarding,
-                });
+            // The worker, which counts the prompt's tokens, has not answered.
+            match job.progress.produced.len() {
+                0 => job.reply.fail(Failure::Deadline),
+                produced => job.finish(FinishReason::Deadline, 0, as_u32(produced)),
             }
         }
         Ok(())
@@ -400,12 +309,11 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
     /// All that clients wait for, with its batches where those were sent.
     fn take_all(&mut self) -> Vec<(Option<BatchId>, Box<Job>)> {
         let sent = self.inflight.drain();
-        self.metrics.running.decrement(crate::metrics::count(sent.len()));
         let mut jobs: Vec<_> = sent.into_iter().map(|(batch, job)| (Some(batch), job)).collect();
-        // What the batcher sent and no worker ever saw goes back with the rest.
+        // What the scheduler sent and no worker ever saw goes back with the rest.
         self.inbox.close();
         while let Ok(message) = self.inbox.try_recv() {
-            if let ToLink::Batch(batch, _) = message {
+            if let LinkCommand::Batch(batch, _) = message {
                 jobs.extend(batch.into_iter().map(|mut job| {
                     job.attempts = job.attempts.saturating_sub(1);
                     (None, job)
@@ -422,13 +330,13 @@ fn member(job: &mut Job, now: Instant) -> Member {
     let left = job.deadline.saturating_duration_since(now).as_millis();
     let origin = job.origin.as_deref().cloned().unwrap_or_default();
     Member {
-        prompt: std::mem::replace(&mut job.ask.prompt, Prompt::Ids(Vec::new())),
-        max_new_tokens: job.ask.max_new_tokens,
-        fit: job.ask.fit,
-        min_new_tokens: job.ask.class.min_new_tokens(),
-        stop: job.ask.stop.strings.clone(),
-        stop_token_ids: job.ask.stop.token_ids.clone(),
-        chat_template_kwargs: job.ask.chat_template_kwargs.map.clone(),
+        prompt: std::mem::replace(&mut job.request.prompt, Prompt::Ids(Vec::new())),
+        max_new_tokens: job.request.max_new_tokens,
+        fit: job.request.fit,
+        min_new_tokens: job.request.key.min_new_tokens,
+        stop: job.request.stop.strings.clone(),
+        stop_token_ids: job.request.stop.token_ids.clone(),
+        chat_template_kwargs: job.request.chat_template_kwargs.map.clone(),
         deadline_ms: u64::try_from(left).unwrap_or(u64::MAX),
         stream: job.reply.is_stream(),
         produced: job.progress.produced.clone(),

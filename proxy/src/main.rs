@@ -4,9 +4,8 @@ use std::error::Error as _;
 use std::process::ExitCode;
 
 use pillion_proxy::app::{self, AppError};
-use pillion_proxy::check;
-use pillion_proxy::config::{Config, ConfigError, LogFormat};
-use tracing_subscriber::EnvFilter;
+use pillion_proxy::config::{Config, ConfigError};
+use pillion_proxy::{check, log};
 
 /// Gives memory back soon after a flood, which the C library's does not. `.cargo/config.toml` says how soon.
 #[global_allocator]
@@ -32,7 +31,7 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_FLAG);
         }
     };
-    log(config.log_format);
+    log::start(config.log_format);
     config.log();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = match runtime {
@@ -48,17 +47,6 @@ fn main() -> ExitCode {
     ExitCode::from(match error {
         AppError::Inherited(_) | AppError::Listen { .. } | AppError::Socket { .. } => UNAVAILABLE,
         AppError::Unfinished { .. } => UNFINISHED,
-        AppError::Signals(_) | AppError::Metrics(_) | AppError::Batcher => INTERNAL,
+        AppError::Signals(_) | AppError::Metrics(_) | AppError::Scheduler => INTERNAL,
     })
-}
-
-fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // A line that cannot be written, since the disk is full, say, is lost; to say so on the same stream would be a panic.
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
-    match format {
-        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
-    }
 }

@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 
-use metrics::{Counter, Gauge, Histogram, Unit};
+use metrics::{Counter, Gauge, Histogram};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::numbers::as_f64;
 
 /// Seconds: from a lone small request to the longest that a proxy waits for.
 const SECONDS: &[f64] =
@@ -37,21 +39,32 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Self; 11] = [
-        Self::Generate,
-        Self::GenerateStream,
-        Self::Completions,
-        Self::ChatCompletions,
-        Self::Models,
-        Self::Livez,
-        Self::Healthz,
-        Self::Readyz,
-        Self::Metrics,
-        Self::OpenApi,
-        Self::Other,
+    /// In the order of the enum, with their paths, which are their labels.
+    const ALL: [(Self, &'static str); 11] = [
+        (Self::Generate, "/generate"),
+        (Self::GenerateStream, "/generate_stream"),
+        (Self::Completions, "/v1/completions"),
+        (Self::ChatCompletions, "/v1/chat/completions"),
+        (Self::Models, "/v1/models"),
+        (Self::Livez, "/livez"),
+        (Self::Healthz, "/healthz"),
+        (Self::Readyz, "/readyz"),
+        (Self::Metrics, "/metrics"),
+        (Self::OpenApi, "/openapi.json"),
+        (Self::Other, "other"),
     ];
     /// Those of them that generate: the first ones.
     const CALLS: usize = 4;
+
+    /// The endpoint at a path. A model's own path is below that of all models.
+    pub fn at(path: &str) -> Self {
+        let is_at = |(_, known): &&(Self, &str)| *known == path;
+        match Self::ALL.iter().find(is_at) {
+            Some((endpoint, _)) => *endpoint,
+            None if path.starts_with("/v1/models/") => Self::Models,
+            None => Self::Other,
+        }
+    }
 
     /// Whether it is for operators.
     pub fn is_admin(self) -> bool {
@@ -60,19 +73,7 @@ impl Endpoint {
 
     /// As metrics and logs say it.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Generate => "/generate",
-            Self::GenerateStream => "/generate_stream",
-            Self::Completions => "/v1/completions",
-            Self::ChatCompletions => "/v1/chat/completions",
-            Self::Models => "/v1/models",
-            Self::Livez => "/livez",
-            Self::Healthz => "/healthz",
-            Self::Readyz => "/readyz",
-            Self::Metrics => "/metrics",
-            Self::OpenApi => "/openapi.json",
-            Self::Other => "other",
-        }
+        Self::ALL[self as usize].1
     }
 }
 
@@ -89,54 +90,120 @@ pub enum Trigger {
     Tokens,
 }
 
-/// Every series of the proxy; each field is named like its series, which `deploy/README.md` explains.
-#[derive(Debug)]
-#[allow(missing_docs, reason = "each field is named like its series")]
-pub struct Metrics {
-    recorder: Arc<PrometheusRecorder>,
-    handle: PrometheusHandle,
-    requests: [[Counter; STATUSES.len() + 1]; Endpoint::ALL.len()],
-    batches: [Counter; 4],
-    /// By endpoint, and by whether the answer was streamed.
-    request_duration: [[Histogram; 2]; Endpoint::CALLS],
-    time_to_first_token: [Histogram; Endpoint::CALLS],
-    time_per_output_token: [Histogram; Endpoint::CALLS],
-    pub queue_duration: Histogram,
-    pub queue_depth: Gauge,
-    pub running: Gauge,
-    pub batch_size: Histogram,
-    pub batch_duration: Histogram,
-    pub engine_busy: Histogram,
-    pub engine_idle: Histogram,
-    pub forced_steps: Counter,
-    pub prompt_tokens: Counter,
-    pub generated_tokens: Counter,
-    pub rejected_queue_full: Counter,
-    pub rejected_queue_bytes: Counter,
-    pub rejected_deadline: Counter,
-    pub rejected_draining: Counter,
-    pub cancelled_queued: Counter,
-    pub cancelled_running: Counter,
-    pub resumed_worker_lost: Counter,
-    pub resumed_yielded: Counter,
-    /// Texts that gave way to others and went on later.
-    pub resumed_preempted: Counter,
-    pub worker_reconnects: Counter,
-    /// Workers whose connection ended without a word.
-    pub workers_lost_closed: Counter,
-    /// Workers that were dropped for breaking the protocol.
-    pub workers_lost_protocol: Counter,
-    /// Workers that were dropped because their engine made no progress.
-    pub workers_lost_stuck: Counter,
-    pub protocol_errors: Counter,
-    /// Processes of other users that dialled the workers' socket.
-    pub workers_refused: Counter,
-    /// Clients that were hung up on: they sent no request,
-    pub connections_closed_idle: Counter,
-    /// or began a request's head and did not end it,
-    pub connections_closed_head: Counter,
-    /// or did not read an answer.
-    pub connections_closed_unread: Counter,
+/// Declares the series without a variable label: field, name, label and value if it has one, and the help text, which series
+/// of one name share.
+macro_rules! series {
+    (
+        counters { $($counter:ident $counter_name:literal $($key:literal = $value:literal)? $(: $counter_help:literal)?;)* }
+        gauges { $($gauge:ident $gauge_name:literal: $gauge_help:literal;)* }
+        histograms { $($histogram:ident $histogram_name:literal: $histogram_help:literal;)* }
+    ) => {
+        /// Every series of the proxy; each field is named like its series, which `deploy/README.md` explains.
+        #[derive(Debug)]
+        #[allow(missing_docs, reason = "each field is named like its series")]
+        pub struct Metrics {
+            recorder: Arc<PrometheusRecorder>,
+            handle: PrometheusHandle,
+            requests: [[Counter; STATUSES.len() + 1]; Endpoint::ALL.len()],
+            batches: [Counter; 4],
+            /// By endpoint, and by whether the answer was streamed.
+            request_duration: [[Histogram; 2]; Endpoint::CALLS],
+            time_to_first_token: [Histogram; Endpoint::CALLS],
+            time_per_output_token: [Histogram; Endpoint::CALLS],
+            $(pub $counter: Counter,)*
+            $(pub $gauge: Gauge,)*
+            $(pub $histogram: Histogram,)*
+        }
+
+        /// Names and describes every series with the recorder in force.
+        fn register(recorder: Arc<PrometheusRecorder>) -> Metrics {
+            describe_labelled();
+            $($(describe_counter!($counter_name, $counter_help);)?)*
+            $(describe_gauge!($gauge_name, $gauge_help);)*
+            $(describe_histogram!($histogram_name, $histogram_help);)*
+            gauge!("pillion_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1);
+            Metrics {
+                handle: recorder.handle(),
+                recorder,
+                requests: Endpoint::ALL.map(|(_, endpoint)| requests(endpoint)),
+                batches: ["full", "idle", "hold", "tokens"]
+                    .map(|trigger| counter!("pillion_batches_total", "trigger" => trigger)),
+                request_duration: std::array::from_fn(|place| ["false", "true"].map(|stream| {
+                    let endpoint = Endpoint::ALL[place].1;
+                    histogram!("pillion_request_duration_seconds", "endpoint" => endpoint, "stream" => stream)
+                })),
+                time_to_first_token: by_call("pillion_time_to_first_token_seconds"),
+                time_per_output_token: by_call("pillion_time_per_output_token_seconds"),
+                $($counter: counter!($counter_name $(, $key => $value)?),)*
+                $($gauge: gauge!($gauge_name),)*
+                $($histogram: histogram!($histogram_name),)*
+            }
+        }
+    };
+}
+
+series! {
+    counters {
+        forced_steps "pillion_forced_steps_total": "Decode steps spent on uneven prompts";
+        prompt_tokens "pillion_prompt_tokens_total": "Tokens of answered prompts";
+        generated_tokens "pillion_generated_tokens_total": "Tokens produced";
+        rejected_queue_full "pillion_rejected_total" "reason" = "queue_full": "Requests refused at admission";
+        rejected_queue_bytes "pillion_rejected_total" "reason" = "queue_bytes";
+        rejected_deadline "pillion_rejected_total" "reason" = "deadline";
+        rejected_draining "pillion_rejected_total" "reason" = "draining";
+        cancelled_queued "pillion_cancelled_total" "stage" = "queued": "Texts whose client went away";
+        cancelled_running "pillion_cancelled_total" "stage" = "running";
+        resumed_worker_lost "pillion_resumed_total" "reason" = "worker_lost":
+            "Texts that went on after their attempt ended early";
+        resumed_yielded "pillion_resumed_total" "reason" = "yielded";
+        resumed_preempted "pillion_resumed_total" "reason" = "preempted";
+        worker_reconnects "pillion_worker_reconnects_total": "Workers that connected after one was lost";
+        workers_lost_closed "pillion_workers_lost_total" "reason" = "closed":
+            "Workers that were lost without having said goodbye";
+        workers_lost_protocol "pillion_workers_lost_total" "reason" = "protocol";
+        workers_lost_stuck "pillion_workers_lost_total" "reason" = "stuck";
+        protocol_errors "pillion_protocol_errors_total": "Connections closed because a worker broke the protocol";
+        workers_refused "pillion_workers_refused_total":
+            "Connections to the workers' socket from users that may not be workers";
+        connections_closed_idle "pillion_connections_closed_total" "reason" = "idle":
+            "Client connections closed because no request came, a head was not ended, or an answer was not read";
+        connections_closed_head "pillion_connections_closed_total" "reason" = "head";
+        connections_closed_unread "pillion_connections_closed_total" "reason" = "unread";
+    }
+    gauges {
+        queue_depth "pillion_queue_depth": "Texts waiting";
+        running "pillion_running": "Texts with a worker";
+    }
+    histograms {
+        queue_duration "pillion_queue_duration_seconds": "Time a text waited before it left in a batch";
+        batch_size "pillion_batch_size": "Members of a batch as it left";
+        batch_duration "pillion_batch_duration_seconds": "From a batch's leaving to its end";
+        engine_busy "pillion_engine_busy_seconds": "Time that a batch took its engine";
+        engine_idle "pillion_engine_idle_seconds": "Engine idle time before each batch";
+    }
+}
+
+fn describe_labelled() {
+    describe_counter!("pillion_requests_total", "Answered requests");
+    describe_counter!("pillion_batches_total", "Batches by what made them leave");
+    describe_gauge!("pillion_workers_connected", "Workers connected");
+    describe_gauge!("pillion_build_info", "The running version; always 1");
+    describe_histogram!("pillion_request_duration_seconds", "From a request's head to the end of its answer");
+    describe_histogram!("pillion_time_to_first_token_seconds", "From admission to the first token that the proxy saw");
+    describe_histogram!("pillion_time_per_output_token_seconds", "Time from leaving the queue to the end, per token");
+}
+
+/// By status.
+fn requests(endpoint: &'static str) -> [Counter; STATUSES.len() + 1] {
+    std::array::from_fn(|place| {
+        let code = STATUSES.get(place).map_or_else(|| "other".to_owned(), u16::to_string);
+        counter!("pillion_requests_total", "endpoint" => endpoint, "code" => code)
+    })
+}
+
+/// By endpoint.
+fn by_call(name: &'static str) -> [Histogram; Endpoint::CALLS] {
+    std::array::from_fn(|place| histogram!(name, "endpoint" => Endpoint::ALL[place].1))
 }
 
 impl Metrics {
@@ -189,7 +256,7 @@ impl Metrics {
     /// One batch that left.
     pub fn batch(&self, trigger: Trigger, members: usize) {
         self.batches[trigger as usize].increment(1);
-        self.batch_size.record(count(members));
+        self.batch_size.record(as_f64(members));
     }
 
     /// How many workers with this model are connected.
@@ -202,125 +269,6 @@ impl Metrics {
 fn call(endpoint: Endpoint) -> usize {
     let place = endpoint as usize;
     if place < Endpoint::CALLS { place } else { 0 }
-}
-
-/// A count as a metric's value.
-#[allow(clippy::cast_precision_loss, reason = "counts of members stay far below 2^52")]
-pub fn count(n: usize) -> f64 {
-    n as f64
-}
-
-/// Names and describes every series with the recorder in force.
-fn register(recorder: Arc<PrometheusRecorder>) -> Metrics {
-    describe();
-    let requests = Endpoint::ALL.map(|endpoint| {
-        std::array::from_fn(|place| {
-            let code = STATUSES.get(place).map_or_else(|| "other".to_owned(), u16::to_string);
-            counter!("pillion_requests_total", "endpoint" => endpoint.label(), "code" => code)
-        })
-    });
-    let calls: [&str; Endpoint::CALLS] = std::array::from_fn(|place| Endpoint::ALL[place].label());
-    gauge!("pillion_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1);
-    Metrics {
-        handle: recorder.handle(),
-        recorder,
-        requests,
-        batches: ["full", "idle", "hold", "tokens"]
-            .map(|trigger| counter!("pillion_batches_total", "trigger" => trigger)),
-        request_duration: calls.map(|endpoint| {
-            ["false", "true"].map(
-                |stream| histogram!("pillion_request_duration_seconds", "endpoint" => endpoint, "stream" => stream),
-            )
-        }),
-        time_to_first_token: calls
-            .map(|endpoint| histogram!("pillion_time_to_first_token_seconds", "endpoint" => endpoint)),
-        time_per_output_token: calls
-            .map(|endpoint| histogram!("pillion_time_per_output_token_seconds", "endpoint" => endpoint)),
-        queue_duration: histogram!("pillion_queue_duration_seconds"),
-        queue_depth: gauge!("pillion_queue_depth"),
-        running: gauge!("pillion_running"),
-        batch_size: histogram!("pillion_batch_size"),
-        batch_duration: histogram!("pillion_batch_duration_seconds"),
-        engine_busy: histogram!("pillion_engine_busy_seconds"),
-        engine_idle: histogram!("pillion_engine_idle_seconds"),
-        forced_steps: counter!("pillion_forced_steps_total"),
-        prompt_tokens: counter!("pillion_prompt_tokens_total"),
-        generated_tokens: counter!("pillion_generated_tokens_total"),
-        rejected_queue_full: counter!("pillion_rejected_total", "reason" => "queue_full"),
-        rejected_queue_bytes: counter!("pillion_rejected_total", "reason" => "queue_bytes"),
-        rejected_deadline: counter!("pillion_rejected_total", "reason" => "deadline"),
-        rejected_draining: counter!("pillion_rejected_total", "reason" => "draining"),
-        cancelled_queued: counter!("pillion_cancelled_total", "stage" => "queued"),
-        cancelled_running: counter!("pillion_cancelled_total", "stage" => "running"),
-        resumed_worker_lost: counter!("pillion_resumed_total", "reason" => "worker_lost"),
-        resumed_yielded: counter!("pillion_resumed_total", "reason" => "yielded"),
-        resumed_preempted: counter!("pillion_resumed_total", "reason" => "preempted"),
-        worker_reconnects: counter!("pillion_worker_reconnects_total"),
-        workers_lost_closed: counter!("pillion_workers_lost_total", "reason" => "closed"),
-        workers_lost_protocol: counter!("pillion_workers_lost_total", "reason" => "protocol"),
-        workers_lost_stuck: counter!("pillion_workers_lost_total", "reason" => "stuck"),
-        protocol_errors: counter!("pillion_protocol_errors_total"),
-        workers_refused: counter!("pillion_workers_refused_total"),
-        connections_closed_idle: counter!("pillion_connections_closed_total", "reason" => "idle"),
-        connections_closed_head: counter!("pillion_connections_closed_total", "reason" => "head"),
-        connections_closed_unread: counter!("pillion_connections_closed_total", "reason" => "unread"),
-    }
-}
-
-fn describe() {
-    describe_counter!("pillion_requests_total", Unit::Count, "Answered requests");
-    describe_counter!("pillion_batches_total", Unit::Count, "Batches by what made them leave");
-    describe_gauge!("pillion_workers_connected", Unit::Count, "Workers connected");
-    describe_gauge!("pillion_build_info", "The running version; always 1");
-    describe_histogram!("pillion_request_duration_seconds", Unit::Seconds, "From a request's head to its answer");
-    describe_histogram!(
-        "pillion_queue_duration_seconds",
-        Unit::Seconds,
-        "Time a text waited before it left in a batch"
-    );
-    describe_histogram!(
-        "pillion_time_to_first_token_seconds",
-        Unit::Seconds,
-        "From admission to the first token that the proxy saw"
-    );
-    describe_histogram!(
-        "pillion_time_per_output_token_seconds",
-        Unit::Seconds,
-        "Time from leaving the queue to the end, a token"
-    );
-    describe_gauge!("pillion_queue_depth", Unit::Count, "Texts waiting");
-    describe_gauge!("pillion_running", Unit::Count, "Texts with a worker");
-    describe_histogram!("pillion_batch_size", Unit::Count, "Members of a batch as it left");
-    describe_histogram!("pillion_batch_duration_seconds", Unit::Seconds, "From a batch's leaving to its end");
-    describe_histogram!("pillion_engine_busy_seconds", Unit::Seconds, "Time that a batch took its engine");
-    describe_histogram!(
-        "pillion_engine_idle_seconds",
-        Unit::Seconds,
-        "Time for which the engine that took a batch had been idle before"
-    );
-    describe_counter!("pillion_forced_steps_total", Unit::Count, "Decode steps spent on uneven prompts");
-    describe_counter!("pillion_prompt_tokens_total", Unit::Count, "Tokens of answered prompts");
-    describe_counter!("pillion_generated_tokens_total", Unit::Count, "Tokens produced");
-    describe_counter!("pillion_rejected_total", Unit::Count, "Requests refused at admission");
-    describe_counter!("pillion_cancelled_total", Unit::Count, "Texts whose client went away");
-    describe_counter!("pillion_resumed_total", Unit::Count, "Texts that went on after their attempt ended early");
-    describe_counter!("pillion_worker_reconnects_total", Unit::Count, "Workers that connected after one was lost");
-    describe_counter!("pillion_workers_lost_total", Unit::Count, "Workers that were lost without having said goodbye");
-    describe_counter!(
-        "pillion_protocol_errors_total",
-        Unit::Count,
-        "Connections closed because a worker broke the protocol"
-    );
-    describe_counter!(
-        "pillion_workers_refused_total",
-        Unit::Count,
-        "Connections to the workers' socket from users that may not be workers"
-    );
-    describe_counter!(
-        "pillion_connections_closed_total",
-        Unit::Count,
-        "Clients that were hung up on because they kept a connection for nothing"
-    );
 }
 
 #[cfg(test)]
@@ -362,5 +310,14 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.request(Endpoint::Other, 418);
         assert!(metrics.render().contains(r#"pillion_requests_total{endpoint="other",code="other"} 1"#));
+    }
+
+    #[test]
+    fn an_endpoint_is_found_by_its_path() {
+        for (place, (endpoint, path)) in Endpoint::ALL.into_iter().enumerate() {
+            assert_eq!((endpoint as usize, endpoint.label(), Endpoint::at(path)), (place, path, endpoint));
+        }
+        assert_eq!(Endpoint::at("/v1/models/a/b"), Endpoint::Models);
+        assert_eq!(Endpoint::at("/v1/modelsx"), Endpoint::Other);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pillion_proxy::policy::company::LONGEST_PASSING;
+use pillion_proxy::policy::candidates::LONGEST_PASSING;
 use pillion_tests::random::SplitMix64;
 use pillion_tests::simulator::{Clients, Engine, Host, Report, Request, Rule, Setting, simulate};
 

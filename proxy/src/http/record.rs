@@ -1,4 +1,4 @@
-//! What is remembered of a request while it is answered: for the metrics, and for its one line in the log.
+//! What is recorded of a request while it is answered: for the metrics, and for its line in the access log.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -6,38 +6,44 @@ use std::time::{Duration, SystemTime};
 use hyper::header::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
-use super::Answer;
-use super::log::{Line, RequestLog};
 use super::request_id::X_REQUEST_ID;
-use super::response::{Api, ApiError, failure_code, reason_name};
+use super::response::{self, Answer};
 use super::trace::TraceParent;
-use crate::job::{End, Origin};
+use crate::api::call::Dialect;
+use crate::api::error::{ApiError, failure_code, finish_reason};
+use crate::domain::{Origin, Outcome};
+use crate::log::{Line, RequestLog};
 use crate::metrics::{Endpoint, Metrics};
 
-/// One request's. Dropping it writes its line; one that was not [closed](Self::close) until then was given up by its
-/// client.
+/// One request's. Dropping it writes its line. A record that has no status by then belongs to a client that has gone away.
 #[derive(Debug)]
 pub(super) struct Record {
     metrics: Arc<Metrics>,
     log: Arc<RequestLog>,
     endpoint: Endpoint,
+    dialect: &'static Dialect,
     request_id: HeaderValue,
     trace: Option<TraceParent>,
     started: Instant,
     admitted: Option<Instant>,
-    texts: usize,
     stream: bool,
     status: Option<u16>,
-    /// Texts that have ended.
+    /// Why it ended: as its texts did, if all did alike.
+    reason: Option<&'static str>,
+    texts: Texts,
+}
+
+/// What is recorded of a request's texts.
+#[derive(Debug, Default)]
+struct Texts {
+    all: usize,
     ended: usize,
-    /// Until the last text left the queue.
+    /// Until the last left the queue.
     queued: Duration,
-    /// Members of the largest batch that one of its texts rode in.
+    /// Members of the largest batch that one of them was in.
     batch_size: usize,
     prompt_tokens: u64,
     completion_tokens: u64,
-    /// Why it ended: as its texts did, if all did alike.
-    reason: Option<&'static str>,
 }
 
 impl Record {
@@ -45,31 +51,17 @@ impl Record {
         metrics: Arc<Metrics>,
         log: Arc<RequestLog>,
         endpoint: Endpoint,
+        dialect: &'static Dialect,
         request_id: HeaderValue,
         headers: &HeaderMap,
         started: Instant,
     ) -> Self {
-        Self {
-            metrics,
-            log,
-            endpoint,
-            request_id,
-            trace: TraceParent::of(headers),
-            started,
-            admitted: None,
-            texts: 0,
-            stream: false,
-            status: None,
-            ended: 0,
-            queued: Duration::ZERO,
-            batch_size: 0,
-            prompt_tokens: 0,
-            completion_tokens: 0,
-            reason: None,
-        }
+        let (trace, texts) = (TraceParent::of(headers), Texts::default());
+        let (admitted, stream, status, reason) = (None, false, None, None);
+        Self { metrics, log, endpoint, dialect, request_id, trace, started, admitted, stream, status, reason, texts }
     }
 
-    /// When its head had come.
+    /// When its head was complete.
     pub(super) fn started(&self) -> Instant {
         self.started
     }
@@ -79,7 +71,7 @@ impl Record {
         self.request_id.to_str().unwrap_or_default()
     }
 
-    /// What it is called in logs.
+    /// What it is called in logs, if it belongs to a trace.
     pub(super) fn origin(&self) -> Option<Arc<Origin>> {
         let traceparent = self.trace.as_ref()?.to_string();
         Some(Arc::new(Origin { request_id: self.request_id().to_owned(), traceparent }))
@@ -87,49 +79,46 @@ impl Record {
 
     /// How many texts it has.
     pub(super) fn texts(&self) -> usize {
-        self.texts
+        self.texts.all
     }
 
-    /// It is about to be admitted, with so many texts.
+    /// It is about to be admitted.
     pub(super) fn admitted(&mut self, texts: usize, stream: bool, now: Instant) {
-        (self.texts, self.stream, self.admitted) = (texts, stream, Some(now));
+        (self.texts.all, self.stream, self.admitted) = (texts, stream, Some(now));
     }
 
     /// One of its texts has ended.
-    pub(super) fn heard(&mut self, end: &End) {
-        self.ended += 1;
-        let reason = match end {
-            Ok(completion) => reason_name(completion.reason),
+    pub(super) fn ended(&mut self, outcome: &Outcome) {
+        let texts = &mut self.texts;
+        texts.ended += 1;
+        let reason = match outcome {
+            Ok(completion) => finish_reason(completion.reason),
             Err(failure) => failure_code(failure),
         };
         self.reason = Some(self.reason.filter(|&before| before != reason).map_or(reason, |_| "several"));
-        let (Ok(completion), Some(admitted)) = (end, self.admitted) else { return };
-        self.prompt_tokens += u64::from(completion.prompt_tokens);
-        self.completion_tokens += u64::from(completion.completion_tokens);
-        let left = completion.boarding.map(|boarding| boarding.first);
-        if let Some(boarding) = completion.boarding {
-            self.queued = self.queued.max(boarding.first - admitted);
-            self.batch_size = self.batch_size.max(boarding.members);
-        }
+        let (Ok(completion), Some(admitted)) = (outcome, self.admitted) else { return };
+        texts.prompt_tokens += u64::from(completion.prompt_tokens);
+        texts.completion_tokens += u64::from(completion.completion_tokens);
         if let Some(first) = completion.first_token_at {
             self.metrics.time_to_first_token(self.endpoint).record((first - admitted).as_secs_f64());
         }
-        if let Some(left) = left
-            && completion.completion_tokens > 0
-        {
-            let each = left.elapsed().as_secs_f64() / f64::from(completion.completion_tokens);
+        let Some(dispatch) = completion.dispatch else { return };
+        texts.queued = texts.queued.max(dispatch.first - admitted);
+        texts.batch_size = texts.batch_size.max(dispatch.members);
+        if completion.completion_tokens > 0 {
+            let each = dispatch.first.elapsed().as_secs_f64() / f64::from(completion.completion_tokens);
             self.metrics.time_per_output_token(self.endpoint).record(each);
         }
     }
 
-    /// It is answered by an error.
-    pub(super) fn refuse(mut self, error: ApiError, api: Api) -> Answer {
+    /// It is answered with an error.
+    pub(super) fn refuse(mut self, error: &ApiError) -> Answer {
         self.reason = Some(error.code());
-        let answer = error.into_answer(&self.request_id, api);
+        let answer = response::error(error, &self.request_id, self.dialect);
         self.close(answer)
     }
 
-    /// It is answered, and with that over.
+    /// It is answered, and over.
     pub(super) fn close(mut self, answer: Answer) -> Answer {
         self.answered(answer)
     }
@@ -144,7 +133,7 @@ impl Record {
     }
 }
 
-/// To the microsecond.
+/// Milliseconds, to the microsecond.
 fn millis(time: Duration) -> f64 {
     f64::from(u32::try_from(time.as_micros()).unwrap_or(u32::MAX)) / 1000.0
 }
@@ -158,21 +147,22 @@ impl Drop for Record {
         if !RequestLog::is_on() {
             return;
         }
-        let gone = self.status.is_none() || (self.status == Some(200) && self.ended < self.texts);
+        let texts = &self.texts;
+        let is_cancelled = self.status.is_none() || (self.status == Some(200) && texts.ended < texts.all);
         let line = Line {
             request_id: self.request_id(),
             trace_id: self.trace.as_ref().map(TraceParent::trace_id),
             endpoint: self.endpoint.label(),
             status: self.status,
             stream: self.stream,
-            texts: self.texts,
+            texts: texts.all,
             duration_ms: millis(took),
-            queue_ms: millis(self.queued),
-            batch_size: self.batch_size,
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens: self.completion_tokens,
-            reason: if gone { "cancelled" } else { self.reason.unwrap_or("none") },
+            queue_ms: millis(texts.queued),
+            batch_size: texts.batch_size,
+            prompt_tokens: texts.prompt_tokens,
+            completion_tokens: texts.completion_tokens,
+            reason: if is_cancelled { "cancelled" } else { self.reason.unwrap_or("none") },
         };
-        self.log.take(&line, SystemTime::now());
+        self.log.write(&line, SystemTime::now());
     }
 }

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
+use metrics::Gauge;
 use pillion_protocol::frame::{BatchCost, MemberFinished, MemberTokens};
 use pillion_protocol::{BatchId, MemberIndex};
 use tokio::time::Instant;
 
-use crate::job::{Job, JobRange};
-use crate::policy::forecast::{Asked, Outcome};
+use crate::domain::{Job, JobRange};
+use crate::numbers::as_f64;
+use crate::policy::forecast::BatchOutcome;
+use crate::scheduler::batch::{CompletedBatch, DispatchedBatch};
 
 /// What a worker said contradicts what it holds. It cannot be trusted any further.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +26,7 @@ pub enum Violation {
     #[error("it spoke of member {1} of {0} after its end")]
     AlreadyEnded(BatchId, MemberIndex),
     /// More tokens, or more text, than was asked for.
-    #[error("it produced more than was asked for member {1} of {0}")]
+    #[error("it produced more than was demand for member {1} of {0}")]
     TooMuch(BatchId, MemberIndex),
     /// It said that the batch was done while members had no terminal frame.
     #[error("it called {0} done while members were unfinished")]
@@ -35,41 +37,19 @@ pub enum Violation {
 const TEXT_PER_TOKEN: usize = 1024;
 
 /// Members by batch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct InFlight {
     batches: BTreeMap<BatchId, Running>,
+    /// Shows how many members clients wait for.
+    wanted: Gauge,
 }
 
 #[derive(Debug)]
 struct Running {
     since: Instant,
-    departure: Departure,
-    outcome: Outcome,
+    dispatched: DispatchedBatch,
+    outcome: BatchOutcome,
     members: Vec<Slot>,
-}
-
-/// What was known of a batch as it left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Departure {
-    /// Its number.
-    pub batch: BatchId,
-    /// What its members ask for.
-    pub asked: Asked,
-    /// How long it was expected to take the engine.
-    pub predicted: Duration,
-    /// The first deadline of its members, if they can be given back and go on later.
-    pub resumable_before: Option<Instant>,
-}
-
-/// A batch that is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arrival {
-    /// Since when it ran.
-    pub since: Instant,
-    /// What was known of it then.
-    pub departure: Departure,
-    /// What came of it.
-    pub outcome: Outcome,
 }
 
 #[derive(Debug)]
@@ -83,6 +63,11 @@ enum Slot {
 }
 
 impl InFlight {
+    /// The worker holds nothing.
+    pub fn new(wanted: Gauge) -> Self {
+        Self { batches: BTreeMap::new(), wanted }
+    }
+
     /// Whether the worker holds nothing.
     pub fn is_empty(&self) -> bool {
         self.batches.is_empty()
@@ -102,10 +87,11 @@ impl InFlight {
     }
 
     /// Registers a batch as it is sent.
-    pub fn insert(&mut self, jobs: Vec<Box<Job>>, departure: Departure, now: Instant) {
-        let id = departure.batch;
+    pub fn insert(&mut self, jobs: Vec<Box<Job>>, dispatched: DispatchedBatch, now: Instant) {
+        let id = dispatched.batch;
+        self.wanted.increment(as_f64(jobs.len()));
         let members = jobs.into_iter().map(Slot::Wanted).collect();
-        let running = Running { since: now, departure, outcome: Outcome::default(), members };
+        let running = Running { since: now, dispatched, outcome: BatchOutcome::default(), members };
         let replaced = self.batches.insert(id, running);
         assert!(replaced.is_none(), "{id} was sent twice");
     }
@@ -128,10 +114,10 @@ impl InFlight {
         now: Instant,
     ) -> Result<(), Violation> {
         let Slot::Wanted(job) = self.slot(id, tokens.member)? else { return Ok(()) };
-        let asked = job.ask.max_new_tokens as usize;
+        let most = job.request.max_new_tokens as usize;
         let progress = &mut job.progress;
-        if progress.produced.len() + tokens.ids.len() > asked
-            || progress.sent + tokens.text.len() > asked.saturating_mul(TEXT_PER_TOKEN)
+        if progress.produced.len() + tokens.ids.len() > most
+            || progress.sent + tokens.text.len() > most.saturating_mul(TEXT_PER_TOKEN)
         {
             return Err(Violation::TooMuch(id, tokens.member));
         }
@@ -161,7 +147,10 @@ impl InFlight {
     /// The worker contradicts itself.
     pub fn end(&mut self, id: BatchId, member: MemberIndex) -> Result<Option<Box<Job>>, Violation> {
         match std::mem::replace(self.slot(id, member)?, Slot::Ended) {
-            Slot::Wanted(job) => Ok(Some(job)),
+            Slot::Wanted(job) => {
+                self.wanted.decrement(1.0);
+                Ok(Some(job))
+            }
             _ => Ok(None),
         }
     }
@@ -183,14 +172,14 @@ impl InFlight {
     ///
     /// # Errors
     /// The worker contradicts itself.
-    pub fn done(&mut self, id: BatchId, cost: BatchCost) -> Result<Arrival, Violation> {
+    pub fn done(&mut self, id: BatchId, cost: BatchCost) -> Result<CompletedBatch, Violation> {
         let batch = self.batches.get(&id).ok_or(Violation::UnknownBatch(id))?;
         if batch.members.iter().any(|slot| !matches!(slot, Slot::Ended)) {
             return Err(Violation::Unfinished(id));
         }
-        let Running { since, departure, outcome, .. } = *batch;
+        let Running { since, dispatched, outcome, .. } = *batch;
         self.batches.remove(&id);
-        Ok(Arrival { since, departure, outcome: Outcome { cost, ..outcome } })
+        Ok(CompletedBatch { since, dispatched, outcome: BatchOutcome { cost, ..outcome } })
     }
 
     /// Takes out the wanted members that `leave` picks; the worker is to be told to stop them.
@@ -205,6 +194,7 @@ impl InFlight {
                 }
             }
         }
+        self.wanted.decrement(as_f64(left.len()));
         left
     }
 
@@ -229,6 +219,7 @@ impl InFlight {
                 _ => None,
             })
             .collect();
+        self.wanted.decrement(as_f64(jobs.len()));
         jobs.sort_by_key(|(_, job)| job.id);
         jobs
     }

@@ -7,91 +7,16 @@ use pillion_protocol::frame::{BatchCost, UnitCost};
 use pillion_protocol::service_time::{Load, ServiceTime};
 
 use super::preemption::Remains;
+use crate::domain::Demand;
 
 /// What the latest batch weighs in a running mean.
 const LATEST: f64 = 0.125;
 /// A token is rarely shorter than three bytes of text: until it is known better.
 const TOKENS_PER_BYTE: f64 = 0.3;
 
-/// What the members of a batch ask for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// Members.
-    pub members: usize,
-    /// Bytes of their prompts.
-    pub bytes: u64,
-    /// The most tokens that they may still produce, together.
-    pub tokens: u64,
-    /// The most tokens that one of them may still produce.
-    pub longest: u32,
-    /// Tokens that earlier attempts have produced, which are fed again like a prompt.
-    pub again: u64,
-}
-
-impl Asked {
-    /// One member more: bytes of its prompt, tokens that it may still produce, and tokens that it has produced before.
-    pub fn add(&mut self, bytes: usize, tokens: u32, again: usize) {
-        self.members += 1;
-        self.bytes += bytes as u64;
-        self.tokens += u64::from(tokens);
-        self.longest = self.longest.max(tokens);
-        self.again += again as u64;
-    }
-
-    /// These members and others.
-    #[must_use]
-    pub fn and(&self, other: &Self) -> Self {
-        Self {
-            members: self.members + other.members,
-            bytes: self.bytes + other.bytes,
-            tokens: self.tokens + other.tokens,
-            longest: self.longest.max(other.longest),
-            again: self.again + other.again,
-        }
-    }
-
-    /// Without those others, who were among them. The longest stays.
-    #[must_use]
-    pub fn less(&self, other: &Self) -> Self {
-        Self {
-            members: self.members.saturating_sub(other.members),
-            bytes: self.bytes.saturating_sub(other.bytes),
-            tokens: self.tokens.saturating_sub(other.tokens),
-            longest: self.longest,
-            again: self.again.saturating_sub(other.again),
-        }
-    }
-
-    /// So many times as much: `members` like this one.
-    #[must_use]
-    pub fn times(&self, members: usize) -> Self {
-        let n = members as u64;
-        Self {
-            members: self.members * members,
-            bytes: self.bytes * n,
-            tokens: self.tokens * n,
-            longest: self.longest,
-            again: self.again * n,
-        }
-    }
-
-    /// Of so many members like these on average, where there are `all`.
-    #[must_use]
-    pub fn part(&self, members: usize, all: usize) -> Self {
-        let (n, all) = (members as u64, (all as u64).max(1));
-        Self {
-            members,
-            bytes: self.bytes * n / all,
-            tokens: self.tokens * n / all,
-            longest: self.longest,
-            again: self.again * n / all,
-        }
-    }
-}
-
 /// What came of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub struct BatchOutcome {
     /// Tokens of the prompts, as far as members finished.
     pub prompt_tokens: u64,
     /// Tokens produced.
@@ -143,15 +68,15 @@ impl Forecast {
     }
 
     /// How long the engine will take for a batch.
-    pub fn time(&self, asked: &Asked) -> Duration {
-        self.time.predict(&self.load(asked))
+    pub fn time(&self, demand: &Demand) -> Duration {
+        self.time.predict(&self.load(demand))
     }
 
     /// The part of it that would be there however few its members were, and what each member adds.
-    pub fn costs(&self, asked: &Asked) -> (Duration, Duration) {
-        let load = self.load(asked);
+    pub fn costs(&self, demand: &Demand) -> (Duration, Duration) {
+        let load = self.load(demand);
         let fixed = self.time.fixed(&load);
-        let members = u32::try_from(asked.members.max(1)).unwrap_or(u32::MAX);
+        let members = u32::try_from(demand.members.max(1)).unwrap_or(u32::MAX);
         (fixed, self.time.predict(&load).saturating_sub(fixed) / members)
     }
 
@@ -160,15 +85,15 @@ impl Forecast {
     /// How far the engine has come is not told, it is reckoned. A batch is expected to take as long as predicted; one that
     /// takes longer is expected to last for as many steps again as it has, up to its members' limit.
     #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
-    pub fn remains(&self, asked: &Asked, left: usize, ran: Duration) -> Remains {
-        let (members, limit) = (left as f64, f64::from(asked.longest.min(self.positions)));
-        let whole = self.time(asked);
+    pub fn remains(&self, demand: &Demand, left: usize, ran: Duration) -> Remains {
+        let (members, limit) = (left as f64, f64::from(demand.longest.min(self.positions)));
+        let whole = self.time(demand);
         let done =
             if whole.is_zero() { 0.0 } else { limit * self.steps.get() * ran.div_duration_f64(whole) }.min(limit);
         let overtime = (limit - done).min(done);
         let overtime = self.time.predict(&Load { steps: overtime, tokens: overtime * members, ..Load::default() });
-        let fed = asked.bytes as f64 * self.tokens_per_byte.get() + asked.again as f64;
-        let again = members * (fed / asked.members.max(1) as f64 + done);
+        let fed = demand.bytes as f64 * self.tokens_per_byte.get() + demand.again as f64;
+        let again = members * (fed / demand.members.max(1) as f64 + done);
         Remains {
             members: left,
             time: whole.checked_sub(ran).filter(|left| !left.is_zero()).unwrap_or(overtime),
@@ -177,36 +102,36 @@ impl Forecast {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
-    fn load(&self, asked: &Asked) -> Load {
-        let most = u64::from(self.positions).saturating_mul(asked.members as u64);
+    fn load(&self, demand: &Demand) -> Load {
+        let most = u64::from(self.positions).saturating_mul(demand.members as u64);
         Load {
             calls: 1.0,
-            steps: f64::from(asked.longest.min(self.positions)) * self.steps.get(),
-            tokens: asked.tokens.min(most) as f64 * self.produced.get(),
-            prompt: asked.bytes as f64 * self.tokens_per_byte.get() + asked.again as f64,
+            steps: f64::from(demand.longest.min(self.positions)) * self.steps.get(),
+            tokens: demand.tokens.min(most) as f64 * self.produced.get(),
+            prompt: demand.bytes as f64 * self.tokens_per_byte.get() + demand.again as f64,
         }
     }
 
     /// A batch has ended.
     #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
-    pub fn learn(&mut self, asked: &Asked, outcome: &Outcome) {
-        let Outcome { prompt_tokens, completion_tokens, cost } = outcome;
+    pub fn learn(&mut self, demand: &Demand, outcome: &BatchOutcome) {
+        let BatchOutcome { prompt_tokens, completion_tokens, cost } = outcome;
         if cost.cohorts == 0 || cost.engine_us == 0 {
             return;
         }
         let load = Load {
             calls: cost.cohorts.into(),
             steps: cost.steps as f64,
-            tokens: completion_tokens.saturating_sub(asked.again) as f64,
-            prompt: (prompt_tokens + asked.again) as f64,
+            tokens: completion_tokens.saturating_sub(demand.again) as f64,
+            prompt: (prompt_tokens + demand.again) as f64,
         };
         self.time.learn(&load, Duration::from_micros(cost.engine_us));
-        if asked.tokens > 0 && asked.longest > 0 {
-            self.produced.take((load.tokens / asked.tokens as f64).min(1.0));
-            self.steps.take(load.steps / f64::from(asked.longest));
+        if demand.tokens > 0 && demand.longest > 0 {
+            self.produced.take((load.tokens / demand.tokens as f64).min(1.0));
+            self.steps.take(load.steps / f64::from(demand.longest));
         }
-        if asked.bytes > 0 && *prompt_tokens > 0 {
-            self.tokens_per_byte.take(*prompt_tokens as f64 / asked.bytes as f64);
+        if demand.bytes > 0 && *prompt_tokens > 0 {
+            self.tokens_per_byte.take(*prompt_tokens as f64 / demand.bytes as f64);
         }
     }
 }
@@ -215,16 +140,16 @@ impl Forecast {
 mod tests {
     use super::*;
 
-    fn asked(members: usize) -> Asked {
-        let mut asked = Asked::default();
-        (0..members).for_each(|_| asked.add(35, 100, 0));
-        asked
+    fn demand(members: usize) -> Demand {
+        let mut demand = Demand::default();
+        (0..members).for_each(|_| demand.add(35, 100, 0));
+        demand
     }
 
     /// Members that end after a tenth of what they may produce.
-    fn outcome(members: u64, engine_us: u64) -> Outcome {
+    fn outcome(members: u64, engine_us: u64) -> BatchOutcome {
         let cost = BatchCost { engine_us, cohorts: 1, steps: 10, forced_steps: 0, idle_us: 0 };
-        Outcome { prompt_tokens: 12 * members, completion_tokens: 10 * members, cost }
+        BatchOutcome { prompt_tokens: 12 * members, completion_tokens: 10 * members, cost }
     }
 
     #[test]
@@ -232,25 +157,25 @@ mod tests {
         let mut forecast = Forecast::new(&UnitCost::default(), 1000);
         for round in 0..300 {
             let members = [1, 10, 40][round % 3];
-            forecast.learn(&asked(members), &outcome(members as u64, 5000 + 100 * members as u64));
+            forecast.learn(&demand(members), &outcome(members as u64, 5000 + 100 * members as u64));
         }
-        let (one, many) = (forecast.time(&asked(1)).as_micros(), forecast.time(&asked(40)).as_micros());
+        let (one, many) = (forecast.time(&demand(1)).as_micros(), forecast.time(&demand(40)).as_micros());
         assert!((4_900..5_300).contains(&one) && (8_700..9_300).contains(&many), "{one} {many}");
-        let (fixed, member) = forecast.costs(&asked(40));
+        let (fixed, member) = forecast.costs(&demand(40));
         assert!((4_700..5_300).contains(&fixed.as_micros()) && (95..105).contains(&member.as_micros()));
     }
 
     #[test]
     fn the_first_batch_says_more_than_the_guess() {
         let mut forecast = Forecast::new(&UnitCost::default(), 1000);
-        forecast.learn(&asked(1), &outcome(1, 10_000));
-        assert!((8_000..10_500).contains(&forecast.time(&asked(1)).as_micros()));
+        forecast.learn(&demand(1), &outcome(1, 10_000));
+        assert!((8_000..10_500).contains(&forecast.time(&demand(1)).as_micros()));
     }
 
     #[test]
     fn before_the_first_batch_the_warm_up_speaks() {
         let forecast = Forecast::new(&UnitCost { step_ns: 1000, member_ns: 100, prompt_ns: 10 }, 1000);
-        let time = forecast.time(&asked(2));
+        let time = forecast.time(&demand(2));
         // 100 steps, 200 tokens, 70 bytes.
         assert_eq!(time, Duration::from_nanos(100 * 1000 + 200 * 100 + 21 * 10));
     }
@@ -260,9 +185,9 @@ mod tests {
         let forecast = Forecast::new(&UnitCost { step_ns: 1_000_000, member_ns: 0, prompt_ns: 10_000 }, 1000);
         let millis = |n| Duration::from_millis(n);
         // 100 steps of 1 ms; 10 or 11 prompt tokens each, at 10 us a token.
-        let early = forecast.remains(&asked(10), 2, millis(11));
+        let early = forecast.remains(&demand(10), 2, millis(11));
         assert!((millis(88)..millis(91)).contains(&early.time), "{early:?}");
-        let late = forecast.remains(&asked(10), 2, millis(91));
+        let late = forecast.remains(&demand(10), 2, millis(91));
         assert!((millis(8)..millis(11)).contains(&late.time), "{late:?}");
         assert_eq!((early.members, late.members), (2, 2));
         assert!(early.again < millis(1) && late.again > 3 * early.again, "{early:?} {late:?}");
@@ -271,8 +196,8 @@ mod tests {
     #[test]
     fn who_lasts_longer_than_others_is_expected_to_last_as_long_again() {
         let mut forecast = Forecast::new(&UnitCost { step_ns: 1_000_000, member_ns: 0, prompt_ns: 0 }, 1000);
-        (0..50).for_each(|_| forecast.learn(&asked(10), &outcome(10, 10_000)));
-        let remains = |millis| forecast.remains(&asked(10), 1, Duration::from_millis(millis)).time.as_millis();
+        (0..50).for_each(|_| forecast.learn(&demand(10), &outcome(10, 10_000)));
+        let remains = |millis| forecast.remains(&demand(10), 1, Duration::from_millis(millis)).time.as_millis();
         assert!((7..=9).contains(&remains(2)), "{}", remains(2));
         assert!((27..=33).contains(&remains(30)), "{}", remains(30));
         assert!((5..=15).contains(&remains(90)), "{}", remains(90));
@@ -281,7 +206,7 @@ mod tests {
     #[test]
     fn a_batch_that_never_reached_the_engine_teaches_nothing() {
         let mut forecast = Forecast::new(&UnitCost::default(), 1000);
-        forecast.learn(&asked(2), &Outcome::default());
-        assert_eq!(forecast.time(&asked(2)), Duration::ZERO);
+        forecast.learn(&demand(2), &BatchOutcome::default());
+        assert_eq!(forecast.time(&demand(2)), Duration::ZERO);
     }
 }

@@ -7,7 +7,8 @@
 
 use std::time::Duration;
 
-use super::{LONGER, SHORTEST_HOLD, as_f64};
+use super::spans;
+use crate::numbers::as_f64;
 
 /// The part of the engine's time that may be spent on giving way.
 const SHARE: f64 = 0.04;
@@ -19,8 +20,6 @@ const HANDOVER: Duration = Duration::from_micros(500);
 const CLEAR: u32 = 4;
 /// … and the gain to be so many times the loss.
 const MARGIN: f64 = 2.0;
-/// A job is made to give way so often at most.
-pub const MOST_TIMES: u32 = 3;
 
 /// What is left of a batch that runs, as far as it can be foreseen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,14 +45,13 @@ pub struct Waiting {
 /// would have to give way as soon as it has begun: the least time that pays, at most `longest`.
 ///
 /// `expected`: how many others will have come that much later. `time`: what a batch of so many takes.
-pub fn stands_aside(
+pub fn defer(
     batch: &Waiting,
     expected: impl Fn(Duration) -> f64,
     time: impl Fn(f64) -> Duration,
     longest: Duration,
 ) -> Option<Duration> {
-    let waits = std::iter::successors(Some(SHORTEST_HOLD), |ahead| Some(*ahead * LONGER.0 / LONGER.1));
-    waits.take_while(|ahead| *ahead <= longest).find(|&ahead| {
+    spans::up_to(longest).find(|&ahead| {
         let others = expected(ahead);
         let gain = others * batch.time.as_secs_f64();
         let loss = as_f64(batch.members) * (ahead + time(others)).as_secs_f64();
@@ -131,14 +129,14 @@ mod tests {
     fn a_long_batch_waits_for_many_who_are_about_to_come_and_for_whom_it_would_give_way() {
         let many = |ahead: Duration| if ahead > MILLI { 20.0 } else { 0.0 };
         let time = |others: f64| MILLI.mul_f64(0.2 * others);
-        let aside = |members, batch: u32, longest: u32| {
+        let deferred = |members, batch: u32, longest: u32| {
             let batch = Waiting { members, time: MILLI * batch };
-            stands_aside(&batch, many, time, MILLI * longest)
+            defer(&batch, many, time, MILLI * longest)
         };
-        assert_eq!(aside(4, 50, 10), Some(MILLI * 3 / 2));
-        assert_eq!(aside(4, 50, 1), None, "nobody has come by then");
-        assert_eq!(aside(40, 20, 10), None, "as many would wait as come");
-        let few = stands_aside(&Waiting { members: 1, time: 50 * MILLI }, |_| 0.9, time, 10 * MILLI);
+        assert_eq!(deferred(4, 50, 10), Some(MILLI * 3 / 2));
+        assert_eq!(deferred(4, 50, 1), None, "nobody has come by then");
+        assert_eq!(deferred(40, 20, 10), None, "as many would wait as come");
+        let few = defer(&Waiting { members: 1, time: 50 * MILLI }, |_| 0.9, time, 10 * MILLI);
         assert_eq!(few, None, "hardly anybody comes");
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::as_f64;
+use crate::numbers::as_f64;
 
 /// The first bucket ends here; each further one is √2 times as long as the one before.
 const SHORTEST: f64 = 62.5e-6;
@@ -109,7 +109,7 @@ impl Returns {
 
     /// Texts expected to come within `ahead` from now.
     pub fn expected(&self, ahead: Duration, now: Instant) -> f64 {
-        self.returning(ahead, now) + self.strangers_per_second(now) * ahead.as_secs_f64()
+        self.returning(ahead, now) + self.new_clients_per_second(now) * ahead.as_secs_f64()
     }
 
     /// Of them, those whose clients were answered before.
@@ -122,7 +122,7 @@ impl Returns {
     }
 
     /// The rate of those who could not be foreseen.
-    pub fn strangers_per_second(&self, now: Instant) -> f64 {
+    pub fn new_clients_per_second(&self, now: Instant) -> f64 {
         self.fading(now) / RATE_WINDOW
     }
 
@@ -265,7 +265,7 @@ mod tests {
         }
         returns.answered(40, now);
         assert!(returns.expected(4 * MILLI, now) > 36.0);
-        assert!(returns.strangers_per_second(now) < 0.1, "none of them is a stranger");
+        assert!(returns.new_clients_per_second(now) < 0.1, "none of them is a stranger");
     }
 
     #[test]

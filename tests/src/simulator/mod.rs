@@ -5,8 +5,8 @@
 //! ([`Engine`]), and the one processor that everything else shares ([`Host`]). `tests/bench/RESULTS.md` says how near
 //! its predictions come to the real thing.
 //!
-//! [`Queue`]: pillion_proxy::queue::Queue
-//! [`Workers`]: pillion_proxy::batcher::workers::Workers
+//! [`Queue`]: pillion_proxy::scheduler::queue::Queue
+//! [`Workers`]: pillion_proxy::scheduler::workers::Workers
 
 mod clients;
 mod engine;

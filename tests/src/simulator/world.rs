@@ -8,11 +8,12 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
 use pillion_protocol::frame::{Hello, Options, UnitCost};
-use pillion_proxy::batcher::ToLink;
-use pillion_proxy::batcher::workers::{WorkerId, Workers};
-use pillion_proxy::job::{Ask, Class, Job, JobId, ModelId, Reply};
+use pillion_proxy::domain::{BatchKey, GenerationRequest, Job, JobId, ModelId, Reply};
 use pillion_proxy::policy::Policy;
-use pillion_proxy::queue::Queue;
+use pillion_proxy::scheduler::LinkCommand;
+use pillion_proxy::scheduler::WorkerId;
+use pillion_proxy::scheduler::queue::Queue;
+use pillion_proxy::scheduler::workers::Workers;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -82,7 +83,7 @@ pub(super) struct World<'a> {
     longest_hold: Duration,
     longest_waits: Vec<Duration>,
     longest_passings: Vec<Duration>,
-    _links: Vec<mpsc::Receiver<ToLink>>,
+    _links: Vec<mpsc::Receiver<LinkCommand>>,
 }
 
 impl<'a> World<'a> {
@@ -211,9 +212,9 @@ impl<'a> World<'a> {
         self.next_job += 1;
         self.askers.insert(id, Asker { client, sent, kind });
         let text = "x".repeat(request.prompt as usize * BYTES);
-        let ask = Ask::text(&text, Class::new(&Options::default(), 0), request.answer);
+        let request = GenerationRequest::text(&text, BatchKey::new(&Options::default(), 0), request.answer);
         let never = self.now + Duration::from_secs(1 << 30);
-        self.queue.push(Box::new(Job::new(id, ask, self.now, never, Reply::new().0)));
+        self.queue.push(Box::new(Job::new(id, request, self.now, never, Reply::new().0)));
     }
 
     fn answered(&mut self, client: usize, sent: Instant, kind: usize) {

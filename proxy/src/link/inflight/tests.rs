@@ -3,29 +3,29 @@ use std::time::Duration;
 use pillion_protocol::frame::{FinishReason, Options};
 
 use super::*;
-use crate::job::{Ask, Class, JobId, Reply};
+use crate::domain::{BatchKey, Demand, GenerationRequest, JobId, Reply};
 
 const BATCH: BatchId = BatchId(7);
 
 fn job(id: u64, deadline: Instant) -> Box<Job> {
-    let ask = Ask::text("text", Class::new(&Options::default(), 0), 2);
-    Box::new(Job::new(JobId(id), ask, deadline, deadline, Reply::new().0))
+    let request = GenerationRequest::text("text", BatchKey::new(&Options::default(), 0), 2);
+    Box::new(Job::new(JobId(id), request, deadline, deadline, Reply::new().0))
 }
 
 /// A table with one batch of the jobs 10 and 11; 10 is due in a second, 11 in two.
 fn table() -> (InFlight, Instant) {
     let now = Instant::now();
-    let mut table = InFlight::default();
+    let mut table = InFlight::new(Gauge::noop());
     let jobs = vec![job(10, now + Duration::from_secs(1)), job(11, now + Duration::from_secs(2))];
-    table.insert(jobs, departure(), now);
+    table.insert(jobs, dispatched(), now);
     (table, now)
 }
 
 const COST: BatchCost = BatchCost { engine_us: 7, cohorts: 1, steps: 2, forced_steps: 0, idle_us: 0 };
 
-fn departure() -> Departure {
-    let asked = Asked { members: 2, ..Asked::default() };
-    Departure { batch: BATCH, asked, predicted: Duration::from_millis(1), resumable_before: None }
+fn dispatched() -> DispatchedBatch {
+    let demand = Demand { members: 2, ..Demand::default() };
+    DispatchedBatch { batch: BATCH, demand, predicted: Duration::from_millis(1), resumable_before: None }
 }
 
 fn tokens(member: MemberIndex, ids: &[u32], text: &str) -> MemberTokens {
@@ -75,8 +75,8 @@ fn a_batch_is_done_only_when_every_member_has_ended() {
     assert_eq!(table.done(BATCH, COST).unwrap_err(), Violation::Unfinished(BATCH));
     let (reason, prompt_tokens, completion_tokens) = (FinishReason::Length, 5, 3);
     table.finish(BATCH, &MemberFinished { member: 1, reason, prompt_tokens, completion_tokens }).unwrap();
-    let outcome = Outcome { prompt_tokens: 5, completion_tokens: 3, cost: COST };
-    assert_eq!(table.done(BATCH, COST).unwrap(), Arrival { since: now, departure: departure(), outcome });
+    let outcome = BatchOutcome { prompt_tokens: 5, completion_tokens: 3, cost: COST };
+    assert_eq!(table.done(BATCH, COST).unwrap(), CompletedBatch { since: now, dispatched: dispatched(), outcome });
     assert_eq!(table.done(BATCH, COST).unwrap_err(), Violation::UnknownBatch(BATCH));
     assert!(table.is_empty());
 }
@@ -104,7 +104,7 @@ fn only_members_past_their_deadline_expire() {
 #[test]
 fn a_lost_worker_leaves_what_clients_wait_for_the_oldest_first() {
     let (mut table, now) = table();
-    table.insert(vec![job(3, now)], Departure { batch: BatchId(8), ..departure() }, now);
+    table.insert(vec![job(3, now)], DispatchedBatch { batch: BatchId(8), ..dispatched() }, now);
     table.end(BATCH, 0).unwrap();
     assert_eq!(table.drain().iter().map(|(_, job)| job.id).collect::<Vec<_>>(), [JobId(3), JobId(11)]);
     assert!(table.is_empty());

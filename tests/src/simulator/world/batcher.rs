@@ -1,11 +1,11 @@
 //! What the batcher does, with the proxy's own queue, policy and workers.
 
-use pillion_proxy::batcher::workers::WorkerId;
-use pillion_proxy::job::Job;
+use pillion_proxy::domain::Demand;
+use pillion_proxy::domain::Job;
 use pillion_proxy::policy::Decision;
-use pillion_proxy::policy::company::Size;
-use pillion_proxy::policy::forecast::Asked;
-use pillion_proxy::queue::Limits;
+use pillion_proxy::policy::candidates::Size;
+use pillion_proxy::scheduler::WorkerId;
+use pillion_proxy::scheduler::queue::Limits;
 
 use super::engines::Batch;
 use super::{Asker, BYTES, Event, TICK, World};
@@ -19,13 +19,13 @@ impl World<'_> {
             if !self.workers.have_credit() {
                 return;
             }
-            let cells = self.queue.cells();
-            let oldest = cells.iter().map(|cell| cell.since).min().unwrap_or(self.now);
+            let buckets = self.queue.buckets();
+            let oldest = buckets.iter().map(|bucket| bucket.since).min().unwrap_or(self.now);
             // Where nobody is expected to come, all ride together.
             let rate = if self.setting.rule == Rule::Pillion { self.policy.texts_per_second(self.now) } else { 0.0 };
-            let Some((id, company)) = self.workers.next(&cells, most, rate, self.now) else { return };
+            let Some((id, candidate)) = self.workers.next(&buckets, most, rate, self.now) else { return };
             let Some(worker) = self.workers.get_mut(id) else { return };
-            let view = worker.view(&company, self.sites.len(), self.now);
+            let view = worker.view(&candidate, self.sites.len(), self.now);
             if let Rule::Timer(timer) = self.setting.rule {
                 let due = oldest + timer;
                 if view.ending > 0 {
@@ -42,9 +42,9 @@ impl World<'_> {
             if let Some(since) = self.held_since.take() {
                 self.longest_hold = self.longest_hold.max(self.now - since);
             }
-            let share = self.workers.share(&company.asked, id);
+            let share = self.workers.share(&candidate.demand, id);
             let limits = Limits { members: most.min(share), tokens: u64::MAX, bytes: usize::MAX };
-            let (jobs, _) = self.queue.take_batch(&company.cells, &limits);
+            let (jobs, _) = self.queue.take_batch(&candidate.buckets, &limits);
             self.watch_the_oldest(&jobs);
             self.depart(id, jobs, view.is_due);
         }
@@ -53,14 +53,14 @@ impl World<'_> {
 
     /// For how long the oldest has waited, where younger ones go before it.
     fn watch_the_oldest(&mut self, leaving: &[Box<Job>]) {
-        let Some(oldest) = self.queue.cells().into_iter().min_by_key(|cell| cell.since) else { return };
+        let Some(oldest) = self.queue.buckets().into_iter().min_by_key(|bucket| bucket.since) else { return };
         if leaving.iter().any(|job| job.waits_since <= oldest.since) {
             return;
         }
         for (request, longest) in self.setting.requests.iter().zip(&mut self.longest_passings) {
-            let mut asked = Asked::default();
-            asked.add(request.prompt as usize * BYTES, request.answer, 0);
-            if Size::of(&asked) == oldest.size {
+            let mut demand = Demand::default();
+            demand.add(request.prompt as usize * BYTES, request.answer, 0);
+            if Size::of(&demand) == oldest.size {
                 *longest = (*longest).max(self.now - oldest.since);
             }
         }
@@ -74,10 +74,10 @@ impl World<'_> {
                 self.longest_waits[*kind] = self.longest_waits[*kind].max(self.now - job.waits_since);
             }
         }
-        let departure = worker.board(&jobs, is_due, self.now);
+        let dispatched = worker.dispatch(&jobs, is_due, self.now);
         let worker = usize::try_from(id.0).expect("few workers");
         self.sites[worker].batches.push_back(Batch {
-            departure,
+            dispatched,
             jobs: jobs.into(),
             is_ready: false,
             made_room: false,
@@ -91,8 +91,8 @@ impl World<'_> {
 
     /// As the batcher does it.
     pub(super) fn preempt(&mut self) {
-        let (cells, most) = (self.queue.cells(), self.setting.max_batch_size);
-        let told = self.workers.should_give_way(&cells, most, &self.policy, self.now);
+        let (buckets, most) = (self.queue.buckets(), self.setting.max_batch_size);
+        let told = self.workers.should_give_way(&buckets, most, &self.policy, self.now);
         if let Some((id, batch, remains)) = told {
             self.workers.get_mut(id).expect("no worker leaves").give_way(batch);
             self.policy.preemption.spend(&remains);

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use pillion_protocol::BatchId;
 use pillion_protocol::frame::BatchCost;
-use pillion_proxy::batcher::workers::{Worker, WorkerId};
-use pillion_proxy::job::Job;
-use pillion_proxy::link::inflight::Departure;
-use pillion_proxy::policy::forecast::Outcome;
+use pillion_proxy::domain::Job;
+use pillion_proxy::policy::forecast::BatchOutcome;
+use pillion_proxy::scheduler::WorkerId;
+use pillion_proxy::scheduler::batch::DispatchedBatch;
+use pillion_proxy::scheduler::worker::Worker;
 use tokio::time::Instant;
 
 use super::{Asker, BYTES, Event, World};
@@ -16,7 +17,7 @@ use crate::simulator::Engine;
 
 /// A batch on its way, waiting for the engine, or in it.
 pub(super) struct Batch {
-    pub(super) departure: Departure,
+    pub(super) dispatched: DispatchedBatch,
     /// Those that have not ended, in the order in which they will.
     pub(super) jobs: VecDeque<Box<Job>>,
     /// The batch has reached the engine.
@@ -41,7 +42,7 @@ impl World<'_> {
     pub(super) fn grant(&mut self, worker: usize, after: Option<u64>) {
         let batches = &mut self.sites[worker].batches;
         let due = after.is_none_or(|id| {
-            let batch = batches.iter_mut().find(|batch| batch.departure.batch.0 == id);
+            let batch = batches.iter_mut().find(|batch| batch.dispatched.batch.0 == id);
             batch.is_some_and(|batch| !std::mem::replace(&mut batch.made_room, true))
         });
         self.worker(worker).credit += u32::from(due);
@@ -58,14 +59,14 @@ impl World<'_> {
         let Some(batch) = site.batches.front_mut().filter(|batch| batch.is_ready && batch.run.is_none()) else {
             return;
         };
-        let asks: Vec<(u32, u32)> = batch.jobs.iter().map(|job| fed_and_left(job)).collect();
-        let mut ends: Vec<(Duration, usize)> = site.engine.ends(&asks).into_iter().zip(0..).collect();
+        let requests: Vec<(u32, u32)> = batch.jobs.iter().map(|job| fed_and_left(job)).collect();
+        let mut ends: Vec<(Duration, usize)> = site.engine.ends(&requests).into_iter().zip(0..).collect();
         ends.sort_unstable();
         let mut jobs: Vec<_> = batch.jobs.drain(..).map(Some).collect();
         batch.jobs = ends.iter().filter_map(|&(_, nth)| jobs[nth].take()).collect();
         let ends: VecDeque<Duration> = ends.into_iter().map(|(end, _)| end).collect();
         let whole = ends.back().copied().unwrap_or_default();
-        let id = batch.departure.batch.0;
+        let id = batch.dispatched.batch.0;
         let groups: Vec<Duration> = ends.iter().copied().collect();
         batch.run = Some((now, ends));
         self.at(now + whole.saturating_sub(lead), Event::Credit { worker, after: Some(id) });
@@ -75,15 +76,15 @@ impl World<'_> {
     }
 
     pub(super) fn ended(&mut self, worker: usize, id: u64, members: usize) {
-        let Some(batch) = self.sites[worker].batches.front_mut().filter(|batch| batch.departure.batch.0 == id) else {
+        let Some(batch) = self.sites[worker].batches.front_mut().filter(|batch| batch.dispatched.batch.0 == id) else {
             return;
         };
         let ended: Vec<_> = batch.jobs.drain(..members.min(batch.jobs.len())).collect();
         if let Some((_, ends)) = &mut batch.run {
             ends.drain(..ended.len());
         }
-        batch.completion_tokens += ended.iter().map(|job| u64::from(job.ask.max_new_tokens)).sum::<u64>();
-        batch.prompt_tokens += ended.iter().map(|job| (job.ask.bytes() / BYTES) as u64).sum::<u64>();
+        batch.completion_tokens += ended.iter().map(|job| u64::from(job.request.max_new_tokens)).sum::<u64>();
+        batch.prompt_tokens += ended.iter().map(|job| (job.request.bytes() / BYTES) as u64).sum::<u64>();
         self.policy.returns.answered(ended.len(), self.now);
         self.worker(worker).ended(BatchId(id), ended.len());
         for job in ended {
@@ -100,7 +101,7 @@ impl World<'_> {
     /// The rest of a batch comes back, unless it has ended meanwhile, with what it has produced.
     pub(super) fn give_back(&mut self, worker: usize, id: u64) {
         let now = self.now;
-        let Some(batch) = self.sites[worker].batches.front_mut().filter(|batch| batch.departure.batch.0 == id) else {
+        let Some(batch) = self.sites[worker].batches.front_mut().filter(|batch| batch.dispatched.batch.0 == id) else {
             return;
         };
         let Some((since, ends)) = &batch.run else { return };
@@ -129,12 +130,12 @@ impl World<'_> {
         let Some((since, _)) = batch.run else { return };
         let ran = now - since;
         self.sites[worker].busy += ran;
-        let Batch { departure, prompt_tokens, completion_tokens, .. } = batch;
+        let Batch { dispatched, prompt_tokens, completion_tokens, .. } = batch;
         let engine_us = u64::try_from(ran.as_micros()).unwrap_or(u64::MAX);
-        let cost = BatchCost { engine_us, cohorts: 1, steps: departure.asked.longest.into(), ..BatchCost::default() };
-        self.policy.ended(departure.asked.members, now);
+        let cost = BatchCost { engine_us, cohorts: 1, steps: dispatched.demand.longest.into(), ..BatchCost::default() };
+        self.policy.ended(dispatched.demand.members, now);
         self.policy.preemption.worked(ran);
-        self.worker(worker).done(&departure, &Outcome { prompt_tokens, completion_tokens, cost }, now);
+        self.worker(worker).done(&dispatched, &BatchOutcome { prompt_tokens, completion_tokens, cost }, now);
         self.start(worker);
     }
 }
@@ -143,5 +144,5 @@ impl World<'_> {
 fn fed_and_left(job: &Job) -> (u32, u32) {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let produced = count(job.progress.produced.len());
-    (count(job.ask.bytes() / BYTES) + produced, job.ask.max_new_tokens.saturating_sub(produced).max(1))
+    (count(job.request.bytes() / BYTES) + produced, job.request.max_new_tokens.saturating_sub(produced).max(1))
 }

@@ -1,0 +1,173 @@
+//! Everything that can be wrong with a request or its answer, in the words that clients read. `http` gives each a status.
+
+use std::time::Duration;
+
+use pillion_protocol::frame::{FailureCode, FinishReason};
+use serde::Serialize;
+
+use crate::admission::Rejected;
+use crate::domain::Failure;
+
+/// The fields in which a dialect tells the prompt and the most new tokens: a worker's errors name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FieldNames {
+    pub prompt: &'static str,
+    pub max_tokens: &'static str,
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ApiError {
+    #[error("the body is not valid JSON: {0}")]
+    NotJson(String),
+    /// The body ended early, or was framed wrongly.
+    #[error("the body could not be read: {0}")]
+    Body(String),
+    /// A field is wrong. The message says how, and what is allowed.
+    #[error("{message}")]
+    Field { param: Option<String>, message: String },
+    /// A field asks for what cannot be done here.
+    #[error("{param} is not supported: {why}")]
+    Unsupported { param: String, why: String },
+    #[error("there is no model {name:?}; GET /v1/models lists what there is")]
+    NoModel { name: String },
+    #[error("an API key is needed: Authorization: Bearer KEY")]
+    Unauthorised,
+    #[error("there is nothing at {path}")]
+    NotFound { path: String },
+    #[error("this path takes {allow}")]
+    Method { allow: &'static str },
+    #[error("the body must be application/json, not {0}")]
+    ContentType(String),
+    #[error("the body did not arrive within {0:?}")]
+    BodyTimeout(Duration),
+    #[error("the body is larger than {limit} bytes")]
+    TooLarge { limit: usize },
+    /// The request was not admitted.
+    #[error("{0}")]
+    Rejected(#[from] Rejected),
+    /// The request was admitted and has no answer.
+    #[error("{0}")]
+    Failed(#[from] Failure),
+}
+
+/// What a client reads of an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ErrorBody {
+    message: String,
+    r#type: &'static str,
+    code: &'static str,
+    param: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
+}
+
+impl ApiError {
+    /// Which error it is, for programs.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::NotJson(_) => "not_json",
+            Self::Body(_) => "unreadable_body",
+            Self::Field { .. } => "invalid_field",
+            Self::Unsupported { .. } => "unsupported",
+            Self::NoModel { .. } => "model_not_found",
+            Self::Unauthorised => "invalid_api_key",
+            Self::NotFound { .. } => "not_found",
+            Self::Method { .. } => "method_not_allowed",
+            Self::ContentType(_) => "unsupported_content_type",
+            Self::BodyTimeout(_) => "body_timeout",
+            Self::TooLarge { .. } => "body_too_large",
+            Self::Rejected(Rejected::QueueFull { .. }) => "queue_full",
+            Self::Rejected(Rejected::QueueBytes { .. }) => "queue_bytes_full",
+            Self::Rejected(Rejected::Draining) => "draining",
+            Self::Failed(failure) => failure_code(failure),
+        }
+    }
+
+    /// Which kind of error it is, in OpenAI's words.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Unauthorised => "authentication_error",
+            Self::Rejected(Rejected::Draining) => "server_error",
+            Self::Rejected(_) | Self::Failed(Failure::TooLate { .. }) => "rate_limit_error",
+            Self::Failed(Failure::Worker { code, .. }) if is_the_requests_fault(*code) => "invalid_request_error",
+            Self::Failed(_) => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    fn param(&self, fields: FieldNames) -> Option<String> {
+        match self {
+            Self::Field { param, .. } => param.clone(),
+            Self::Unsupported { param, .. } => Some(param.clone()),
+            Self::NoModel { .. } => Some("model".into()),
+            Self::Failed(Failure::Worker { code: FailureCode::EmptyPrompt, .. }) => Some(fields.prompt.into()),
+            Self::Failed(Failure::Worker { code: FailureCode::TooManyTokens, .. }) => Some(fields.max_tokens.into()),
+            _ => None,
+        }
+    }
+
+    /// The error as a client reads it.
+    pub(crate) fn body(&self, request_id: Option<&str>, fields: FieldNames) -> ErrorBody {
+        let request_id = request_id.map(str::to_owned);
+        let param = self.param(fields);
+        ErrorBody { message: self.to_string(), r#type: self.kind(), code: self.code(), param, request_id }
+    }
+}
+
+/// Whether a worker's failure code says that the request, not the worker, is at fault.
+pub(crate) fn is_the_requests_fault(code: FailureCode) -> bool {
+    matches!(code, FailureCode::EmptyPrompt | FailureCode::TooManyTokens | FailureCode::InvalidRequest)
+}
+
+/// Why an answer ended, in the words of `/generate`.
+pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Deadline => "deadline",
+        FinishReason::Cancelled => "cancelled",
+    }
+}
+
+/// Why a text has no answer, for programs.
+pub(crate) fn failure_code(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Deadline => "deadline",
+        Failure::TooLate { .. } => "deadline_out_of_reach",
+        Failure::NoWorker => "no_worker",
+        Failure::WorkerLost { .. } => "worker_lost",
+        Failure::NotResumable => "not_resumable",
+        Failure::ModelGone => "model_gone",
+        Failure::Worker { code, .. } => match code {
+            FailureCode::EmptyPrompt => "empty_prompt",
+            FailureCode::TooManyTokens => "too_many_tokens",
+            FailureCode::InvalidRequest => "invalid_for_model",
+            FailureCode::NotResumable | FailureCode::Engine | FailureCode::Other => "worker_failed",
+            FailureCode::Internal => "internal",
+        },
+        Failure::Unsendable(_) | Failure::Internal => "internal",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_where_and_which_request() {
+        let fields = FieldNames { prompt: "text", max_tokens: "max_new_tokens" };
+        let error = ApiError::Field { param: Some("stop".into()), message: "no".into() };
+        let body = serde_json::to_value(error.body(Some("r1"), fields)).unwrap();
+        let expected = serde_json::json!({
+            "message": "no", "type": "invalid_request_error", "code": "invalid_field", "param": "stop",
+            "request_id": "r1"
+        });
+        assert_eq!(body, expected);
+        let worker = |code| ApiError::Failed(Failure::Worker { code, message: "no".into() }).body(None, fields);
+        assert_eq!(worker(FailureCode::EmptyPrompt).param.as_deref(), Some("text"));
+        assert_eq!(worker(FailureCode::TooManyTokens).param.as_deref(), Some("max_new_tokens"));
+        assert_eq!(worker(FailureCode::TooManyTokens).r#type, "invalid_request_error");
+        assert_eq!(worker(FailureCode::Engine).r#type, "server_error");
+    }
+}

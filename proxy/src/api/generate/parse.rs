@@ -1,0 +1,191 @@
+//! What a body of `POST /generate` and `POST /generate_stream` may say.
+
+use std::sync::Arc;
+
+use pillion_protocol::frame::{Options, Prompt};
+use serde_json::Value;
+
+use super::render::Generate;
+use crate::api::call::{Call, Limits};
+use crate::api::error::ApiError;
+use crate::api::fields::{Fields, LEAST, MOST_NEW_TOKENS, field_error, kind};
+use crate::domain::{BatchKey, GenerationRequest};
+
+const DEFAULT_NEW_TOKENS: u32 = 128;
+
+/// Reads and checks a body.
+pub(super) fn parse(body: &[u8], limits: &Limits, stream: bool) -> Result<Call, ApiError> {
+    let mut fields = Fields::of(body)?;
+    let (texts, is_list) = texts(&mut fields, limits.texts)?;
+    let given = fields.integer("max_new_tokens", 1, MOST_NEW_TOKENS)?;
+    let min_new_tokens = fields.integer("min_new_tokens", 0, MOST_NEW_TOKENS)?.unwrap_or(0);
+    // A default limit refuses nothing: it gives way to min_new_tokens, and to what the prompt leaves of the positions.
+    let max_new_tokens = given.unwrap_or(DEFAULT_NEW_TOKENS.max(min_new_tokens));
+    let fit = given.is_none();
+    if min_new_tokens > max_new_tokens {
+        let message = format!("min_new_tokens is {min_new_tokens}, more than max_new_tokens, {max_new_tokens}");
+        return Err(field_error("min_new_tokens", message));
+    }
+    let default = Options::default();
+    let options = Options {
+        sampling_topk: fields.integer("sampling_topk", 0, MOST_NEW_TOKENS)?.unwrap_or(default.sampling_topk),
+        sampling_topp: fields.number("sampling_topp", LEAST..=1.0)?.unwrap_or(default.sampling_topp),
+        sampling_temperature: fields
+            .number("sampling_temperature", LEAST..=100.0)?
+            .unwrap_or(default.sampling_temperature),
+        repetition_penalty: fields.number("repetition_penalty", LEAST..=100.0)?.unwrap_or(default.repetition_penalty),
+        no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
+    };
+    let stop = Arc::new(fields.stops()?);
+    let timeout = fields.timeout(limits.request_timeout)?;
+    fields.no_more()?;
+    let key = BatchKey::new(&options, min_new_tokens);
+    let request = |text| {
+        let (prompt, stop, chat_template_kwargs) = (Prompt::Text(text), stop.clone(), Arc::default());
+        GenerationRequest { prompt, key, max_new_tokens, fit, stop, chat_template_kwargs }
+    };
+    let requests = texts.into_iter().map(request).collect();
+    Ok(Call { requests, timeout, stream, renderer: Box::new(Generate { is_list }) })
+}
+
+fn texts(fields: &mut Fields, most: usize) -> Result<(Vec<String>, bool), ApiError> {
+    let non_empty =
+        |text: &str| if text.is_empty() { Err(field_error("text", "a text must not be empty")) } else { Ok(()) };
+    match fields.take("text") {
+        Some(Value::String(text)) => non_empty(&text).map(|()| (vec![text], false)),
+        Some(Value::Array(items)) => {
+            if items.is_empty() || items.len() > most {
+                return Err(field_error("text", format!("text must hold 1 to {most} texts, not {}", items.len())));
+            }
+            let strings = items.into_iter().map(|item| match item {
+                Value::String(text) => non_empty(&text).map(|()| text),
+                other => Err(field_error("text", format!("text must hold strings, not {}", kind(&other)))),
+            });
+            Ok((strings.collect::<Result<_, _>>()?, true))
+        }
+        Some(other) => {
+            Err(field_error("text", format!("text must be a string or a list of strings, not {}", kind(&other))))
+        }
+        None => Err(field_error("text", "text is missing: a string or a list of strings")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::Stops;
+
+    const LIMITS: Limits = Limits { body_bytes: 1024, texts: 4, request_timeout: Duration::from_secs(60) };
+
+    fn parse(body: &[u8], limits: &Limits) -> Result<Call, ApiError> {
+        super::parse(body, limits, false)
+    }
+
+    fn param(body: &str) -> Option<String> {
+        match parse(body.as_bytes(), &LIMITS) {
+            Err(ApiError::Field { param, message }) => {
+                assert!(!message.is_empty());
+                param
+            }
+            other => panic!("{body} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let request = parse(br#"{"text": "a"}"#, &LIMITS).unwrap();
+        assert_eq!(request.timeout, Duration::from_secs(60));
+        assert_eq!(
+            request.requests,
+            [GenerationRequest {
+                prompt: Prompt::Text("a".into()),
+                key: BatchKey::new(&Options::default(), 0),
+                max_new_tokens: 128,
+                fit: true,
+                stop: Arc::default(),
+                chat_template_kwargs: Arc::default(),
+            }]
+        );
+    }
+
+    #[test]
+    fn every_field_arrives() {
+        let body = br#"{"text": ["a", "b"], "max_new_tokens": 9, "min_new_tokens": 2, "sampling_topk": 5,
+            "sampling_topp": 0.5, "sampling_temperature": 2, "repetition_penalty": 1.5, "no_repeat_ngram_size": 3,
+            "stop": ["x", "y"], "stop_token_ids": [7, 9.0], "timeout_ms": 250}"#;
+        let request = parse(body, &LIMITS).unwrap();
+        let options = Options {
+            sampling_topk: 5,
+            sampling_topp: 0.5,
+            sampling_temperature: 2.0,
+            repetition_penalty: 1.5,
+            no_repeat_ngram_size: 3,
+        };
+        assert_eq!(request.timeout, Duration::from_millis(250));
+        assert_eq!(request.requests.len(), 2);
+        assert_eq!(request.requests[1].key, BatchKey::new(&options, 2));
+        assert_eq!((request.requests[1].max_new_tokens, request.requests[1].fit), (9, false));
+        let stops = Stops { strings: vec!["x".to_owned(), "y".to_owned()], token_ids: vec![7, 9] };
+        assert_eq!(*request.requests[1].stop, stops);
+    }
+
+    #[test]
+    fn a_default_limit_gives_way_to_min_new_tokens() {
+        let request = parse(br#"{"text": "a", "min_new_tokens": 300}"#, &LIMITS).unwrap();
+        assert_eq!((request.requests[0].max_new_tokens, request.requests[0].fit), (300, true));
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_with_a_point() {
+        let request = parse(br#"{"text": "a", "max_new_tokens": 9.0, "timeout_ms": 1e3}"#, &LIMITS).unwrap();
+        assert_eq!((request.requests[0].max_new_tokens, request.timeout), (9, Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        for (body, name) in [
+            (r"{}", "text"),
+            (r#"{"text": ""}"#, "text"),
+            (r#"{"text": 5}"#, "text"),
+            (r#"{"text": []}"#, "text"),
+            (r#"{"text": ["a", ""]}"#, "text"),
+            (r#"{"text": ["a", 1]}"#, "text"),
+            (r#"{"text": ["a", "a", "a", "a", "a"]}"#, "text"),
+            (r#"{"text": "a", "max_new_tokens": -1}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": 0}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": 1.5}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": 4294967296.0}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": 1e300}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": "5"}"#, "max_new_tokens"),
+            (r#"{"text": "a", "max_new_tokens": 5, "min_new_tokens": 6}"#, "min_new_tokens"),
+            (r#"{"text": "a", "sampling_topk": -1}"#, "sampling_topk"),
+            (r#"{"text": "a", "sampling_topp": 0}"#, "sampling_topp"),
+            (r#"{"text": "a", "sampling_topp": 1.01}"#, "sampling_topp"),
+            (r#"{"text": "a", "sampling_temperature": 1e-7}"#, "sampling_temperature"),
+            (r#"{"text": "a", "sampling_temperature": -0.5}"#, "sampling_temperature"),
+            (r#"{"text": "a", "repetition_penalty": 1e39}"#, "repetition_penalty"),
+            (r#"{"text": "a", "no_repeat_ngram_size": true}"#, "no_repeat_ngram_size"),
+            (r#"{"text": "a", "stop": ""}"#, "stop"),
+            (r#"{"text": "a", "stop": [1]}"#, "stop"),
+            (r#"{"text": "a", "stop_token_ids": 7}"#, "stop_token_ids"),
+            (r#"{"text": "a", "stop_token_ids": [-1]}"#, "stop_token_ids"),
+            (r#"{"text": "a", "timeout_ms": 0}"#, "timeout_ms"),
+            (r#"{"text": "a", "timeout_ms": 60001}"#, "timeout_ms"),
+            (r#"{"text": "a", "max_tokens": 5}"#, "max_tokens"),
+        ] {
+            assert_eq!(param(body).as_deref(), Some(name), "{body}");
+        }
+        assert_eq!(param("[1]"), None);
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_apart_from_what_is_wrong() {
+        for body in [&b""[..], b"{", b"text", b"{\"text\": \"\xff\"}", b"{\"text\": \"\\ud800\"}"] {
+            assert!(matches!(parse(body, &LIMITS), Err(ApiError::NotJson(_))), "{body:?}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(matches!(parse(deep.as_bytes(), &LIMITS), Err(ApiError::NotJson(_))));
+    }
+}

@@ -1,0 +1,167 @@
+//! How `/generate` and `/generate_stream` write their answers.
+
+use serde::Serialize;
+
+use crate::api::call::Renderer;
+use crate::api::error::{ApiError, ErrorBody, FieldNames, finish_reason};
+use crate::api::write;
+use crate::domain::{Completion, Outcome};
+
+/// Its own words for the prompt and for the most new tokens.
+pub(super) const FIELDS: FieldNames = FieldNames { prompt: "text", max_tokens: "max_new_tokens" };
+
+/// The renderer of both.
+#[derive(Debug)]
+pub(super) struct Generate {
+    /// Whether `text` was a list, so that the answer is one.
+    pub is_list: bool,
+}
+
+/// The answer: for one text, or for a list.
+#[derive(Debug, Serialize)]
+struct Generated<T, R> {
+    text: T,
+    finish_reason: R,
+    usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errors: Option<Vec<Option<ErrorBody>>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Usage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+}
+
+/// An event of a stream.
+#[derive(Debug, Serialize)]
+struct Piece<'a> {
+    text: &'a str,
+    batch_id: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+/// The event that says why a text has no more.
+#[derive(Debug, Serialize)]
+struct Failed {
+    error: ErrorBody,
+    batch_id: usize,
+}
+
+impl Usage {
+    fn of(completion: &Completion) -> Self {
+        let Completion { prompt_tokens, completion_tokens, .. } = *completion;
+        Self { prompt_tokens: prompt_tokens.into(), completion_tokens: completion_tokens.into() }
+    }
+}
+
+impl Renderer for Generate {
+    /// An error if all texts failed.
+    fn whole(&self, outcomes: &[Outcome]) -> Result<Vec<u8>, ApiError> {
+        if let ([Ok(completion)], false) = (outcomes, self.is_list) {
+            let (text, finish_reason) = (&completion.text, finish_reason(completion.reason));
+            return Ok(write::json(&Generated { text, finish_reason, usage: Usage::of(completion), errors: None }));
+        }
+        if let Some(Err(first)) = outcomes.first()
+            && outcomes.iter().all(Result::is_err)
+        {
+            return Err(first.clone().into());
+        }
+        let mut usage = Usage::default();
+        for one in outcomes.iter().flatten().map(Usage::of) {
+            usage.prompt_tokens += one.prompt_tokens;
+            usage.completion_tokens += one.completion_tokens;
+        }
+        let text = |outcome: &Outcome| outcome.as_ref().ok().map(|completion| completion.text.clone());
+        let reason =
+            |outcome: &Outcome| outcome.as_ref().map_or("error", |completion| finish_reason(completion.reason));
+        let error = |outcome: &Outcome| {
+            outcome.as_ref().err().map(|failure| ApiError::Failed(failure.clone()).body(None, FIELDS))
+        };
+        Ok(write::json(&Generated {
+            text: outcomes.iter().map(text).collect::<Vec<_>>(),
+            finish_reason: outcomes.iter().map(reason).collect::<Vec<_>>(),
+            usage,
+            errors: outcomes.iter().any(Result::is_err).then(|| outcomes.iter().map(error).collect()),
+        }))
+    }
+
+    fn piece(&mut self, text: usize, piece: &str, completion: Option<&Completion>, out: &mut Vec<u8>) {
+        let finish_reason = completion.map(|completion| finish_reason(completion.reason));
+        let piece = Piece { text: piece, batch_id: text, finish_reason, usage: completion.map(Usage::of) };
+        write::event(out, None, &piece);
+    }
+
+    fn failed(&mut self, text: usize, error: ApiError, request_id: &str, out: &mut Vec<u8>) {
+        write::event(out, Some("error"), &Failed { error: error.body(Some(request_id), FIELDS), batch_id: text });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pillion_protocol::frame::FinishReason;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::domain::Failure;
+
+    fn well(text: &str) -> Completion {
+        Completion {
+            text: text.into(),
+            reason: FinishReason::Length,
+            prompt_tokens: 3,
+            completion_tokens: 2,
+            first_token_at: None,
+            dispatch: None,
+        }
+    }
+
+    fn respond(outcomes: &[Outcome], is_list: bool) -> Result<Value, ApiError> {
+        Generate { is_list }.whole(outcomes).map(|body| serde_json::from_slice(&body).unwrap())
+    }
+
+    #[test]
+    fn one_text_gets_one_answer() {
+        let answer = respond(&[Ok(well("a"))], false).unwrap();
+        let expected =
+            json!({"text": "a", "finish_reason": "length", "usage": {"prompt_tokens": 3, "completion_tokens": 2}});
+        assert_eq!(answer, expected);
+    }
+
+    #[test]
+    fn a_list_keeps_its_order_and_a_member_that_failed_has_its_error() {
+        let body = respond(&[Ok(well("a")), Err(Failure::NoWorker), Ok(well("b"))], true).unwrap();
+        assert_eq!(body["text"], json!(["a", null, "b"]));
+        assert_eq!(body["finish_reason"], json!(["length", "error", "length"]));
+        assert_eq!(body["usage"], json!({"prompt_tokens": 6, "completion_tokens": 4}));
+        assert_eq!(body["errors"][1]["code"], "no_worker");
+        assert_eq!(body["errors"][0], Value::Null);
+    }
+
+    #[test]
+    fn a_list_of_which_nothing_went_well_is_an_error() {
+        let ends = [Err(Failure::Deadline), Err(Failure::NoWorker)];
+        assert_eq!(respond(&ends, true).unwrap_err(), ApiError::Failed(Failure::Deadline));
+    }
+
+    #[test]
+    fn a_stream_says_what_is_new_and_then_how_it_ended() {
+        let mut out = Vec::new();
+        let mut renderer = Generate { is_list: true };
+        renderer.piece(1, "a\u{e9}", None, &mut out);
+        renderer.piece(0, "", Some(&well("not again")), &mut out);
+        renderer.failed(1, Failure::NoWorker.into(), "r1", &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let events: Vec<&str> = text.split_terminator("\n\n").collect();
+        assert_eq!(events[0], "data: {\"text\":\"a\u{e9}\",\"batch_id\":1}");
+        let last: Value = serde_json::from_str(events[1].strip_prefix("data: ").unwrap()).unwrap();
+        let usage = json!({"prompt_tokens": 3, "completion_tokens": 2});
+        assert_eq!(last, json!({"text": "", "batch_id": 0, "finish_reason": "length", "usage": usage}));
+        let error: Value = serde_json::from_str(events[2].strip_prefix("event: error\ndata: ").unwrap()).unwrap();
+        assert_eq!(error["error"]["code"], "no_worker");
+        assert_eq!((&error["batch_id"], &error["error"]["request_id"]), (&json!(1), &json!("r1")));
+    }
+}

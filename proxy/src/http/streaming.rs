@@ -1,0 +1,168 @@
+//! Answers as they are made: server-sent events in the body of a response.
+//!
+//! Whatever is new when the connection can take more goes into one piece of the body. So nothing that is ready waits, many
+//! small events cost one write, and a client that reads slowly gets fewer and larger ones.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::info;
+
+use super::client_history::ClientHistory;
+use super::record::Record;
+use super::response::{Answer, event_stream};
+use crate::api::call::Renderer;
+use crate::api::error::ApiError;
+use crate::domain::{Completion, StreamEvent, is_refusal};
+use crate::scheduler::Stream;
+
+/// The head waits so long for the first event, because an error can still be told by a status until it is sent.
+const HEAD: Duration = Duration::from_secs(5);
+/// After so long without an event a comment is sent, so that nothing on the way takes the connection for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The answer: an error if all texts failed and nothing was said, else a stream of events.
+pub(super) async fn answer(
+    mut events: Events,
+    renderer: Box<dyn Renderer>,
+    mut record: Record,
+    log_texts: bool,
+) -> Answer {
+    let until = Instant::now() + HEAD;
+    let mut first = Vec::new();
+    // Texts fail one after the other: as long as nothing went well, the status may still be that of all.
+    while first.len() < record.texts() && first.iter().all(is_failure) {
+        match timeout_at(until, events.next()).await {
+            Ok(Some(more)) => first.extend(more),
+            _ => break,
+        }
+    }
+    if let Some(error) = failed(&first, record.texts()) {
+        first.iter().filter_map(|event| event.outcome.as_ref()).for_each(|outcome| record.ended(outcome));
+        return record.refuse(&error);
+    }
+    let head = record.answered(event_stream());
+    let mut writer = Box::new(SseWriter { events, renderer, record, log_texts });
+    let mut out = Vec::with_capacity(256);
+    writer.renderer.begin(&mut out);
+    writer.write(first, &mut out);
+    let pieces = stream::unfold((Some(writer), out), |(writer, ready)| async move {
+        let (writer, piece) = if ready.is_empty() { writer?.next().await } else { (writer, ready) };
+        let is_over = writer.is_none() && piece.is_empty();
+        (!is_over).then(|| (Ok(Frame::data(Bytes::from(piece))), (writer, Vec::new())))
+    });
+    head.map(|_| StreamBody::new(pieces).boxed_unsync())
+}
+
+/// A request's answers as they are made. Dropping them cancels what has not ended.
+#[derive(Debug)]
+pub(super) struct Events {
+    stream: Stream,
+    client: Arc<ClientHistory>,
+    /// The scheduler did not let the request in after all, so its client has had no answer.
+    is_refused: bool,
+}
+
+impl Events {
+    pub(super) fn new(stream: Stream, client: Arc<ClientHistory>) -> Self {
+        Self { stream, client, is_refused: false }
+    }
+
+    /// What is new; `None` once every text has ended. Safe to drop.
+    pub(super) async fn next(&mut self) -> Option<Vec<StreamEvent>> {
+        let Some(mut events) = self.stream.next().await else {
+            if !self.is_refused {
+                self.client.answered(Instant::now());
+            }
+            return None;
+        };
+        for event in &mut events {
+            self.is_refused |= event.outcome.as_ref().is_some_and(is_refusal);
+            event.outcome = event.outcome.take().map(|outcome| outcome.and_then(Completion::checked));
+        }
+        Some(events)
+    }
+}
+
+/// Whether the text failed, and had said nothing.
+fn is_failure(event: &StreamEvent) -> bool {
+    event.piece.is_empty() && matches!(event.outcome, Some(Err(_)))
+}
+
+/// Why the request failed, if all its texts did and none has said anything.
+fn failed(events: &[StreamEvent], texts: usize) -> Option<ApiError> {
+    let failures = events.iter().filter(|event| is_failure(event));
+    let first = failures.clone().min_by_key(|event| event.text)?.outcome.as_ref()?.as_ref().err()?;
+    (failures.count() == texts).then(|| first.clone().into())
+}
+
+/// Writes what is new as events.
+struct SseWriter {
+    events: Events,
+    renderer: Box<dyn Renderer>,
+    record: Record,
+    log_texts: bool,
+}
+
+impl SseWriter {
+    /// The next piece of the body, and the writer if there will be another.
+    async fn next(mut self: Box<Self>) -> (Option<Box<Self>>, Vec<u8>) {
+        let mut out = Vec::with_capacity(256);
+        match timeout(KEEP_ALIVE, self.events.next()).await {
+            Err(_) => out.extend(b": keep-alive\n\n"),
+            Ok(Some(events)) => self.write(events, &mut out),
+            Ok(None) => {
+                self.renderer.end(&mut out);
+                return (None, out);
+            }
+        }
+        (Some(self), out)
+    }
+
+    fn write(&mut self, events: Vec<StreamEvent>, out: &mut Vec<u8>) {
+        for StreamEvent { text, piece, outcome } in events {
+            if self.log_texts {
+                info!(request_id = self.record.request_id(), text, piece, "answering");
+            }
+            if let Some(outcome) = &outcome {
+                self.record.ended(outcome);
+            }
+            match outcome {
+                None => self.renderer.piece(text, &piece, None, out),
+                Some(Ok(completion)) => self.renderer.piece(text, &piece, Some(&completion), out),
+                Some(Err(failure)) => {
+                    if !piece.is_empty() {
+                        self.renderer.piece(text, &piece, None, out);
+                    }
+                    self.renderer.failed(text, failure.into(), self.record.request_id(), out);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Failure;
+
+    fn event(text: usize, piece: &str, failure: Option<Failure>) -> StreamEvent {
+        StreamEvent { text, piece: piece.into(), outcome: failure.map(Err) }
+    }
+
+    #[test]
+    fn a_request_has_failed_where_all_its_texts_have_and_none_has_said_anything() {
+        let deadline = || Some(Failure::Deadline);
+        let error = |events: &[StreamEvent], texts| failed(events, texts).map(|error| error.code());
+        assert_eq!(error(&[event(1, "", deadline()), event(0, "", Some(Failure::NoWorker))], 2), Some("no_worker"));
+        assert_eq!(error(&[event(0, "", deadline())], 2), None);
+        assert_eq!(error(&[event(0, "a", deadline())], 1), None);
+        assert_eq!(error(&[event(0, "a", None)], 1), None);
+        assert_eq!(error(&[], 1), None);
+    }
+}

@@ -1,0 +1,53 @@
+//! Why a worker's connection is closed for cause.
+
+use std::time::Duration;
+
+use pillion_protocol::frame::GoodbyeReason;
+use pillion_protocol::{EncodeError, ReadError, VERSIONS};
+
+use super::inflight::Violation;
+
+/// Why a link failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error("no HELLO in time")]
+    NoHello,
+    #[error("the worker's first frame is not HELLO")]
+    NotHello,
+    #[error("the worker speaks protocol versions {theirs:?}, this proxy {VERSIONS:?}")]
+    Version { theirs: Vec<u8> },
+    #[error("the worker's HELLO cannot be used: {0}")]
+    Hello(&'static str),
+    #[error("the worker broke the protocol: {0}")]
+    Violation(#[from] Violation),
+    #[error("the worker sent a frame that only a proxy sends")]
+    Direction,
+    #[error("the worker's engine has made no step for {0:?}, which is longer than it said it might take")]
+    Stuck(Duration),
+    #[error("the worker granted more credit than anyone could use")]
+    Credit,
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("the connection failed")]
+    Write(#[from] std::io::Error),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+impl LinkError {
+    /// Whether the worker is to blame, so that the counter of protocol errors rises and the worker is told.
+    pub(super) fn is_violation(&self) -> bool {
+        !matches!(
+            self,
+            Self::Read(ReadError::Io(_)) | Self::Write(_) | Self::Encode(_) | Self::NoHello | Self::Stuck(_)
+        )
+    }
+
+    pub(super) fn reason(&self) -> GoodbyeReason {
+        match self {
+            Self::Version { .. } => GoodbyeReason::Version,
+            Self::Encode(_) | Self::Stuck(_) => GoodbyeReason::Internal,
+            _ => GoodbyeReason::Protocol,
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Whether the next batch leaves now.
+//!
+//! The rule is work-conserving at heart: a free credit takes what waits. Holding a batch back leaves an engine idle, so
+//! it must pay. It pays where companions are likely to come soon ([`returns`](super::returns): clients that were just answered, requests
+//! that are being read, the rate of strangers) and a batch costs much however small it is ([`forecast`](super::forecast): what two
+//! batches cost more than one). With a model of 5 ms that is never, with one of 400 ms it is the 2 ms that forty clients
+//! take to come back. `--batch-timeout` is the upper bound, never the price.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::preemption::{self, Preemption, Waiting};
+use super::returns::Returns;
+use super::spans;
+use crate::numbers::as_f64;
+
+/// A crowd comes at this many times the usual rate.
+const CROWD: f64 = 1.2;
+/// What a batch weighs in the usual rate after one more has ended.
+const FADE: f64 = 0.9;
+/// A batch stands aside for others for at most such a part of the time that it takes: the engine may be idle meanwhile.
+const MOST_IDLE: u32 = 20;
+/// Requests that are being read are waited for up to this part of a batch's fixed cost.
+const PATIENCE: u32 = 10;
+
+/// What is known when a credit is free and somebody waits.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct View {
+    /// Texts that could leave together.
+    pub waiting: usize,
+    /// Requests that are being read at this moment.
+    pub arriving: usize,
+    /// What a batch of these costs however few they are.
+    pub fixed_cost: Duration,
+    /// What each of them adds.
+    pub member_cost: Duration,
+    /// Engines that share the work.
+    pub engines: usize,
+    /// Members of the batch whose engine the credit is for, where it has not ended yet.
+    pub ending: usize,
+    /// When that batch is expected to end, from now.
+    pub ends_in: Duration,
+    /// How long the whole batch takes.
+    pub time: Duration,
+    /// Whether it has waited for so long that it stands aside for nobody.
+    pub is_due: bool,
+    /// What the latest batch cost however few its members were, and what each of them added: those who are expected are
+    /// taken to ask for the like again.
+    pub latest: (Duration, Duration),
+    /// How long the batch may wait and still end before the first deadline of those who wait, where that is known.
+    pub slack: Option<Duration>,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The batch leaves.
+    Go {
+        /// It has been held for companions.
+        held: bool,
+    },
+    /// It waits for companions, to this instant at the latest. Ask again at every arrival.
+    HoldUntil(Instant),
+}
+
+/// What decides.
+#[derive(Debug)]
+pub struct Policy {
+    /// The most members of a batch.
+    max_batch_size: usize,
+    /// The longest hold.
+    batch_timeout: Duration,
+    /// Who may come.
+    pub returns: Returns,
+    /// Whether a batch that runs gives way.
+    pub preemption: Preemption,
+    pace: Pace,
+    hold: Option<Hold>,
+    /// Since when a batch stands aside for others.
+    deferred_since: Option<Instant>,
+    /// Requests that were being read when a hold for them had run out: nobody waits for those again.
+    stalled: usize,
+}
+
+/// A batch is being held.
+#[derive(Clone, Copy, Debug)]
+struct Hold {
+    since: Instant,
+    until: Instant,
+}
+
+impl Policy {
+    /// A policy that has seen nothing yet.
+    pub fn new(max_batch_size: usize, batch_timeout: Duration) -> Self {
+        Self {
+            max_batch_size,
+            batch_timeout,
+            returns: Returns::default(),
+            preemption: Preemption::default(),
+            pace: Pace::default(),
+            hold: None,
+            deferred_since: None,
+            stalled: 0,
+        }
+    }
+
+    /// Whether the next batch leaves now. After [`Decision::Go`] it is taken to have left.
+    pub fn decide(&mut self, view: &View, now: Instant) -> Decision {
+        self.stalled = self.stalled.min(view.arriving);
+        if let Some(hold) = self.hold
+            && now >= hold.until
+        {
+            self.stalled = view.arriving;
+        }
+        let since = self.hold.map_or(now, |hold| hold.since);
+        // A hold that has run out was a wrong guess: it is not tried again on the same hopes.
+        let left = match self.hold {
+            Some(hold) if now >= hold.until => Duration::ZERO,
+            _ => (since + self.batch_timeout.min(view.fixed_cost)).saturating_duration_since(now),
+        };
+        let left = left.min(view.slack.unwrap_or(Duration::MAX));
+        if let Some(ahead) = self.worthwhile(view, left, now) {
+            let until = now + ahead;
+            self.hold = Some(Hold { since, until });
+            return Decision::HoldUntil(until);
+        }
+        if let Some(until) = self.defer(view, now) {
+            return Decision::HoldUntil(until);
+        }
+        self.deferred_since = None;
+        Decision::Go { held: self.hold.take().is_some() }
+    }
+
+    /// A batch of so many texts has ended.
+    pub fn ended(&mut self, texts: usize, now: Instant) {
+        self.pace.ended(texts, now);
+    }
+
+    /// Texts that come in a second, as they did lately: those that were served, or those that strangers sent, if more.
+    pub fn texts_per_second(&self, now: Instant) -> f64 {
+        self.pace.texts_per_second(now).max(self.returns.new_clients_per_second(now))
+    }
+
+    /// Nobody waits any more: there is nothing to hold.
+    pub fn nobody_waits(&mut self) {
+        self.hold = None;
+        self.deferred_since = None;
+    }
+
+    /// Until when the batch stands aside for others who are about to come back, if it does. Who comes at random is not waited
+    /// for.
+    fn defer(&mut self, view: &View, now: Instant) -> Option<Instant> {
+        if view.is_due || view.waiting == 0 {
+            return None;
+        }
+        let since = *self.deferred_since.get_or_insert(now);
+        let longest = self.batch_timeout.min(view.time / MOST_IDLE);
+        let longest = (since + longest).saturating_duration_since(now).min(view.slack.unwrap_or(Duration::MAX));
+        let batch = Waiting { members: view.waiting.min(self.max_batch_size), time: view.time };
+        let time = |members: f64| view.latest.0 + view.latest.1.mul_f64(members);
+        let returning =
+            |ahead| self.returns.returning(ahead, now) + self.returns.expected_of(view.ending, view.ends_in, ahead);
+        preemption::defer(&batch, returning, time, longest).map(|ahead| now + ahead)
+    }
+
+    /// The hold that gains most, if any gains: at most `longest`.
+    ///
+    /// With `k` companions the batch of `n` saves the fixed cost of the batch that they would have been. Fewer companions
+    /// than there are members save less: without them the present batch would still be nearly as good a use of the
+    /// engine, by the part k / n. What it costs is the time for which the engine stands idle.
+    ///
+    /// And the companions must come thicker than requests do on the whole: the engine must serve more of them in the time
+    /// that the hold and their part of the batch take than it does on average. Else those who come while the longer
+    /// batch runs lose what these gain. So whoever comes at random is never waited for, only whoever comes in a crowd.
+    /// (The comparison with the long-run average is that of renewal reward: Ross, Applied Probability Models, 1970.)
+    fn worthwhile(&self, view: &View, longest: Duration, now: Instant) -> Option<Duration> {
+        let room = self.max_batch_size.saturating_sub(view.waiting);
+        if room == 0 || view.waiting == 0 {
+            return None;
+        }
+        let arriving = as_f64(view.arriving - self.stalled);
+        let usual = self.texts_per_second(now) / as_f64(view.engines.max(1));
+        let patience = (view.fixed_cost / PATIENCE).max(spans::SHORTEST);
+        let mut best: Option<(f64, Duration)> = None;
+        let spans = spans::up_to(longest).chain([patience.min(longest)]);
+        for ahead in spans.filter(|span| *span >= spans::SHORTEST) {
+            let coming = arriving * ahead.div_duration_f64(patience).min(1.0)
+                + self.returns.expected(ahead, now)
+                + self.returns.expected_of(view.ending, view.ends_in, ahead);
+            let companions = coming.min(as_f64(room));
+            let part = (companions / as_f64(view.waiting)).min(1.0);
+            let gain = view.fixed_cost.as_secs_f64() * part - ahead.as_secs_f64();
+            let spent = ahead.as_secs_f64() + companions * view.member_cost.as_secs_f64();
+            let crowd = companions > CROWD * usual * spent;
+            if crowd && gain > best.map_or(0.0, |(most, _)| most) {
+                best = Some((gain, ahead));
+            }
+        }
+        best.map(|(_, ahead)| ahead)
+    }
+}
+
+/// Texts served a second, lately: a mean over the last dozen batches or so.
+#[derive(Debug, Default)]
+struct Pace {
+    texts: f64,
+    seconds: f64,
+    last: Option<Instant>,
+}
+
+impl Pace {
+    fn ended(&mut self, texts: usize, now: Instant) {
+        if let Some(last) = self.last {
+            self.texts = self.texts * FADE + as_f64(texts);
+            self.seconds = self.seconds * FADE + now.saturating_duration_since(last).as_secs_f64();
+        }
+        self.last = Some(now);
+    }
+
+    fn texts_per_second(&self, now: Instant) -> f64 {
+        let since = self.last.map_or(0.0, |last| now.saturating_duration_since(last).as_secs_f64());
+        let seconds = self.seconds.max(since);
+        if seconds > 0.0 { self.texts / seconds } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+    const GO: Decision = Decision::Go { held: false };
+
+    /// Forty clients that come back two to three milliseconds after each answer.
+    fn forty_closed_loops(batch_timeout: Duration) -> (Policy, Instant) {
+        let mut policy = Policy::new(50, batch_timeout);
+        let mut now = Instant::now();
+        for _ in 0..10 {
+            let answered = now;
+            policy.returns.answered(40, answered);
+            for client in 0..40u32 {
+                now = answered + 2 * MILLI + Duration::from_micros(25) * client;
+                policy.returns.returned(1, answered, now);
+            }
+            now += 100 * MILLI;
+        }
+        (policy, now)
+    }
+
+    fn view(waiting: usize, fixed_cost: Duration) -> View {
+        View { waiting, fixed_cost, ..View::default() }
+    }
+
+    #[test]
+    fn with_nobody_coming_a_request_goes_at_once() {
+        let (mut policy, now) = forty_closed_loops(100 * MILLI);
+        assert_eq!(policy.decide(&view(1, 135 * MILLI), now), GO);
+        assert_eq!(Policy::new(50, 100 * MILLI).decide(&view(1, 135 * MILLI), now), GO);
+    }
+
+    #[test]
+    fn a_slow_model_waits_for_those_who_were_just_answered() {
+        let (mut policy, now) = forty_closed_loops(100 * MILLI);
+        policy.returns.answered(40, now);
+        let mut at = now + 2 * MILLI;
+        let held = (0..39u32).all(|client| {
+            policy.returns.returned(1, now, at);
+            let decision = policy.decide(&view(client as usize + 1, 135 * MILLI), at);
+            at += Duration::from_micros(25);
+            matches!(decision, Decision::HoldUntil(_))
+        });
+        assert!(held);
+        policy.returns.returned(1, now, at);
+        assert_eq!(policy.decide(&view(40, 135 * MILLI), at), Decision::Go { held: true });
+    }
+
+    #[test]
+    fn a_deadline_is_not_held_away() {
+        let (mut policy, now) = forty_closed_loops(100 * MILLI);
+        policy.returns.answered(40, now);
+        let view = View { slack: Some(MILLI / 2), ..view(1, 135 * MILLI) };
+        assert_eq!(policy.decide(&view, now), GO);
+        assert!(matches!(policy.decide(&View { slack: None, ..view }, now), Decision::HoldUntil(_)));
+    }
+
+    #[test]
+    fn a_fast_model_waits_for_nobody() {
+        let (mut policy, now) = forty_closed_loops(100 * MILLI);
+        policy.returns.answered(40, now);
+        assert_eq!(policy.decide(&view(20, MILLI / 2), now), GO);
+    }
+
+    #[test]
+    fn a_credit_that_comes_before_the_end_waits_for_those_about_to_be_answered() {
+        let (mut policy, now) = forty_closed_loops(100 * MILLI);
+        let view = View { ending: 20, ends_in: MILLI, ..view(20, 135 * MILLI) };
+        assert!(matches!(policy.decide(&view, now), Decision::HoldUntil(_)));
+        assert_eq!(policy.decide(&View { fixed_cost: MILLI, ..view }, now), Decision::Go { held: true });
+    }
+
+    #[test]
+    fn a_full_batch_goes_at_once() {
+        let (mut policy, now) = forty_closed_loops(100 * MILLI);
+        policy.returns.answered(40, now);
+        assert_eq!(policy.decide(&view(50, 135 * MILLI), now), GO);
+    }
+
+    #[test]
+    fn the_batch_timeout_bounds_a_hold_however_often_it_is_renewed() {
+        let (mut policy, start) = forty_closed_loops(5 * MILLI);
+        let mut now = start;
+        loop {
+            // Somebody new is always about to come back.
+            policy.returns.answered(40, now);
+            match policy.decide(&view(1, Duration::from_secs(60)), now + MILLI) {
+                Decision::HoldUntil(until) => assert!(until <= start + 6 * MILLI),
+                Decision::Go { held } => break assert!(held),
+            }
+            now += MILLI / 4;
+            assert!(now < start + 7 * MILLI, "it is held for ever");
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_being_read_is_waited_for_once() {
+        let mut policy = Policy::new(50, 100 * MILLI);
+        let now = Instant::now();
+        let view = View { arriving: 1, ..view(1, 20 * MILLI) };
+        let Decision::HoldUntil(until) = policy.decide(&view, now) else { panic!("it is not waited for") };
+        assert!(until < now + 20 * MILLI);
+        assert_eq!(policy.decide(&view, until), Decision::Go { held: true });
+        assert_eq!(policy.decide(&view, until + MILLI), GO, "the same slow body");
+        let view = View { arriving: 2, ..view };
+        assert!(matches!(policy.decide(&view, until + 2 * MILLI), Decision::HoldUntil(_)), "a new one");
+    }
+
+    #[test]
+    fn a_long_batch_stands_aside_for_those_who_were_just_answered_until_it_is_due() {
+        let (mut policy, now) = forty_closed_loops(100 * MILLI);
+        policy.returns.answered(20, now);
+        let view = View { time: 200 * MILLI, latest: (MILLI, MILLI / 10), ..view(2, MILLI / 2) };
+        let Decision::HoldUntil(until) = policy.decide(&view, now) else { panic!("it does not stand defer") };
+        assert!(until > now + 2 * MILLI && until < now + 10 * MILLI, "they come after 2 to 3 ms");
+        assert_eq!(policy.decide(&View { is_due: true, ..view }, now), GO);
+        assert_eq!(policy.decide(&View { time: 5 * MILLI, ..view }, now), GO, "they would not wait for long");
+        policy.returns.returned(20, now, now + 2 * MILLI);
+        assert_eq!(policy.decide(&view, now + 2 * MILLI), GO, "they have come");
+    }
+
+    #[test]
+    fn one_straggler_is_not_worth_much_of_forty() {
+        let (mut policy, now) = forty_closed_loops(100 * MILLI);
+        policy.returns.answered(1, now);
+        assert_eq!(policy.decide(&view(39, 100 * MILLI), now), GO, "three milliseconds for a fortieth of 100");
+    }
+}

@@ -1,0 +1,118 @@
+//! What links report, and what becomes of jobs whose attempt ended early.
+
+use std::time::{Duration, SystemTime};
+
+use pillion_protocol::BatchId;
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::Scheduler;
+use super::batch::CompletedBatch;
+use super::message::{LinkEvent, WorkerId};
+use crate::domain::{Job, ModelId};
+
+impl Scheduler {
+    pub(super) fn hear(&mut self, id: WorkerId, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(hello, link) => {
+                self.metrics.workers_connected(&hello.model).increment(1.0);
+                if self.lost_workers > 0 {
+                    self.lost_workers -= 1;
+                    self.metrics.worker_reconnects.increment(1);
+                }
+                let mut model = ModelId::ANY;
+                self.serving.send_modify(|serving| model = serving.models.announced(&hello, SystemTime::now()));
+                self.workers.add(id, hello, model, link, Instant::now());
+            }
+            LinkEvent::Credit(grant) => {
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.credit = worker.credit.saturating_add(grant);
+                }
+            }
+            LinkEvent::Ended(batch, members) => {
+                self.policy.returns.answered(members, Instant::now());
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.ended(batch, members);
+                }
+            }
+            LinkEvent::Done(CompletedBatch { dispatched, outcome, .. }) => {
+                self.policy.ended(dispatched.demand.members, Instant::now());
+                self.policy.preemption.worked(Duration::from_micros(outcome.cost.engine_us));
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.done(&dispatched, &outcome, Instant::now());
+                }
+            }
+            LinkEvent::Yielded(batch, members, jobs) => {
+                let gives_way = self.workers.get_mut(id).is_some_and(|worker| {
+                    worker.ended(batch, members);
+                    worker.gives_way(batch)
+                });
+                let resumed = if gives_way { &self.metrics.resumed_preempted } else { &self.metrics.resumed_yielded };
+                resumed.increment(jobs.len() as u64);
+                // Nothing went wrong: it does not count as an attempt.
+                for mut job in jobs {
+                    job.attempts = job.attempts.saturating_sub(1);
+                    if gives_way {
+                        job.gave_way += 1;
+                        job.waits_since = Instant::now();
+                    }
+                    self.requeue(job);
+                }
+            }
+            LinkEvent::Draining => self.workers.drains(id, Instant::now()),
+            LinkEvent::Down(jobs) => self.lose(id, jobs),
+        }
+        self.tell_ready();
+    }
+
+    /// A worker is gone. What it had goes on elsewhere, except what it may have died of too often.
+    fn lose(&mut self, id: WorkerId, jobs: Vec<(Option<BatchId>, Box<Job>)>) {
+        let worker = self.workers.remove(id, Instant::now());
+        if let Some(worker) = &worker {
+            self.metrics.workers_connected(&worker.hello.model).decrement(1.0);
+            self.serving.send_modify(|serving| serving.models.left(worker.model.model));
+            self.lost_workers += 1;
+        }
+        // One that wanted to leave has been told to by somebody: whoever stops it then has not died of its work.
+        let died = worker.filter(|worker| !worker.is_draining());
+        for (batch, mut job) in jobs {
+            let was_served = batch.is_some_and(|batch| died.as_ref().is_some_and(|worker| worker.runs(batch)));
+            match if was_served { job.suspect(self.settings.max_attempts) } else { Ok(()) } {
+                Ok(()) => {
+                    self.metrics.resumed_worker_lost.increment(1);
+                    self.requeue(job);
+                }
+                Err(failure) => {
+                    warn!(
+                        job = job.id.0,
+                        suspicions = job.suspicions,
+                        "workers have died with it: it is not tried again"
+                    );
+                    job.reply.fail(failure);
+                }
+            }
+        }
+    }
+
+    /// A job whose attempt ended early goes on waiting: in its old place, or from now on where it gave way.
+    fn requeue(&mut self, mut job: Box<Job>) {
+        if job.reply.is_abandoned() {
+            self.metrics.cancelled_running.increment(1);
+        } else if let Err(failure) = job.requeue() {
+            job.reply.fail(failure);
+        } else {
+            job.slot = Some(self.admission.readmit());
+            self.queue.push(job);
+        }
+    }
+
+    fn tell_ready(&mut self) {
+        let serving = self.workers.iter().filter(|worker| !worker.is_draining()).count();
+        let leaving = self.workers.leaving();
+        self.serving.send_if_modified(|known| {
+            let before = (known.workers, known.leaving);
+            (known.workers, known.leaving) = (serving, leaving);
+            before != (serving, leaving)
+        });
+    }
+}
