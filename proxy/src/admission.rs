@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::domain::{HeldResource, QueueDepth, QueueSlot};
+use crate::domain::{QueueDepth, QueueSlot};
 use crate::metrics::Metrics;
 
 /// A refusal.
@@ -247,8 +247,6 @@ impl BodyBytes {
         Rejected::QueueBytes { retry_after: self.state.retry_after(self.state.backlog()) }
     }
 }
-
-impl HeldResource for BodyBytes {}
 
 impl Drop for BodyBytes {
     fn drop(&mut self) {

@@ -1,8 +1,5 @@
 //! The proxy put together: listeners in front, workers behind, and an end in good order.
 
-use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,39 +33,15 @@ const MAX_ADMIN_CONNECTIONS: usize = 64;
 /// How long workers may take to hear the proxy's goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Why the proxy cannot run, or did not end well.
+/// Why the proxy cannot run, or did not end well. The message names the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// An address is taken, or not this machine's.
-    #[error("cannot listen on {address}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The process was started with more listening sockets than it listens on.
-    #[error("{0} inherited listening sockets are not wanted: the first is for --listen, a second for --admin-listen")]
-    Inherited(usize),
-    /// The workers' socket cannot be bound.
-    #[error("cannot bind the workers' socket {}", path.display())]
-    Socket {
-        /// Its path.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// Signals cannot be heard.
-    #[error("cannot take over the signals")]
-    Signals(#[source] io::Error),
-    /// The metrics cannot be set up; that would be a bug.
-    #[error("cannot set up the metrics")]
-    Metrics(#[from] BuildError),
-    /// The batcher's task has ended by itself; that would be a bug. A proxy without one answers nobody, so it ends too.
-    #[error("the scheduler has ended")]
-    Scheduler,
+    /// An address or a socket is not to be had.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Something that should never happen.
+    #[error("{0}")]
+    Internal(String),
     /// The drain timeout passed, or a second signal came, while requests were unanswered.
     #[error("stopped with {connections} connections unfinished")]
     Unfinished {
@@ -80,12 +53,15 @@ pub enum AppError {
 /// A proxy without its listeners: give it connections of clients and of workers, over whatever carries bytes.
 #[derive(Clone, Debug)]
 pub struct Proxy {
-    service: Service,
+    /// What clients and operators are served with.
+    pub service: Service,
+    /// The scheduler.
+    pub handle: Handle,
+    /// What the proxy counts.
+    pub metrics: Arc<Metrics>,
     clients: Server,
     operators: Server,
     links: Links,
-    handle: Handle,
-    metrics: Arc<Metrics>,
     log: Arc<RequestLog>,
 }
 
@@ -117,7 +93,7 @@ impl Proxy {
         let clients = Server::new(service.clone(), metrics.clone(), config.max_connections);
         let operators = Server::new(service.for_operators(), metrics.clone(), MAX_ADMIN_CONNECTIONS);
         let links = Links { max_batch_size: config.max_batch_size, port, metrics: metrics.clone() };
-        Ok((Self { service, clients, operators, links, handle, metrics, log }, scheduler))
+        Ok((Self { service, handle, metrics, clients, operators, links, log }, scheduler))
     }
 
     /// Serves a client's connection until it ends, or `shutdown` says so and its request has been answered. Waits for a
@@ -135,31 +111,6 @@ impl Proxy {
     pub async fn serve_worker<I: AsyncRead + AsyncWrite>(self, io: I) {
         link::serve(io, self.links).await;
     }
-
-    /// From now on the proxy is not ready, and every answer is its connection's last.
-    pub fn leave(&self) {
-        self.service.leave();
-    }
-
-    /// From now on no request is admitted.
-    pub fn drain(&self) {
-        self.service.drain();
-    }
-
-    /// Ends the scheduler and, through it, the workers' connections.
-    pub async fn close(&self) {
-        self.handle.close().await;
-    }
-
-    /// What the proxy counts.
-    pub fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-
-    /// Logs what is queued and in flight, without texts.
-    pub fn dump(&self) {
-        self.handle.dump();
-    }
 }
 
 /// Runs the proxy until it is told to stop and has answered what it admitted.
@@ -168,16 +119,18 @@ impl Proxy {
 /// It could not start, or ended with requests unanswered.
 pub async fn run(config: Config) -> Result<(), AppError> {
     let config = Config { max_connections: room(config.max_connections), ..config };
-    let mut signals = Signals::new().map_err(AppError::Signals)?;
+    let mut signals = Signals::new().map_err(|error| AppError::Internal(format!("cannot handle signals: {error}")))?;
     let (clients, operators) = listen(&config).await?;
+    let path = config.socket.display();
     let socket = WorkerSocket::bind(&config.socket, &config.allow_peer)
-        .map_err(|source| AppError::Socket { path: config.socket.clone(), source })?;
-    let (proxy, scheduler) = Proxy::new(&config)?;
+        .map_err(|error| AppError::Unavailable(format!("cannot bind the workers' socket {path}: {error}")))?;
+    let (proxy, scheduler) =
+        Proxy::new(&config).map_err(|error| AppError::Internal(format!("the metrics: {error}")))?;
     let address = |listener: &Listener| listener.address().map(|address| address.to_string()).unwrap_or_default();
     info!(
         listen = %address(&clients),
         admin_listen = %operators.as_ref().map(address).unwrap_or_default(),
-        socket = %config.socket.display(),
+        socket = %path,
         "listening"
     );
 
@@ -198,26 +151,26 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         operators.map(|listener| tokio::spawn(listener.accept(proxy.operators.clone(), staying.clone(), staying)));
 
     tokio::select! {
-        () = signals.stop(|| proxy.dump()) => {}
-        _ = scheduler => return Err(AppError::Scheduler),
+        () = signals.stop(|| proxy.handle.dump()) => {}
+        _ = scheduler => return Err(AppError::Internal("the scheduler has ended".to_owned())),
     }
     info!(drain_timeout = %humantime::format_duration(config.drain_timeout), "stopping: answering what was admitted");
-    proxy.leave();
+    proxy.service.leave();
     shutdown.send_replace(true);
     let all_gone = async {
         if timeout(LINGER, proxy.clients.all_closed()).await.is_err() {
-            proxy.drain();
+            proxy.service.drain();
             proxy.clients.all_closed().await;
         }
     };
     let drained = tokio::select! {
         gone = timeout(config.drain_timeout, all_gone) => gone.is_ok(),
-        () = signals.stop(|| proxy.dump()) => false,
+        () = signals.stop(|| proxy.handle.dump()) => false,
     };
     let connections = proxy.clients.open();
 
     proxy.log.flush();
-    proxy.close().await;
+    proxy.handle.close().await;
     workers.abort();
     let _ = timeout(GOODBYE, worker_places.acquire_many(as_u32(MAX_WORKERS))).await;
     drop(stay);
@@ -234,7 +187,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 /// The sockets for clients, and for operators if they have one of their own.
 async fn listen(config: &Config) -> Result<(Listener, Option<Listener>), AppError> {
     let mut inherited = Inherited::from_env();
-    let failed = |address| move |source| AppError::Listen { address, source };
+    let failed = |address| move |error| AppError::Unavailable(format!("cannot listen on {address}: {error}"));
     let clients = Listener::open(&mut inherited, config.listen).await.map_err(failed(config.listen))?;
     let operators = match config.admin_listen {
         Some(address) => Some(Listener::open(&mut inherited, address).await.map_err(failed(address))?),
@@ -242,7 +195,9 @@ async fn listen(config: &Config) -> Result<(Listener, Option<Listener>), AppErro
     };
     match inherited.left() {
         0 => Ok((clients, operators)),
-        left => Err(AppError::Inherited(left)),
+        left => Err(AppError::Unavailable(format!(
+            "{left} inherited listening sockets are not wanted: the first is for --listen, a second for --admin-listen"
+        ))),
     }
 }
 

@@ -12,9 +12,9 @@ mod request;
 
 pub use self::batch_key::{BatchKey, ModelFingerprint, ModelId, OptionBits, Quarantine, WorkerModel};
 pub use self::demand::Demand;
-pub use self::feed::{Feed, HeldResource, StreamEvent};
+pub use self::feed::{Feed, StreamEvent};
 pub use self::job::{Job, JobId, JobRange, Progress};
-pub use self::outcome::{Completion, Dispatch, Failure, Outcome, is_refusal};
+pub use self::outcome::{Completion, Dispatch, Failure, Outcome};
 pub use self::queue_slot::{QueueDepth, QueueSlot};
 pub use self::reply::Reply;
 pub use self::request::{GenerationRequest, Origin, RequestContext, Stops, TemplateKwargs, prompt_bytes};

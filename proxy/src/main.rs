@@ -1,6 +1,5 @@
 //! `pillion-proxy`: reads its configuration, runs, and says by its exit code how it ended.
 
-use std::error::Error as _;
 use std::process::ExitCode;
 
 use pillion_proxy::app::{self, AppError};
@@ -42,11 +41,10 @@ fn main() -> ExitCode {
         }
     };
     let Err(error) = ended else { return ExitCode::SUCCESS };
-    let cause = error.source().map(ToString::to_string).unwrap_or_default();
-    tracing::error!(%error, %cause, "ended");
+    tracing::error!("{error}");
     ExitCode::from(match error {
-        AppError::Inherited(_) | AppError::Listen { .. } | AppError::Socket { .. } => UNAVAILABLE,
+        AppError::Unavailable(_) => UNAVAILABLE,
+        AppError::Internal(_) => INTERNAL,
         AppError::Unfinished { .. } => UNFINISHED,
-        AppError::Signals(_) | AppError::Metrics(_) | AppError::Scheduler => INTERNAL,
     })
 }

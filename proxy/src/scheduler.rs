@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
-pub use self::handle::{Handle, LinkPort, Stream, Ticket};
+pub use self::handle::{Handle, LinkPort, Stream};
 use self::message::Message;
 pub use self::message::{LinkCommand, LinkEvent, Serving, WorkerId};
 use self::queue::Queue;

@@ -135,7 +135,7 @@ impl Memory {
 
     /// What the proxy counts.
     pub fn metrics(&self) -> Metrics {
-        Metrics::parse(&self.proxy.metrics().render())
+        Metrics::parse(&self.proxy.metrics.render())
     }
 
     /// The proxy itself.

@@ -1,8 +1,10 @@
-//! What the texts of a streamed request have produced and its client has not taken yet.
+//! What a request's texts have produced and its client has not taken yet.
 //!
-//! A link says what there is and never waits; a client takes all of it at once. So where a client reads slowly, its pieces
-//! grow together, and what is kept for it is never more than its answer.
+//! A link says what there is and never waits; a client takes all of it at once. So if a client reads slowly, its pieces grow
+//! together, and what is kept for it is never more than its answer.
 
+use std::any::Any;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -10,13 +12,11 @@ use tokio::sync::Notify;
 use super::outcome::Outcome;
 
 /// One request's.
-#[derive(Debug)]
 pub struct Feed {
     state: Mutex<State>,
     changes: Notify,
 }
 
-#[derive(Debug)]
 struct State {
     /// By text.
     texts: Vec<Fresh>,
@@ -27,13 +27,7 @@ struct State {
     /// Texts that have not ended.
     open: usize,
     /// What the request needs until its last text has ended, whether or not its client reads.
-    held: Vec<Box<dyn HeldResource>>,
-}
-
-/// Something that a request holds until its last text has ended. Dropped before that, it was given up.
-pub trait HeldResource: std::fmt::Debug + Send {
-    /// The last text has ended.
-    fn all_have_ended(self: Box<Self>) {}
+    held: Option<Box<dyn Any + Send>>,
 }
 
 #[derive(Debug, Default)]
@@ -48,17 +42,23 @@ struct Fresh {
 pub struct StreamEvent {
     /// Which text, by its place in the request.
     pub text: usize,
-    /// More of its answer; may be empty where it has ended.
+    /// More of its answer; may be empty if it has ended.
     pub piece: String,
     /// How it ended, if it has ended.
     pub outcome: Option<Outcome>,
+}
+
+impl fmt::Debug for Feed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Feed").field("open", &self.lock().open).finish_non_exhaustive()
+    }
 }
 
 impl Feed {
     /// For a request of so many texts.
     pub fn new(texts: usize) -> Self {
         let (open, texts) = (texts, (0..texts).map(|_| Fresh::default()).collect());
-        let state = State { texts, changed: Vec::new(), closed: false, open, held: Vec::new() };
+        let state = State { texts, changed: Vec::new(), closed: false, open, held: None };
         Self { state: Mutex::new(state), changes: Notify::new() }
     }
 
@@ -74,21 +74,16 @@ impl Feed {
         self.change(text, |fresh| fresh.outcome = Some(outcome));
         let mut state = self.lock();
         state.open = state.open.saturating_sub(1);
-        if state.open == 0 {
-            let held = std::mem::take(&mut state.held);
-            drop(state);
-            held.into_iter().for_each(HeldResource::all_have_ended);
-        }
+        let held = if state.open == 0 { state.held.take() } else { None };
+        drop(state);
+        drop(held);
     }
 
-    /// Holds something until the last text has ended.
-    pub fn hold(&self, held: impl HeldResource + 'static) {
+    /// Holds something until the last text has ended, or the feed is closed.
+    pub fn hold(&self, held: impl Any + Send) {
         let mut state = self.lock();
-        if state.open == 0 {
-            drop(state);
-            Box::new(held).all_have_ended();
-        } else {
-            state.held.push(Box::new(held));
+        if state.open > 0 && !state.closed {
+            state.held = Some(Box::new(held));
         }
     }
 
@@ -135,8 +130,7 @@ impl Feed {
         state.closed = true;
         state.texts = Vec::new();
         state.changed = Vec::new();
-        let held = std::mem::take(&mut state.held);
-        // What is given up may have something to say.
+        let held = state.held.take();
         drop(state);
         drop(held);
     }
@@ -153,6 +147,8 @@ impl Feed {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::domain::Failure;
 
@@ -176,7 +172,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_waits_is_woken_and_loses_nothing_by_giving_up() {
         use std::time::Duration;
-        let feed = std::sync::Arc::new(Feed::new(1));
+        let feed = Arc::new(Feed::new(1));
         let late = feed.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(2)).await;
@@ -186,36 +182,22 @@ mod tests {
         assert_eq!(told(feed.next().await), [(0, "at last".to_owned())]);
     }
 
-    #[derive(Debug)]
-    struct Told(std::sync::mpsc::Sender<&'static str>, bool);
-
-    impl HeldResource for Told {
-        fn all_have_ended(mut self: Box<Self>) {
-            self.1 = true;
-        }
-    }
-
-    impl Drop for Told {
-        fn drop(&mut self) {
-            self.0.send(if self.1 { "ended" } else { "given up" }).unwrap();
-        }
-    }
-
     #[test]
-    fn what_is_held_is_let_go_when_all_have_ended_though_nobody_reads() {
-        let (sender, told) = std::sync::mpsc::channel();
+    fn what_is_held_is_dropped_when_all_texts_have_ended_though_nobody_reads() {
+        let held = Arc::new(());
+        let is_held = || Arc::strong_count(&held) > 1;
         let feed = Feed::new(2);
-        feed.hold(Told(sender.clone(), false));
+        feed.hold(held.clone());
         feed.end(1, Err(Failure::Deadline));
-        assert!(told.try_recv().is_err());
+        assert!(is_held());
         feed.end(0, Err(Failure::Deadline));
-        assert_eq!(told.try_recv(), Ok("ended"));
-        feed.hold(Told(sender.clone(), false));
-        assert_eq!(told.try_recv(), Ok("ended"), "it comes late");
+        assert!(!is_held());
+        feed.hold(held.clone());
+        assert!(!is_held(), "it comes late");
         let feed = Feed::new(1);
-        feed.hold(Told(sender, false));
+        feed.hold(held.clone());
         feed.close();
-        assert_eq!(told.try_recv(), Ok("given up"));
+        assert!(!is_held(), "given up");
     }
 
     #[test]

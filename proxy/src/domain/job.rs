@@ -188,7 +188,7 @@ mod tests {
 
     fn job() -> Job {
         let request = GenerationRequest::text("why", BatchKey::new(&Options::default(), 0), 10);
-        Job::new(JobId(1), request, Instant::now(), Instant::now(), Reply::new().0)
+        Job::new(JobId(1), request, Instant::now(), Instant::now(), Reply::unheard())
     }
 
     /// What becomes of a job whose worker dies once for each number of members that it rides with.

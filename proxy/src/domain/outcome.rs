@@ -85,11 +85,6 @@ impl Completion {
     }
 }
 
-/// Whether a text was not let in after all.
-pub fn is_refusal(outcome: &Outcome) -> bool {
-    matches!(outcome, Err(Failure::TooLate { .. }))
-}
-
 /// A job's leaving the queue with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dispatch {

@@ -2,60 +2,49 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
-
 use super::feed::Feed;
 use super::outcome::{Completion, Failure, Outcome};
 
-/// Where a job's one terminal event goes, and before it the text of an answer that is streamed. Saying something never
-/// waits: the terminal event's room was made at admission, and text that a client has not taken yet grows together.
-/// Dropping the reply unsent sends [`Failure::Internal`], so that no client waits for ever.
+/// Where a job's one outcome goes, and before it the text of an answer that is streamed. Saying something never waits: text
+/// that a client has not taken yet grows together. Dropping the reply unsent sends [`Failure::Internal`], so that no client
+/// waits for ever.
 #[derive(Debug)]
-pub struct Reply(Option<To>);
-
-#[derive(Debug)]
-enum To {
-    /// A client that wants the answer when all of it is there.
-    Whole(oneshot::Sender<Outcome>),
-    /// A client that wants it as it is made, and which of its texts this is.
-    Stream(Arc<Feed>, usize),
+pub struct Reply {
+    /// The request's feed, and which of its texts this is; `None` once the outcome was sent.
+    to: Option<(Arc<Feed>, usize)>,
+    is_stream: bool,
 }
 
 impl Reply {
-    /// A reply, and where its event comes out.
-    pub fn new() -> (Self, oneshot::Receiver<Outcome>) {
-        let (sender, end) = oneshot::channel();
-        (Self(Some(To::Whole(sender))), end)
+    /// A reply that is heard as text number `text` of a feed, as it is made if `is_stream`.
+    pub fn new(feed: Arc<Feed>, text: usize, is_stream: bool) -> Self {
+        Self { to: Some((feed, text)), is_stream }
     }
 
-    /// A reply that is heard as text number `text` of a feed.
-    pub fn streamed(feed: Arc<Feed>, text: usize) -> Self {
-        Self(Some(To::Stream(feed, text)))
+    /// A reply that nobody hears.
+    pub fn unheard() -> Self {
+        Self { to: None, is_stream: false }
     }
 
-    /// Takes the event's place out; what is left has nothing to say.
+    /// Takes the reply out; what is left has nothing to say.
     #[must_use]
     pub fn take(&mut self) -> Self {
-        Self(self.0.take())
+        std::mem::replace(self, Self::unheard())
     }
 
     /// Whether text is wanted as it is made.
     pub fn is_stream(&self) -> bool {
-        matches!(self.0, Some(To::Stream(..)))
+        self.is_stream
     }
 
-    /// Whether nobody waits for the event any more.
+    /// Whether nobody waits for the outcome any more.
     pub fn is_abandoned(&self) -> bool {
-        match &self.0 {
-            Some(To::Whole(sender)) => sender.is_closed(),
-            Some(To::Stream(feed, _)) => feed.is_closed(),
-            None => true,
-        }
+        self.to.as_ref().is_none_or(|(feed, _)| feed.is_closed())
     }
 
-    /// More of the answer's text. Nobody hears of it where it is not [streamed](Self::is_stream).
+    /// More of the text of an answer that is [streamed](Self::is_stream).
     pub fn say(&self, piece: &str) {
-        if let Some(To::Stream(feed, text)) = &self.0 {
+        if let Some((feed, text)) = &self.to {
             feed.say(*text, piece);
         }
     }
@@ -70,12 +59,9 @@ impl Reply {
         self.send(Err(failure));
     }
 
-    fn send(&mut self, end: Outcome) {
-        match self.0.take() {
-            // Whoever has gone away needs no answer.
-            Some(To::Whole(sender)) => drop(sender.send(end)),
-            Some(To::Stream(feed, text)) => feed.end(text, end),
-            None => {}
+    fn send(&mut self, outcome: Outcome) {
+        if let Some((feed, text)) = self.to.take() {
+            feed.end(text, outcome);
         }
     }
 }
@@ -90,35 +76,28 @@ impl Drop for Reply {
 mod tests {
     use super::*;
 
+    fn reply() -> (Reply, Arc<Feed>) {
+        let feed = Arc::new(Feed::new(1));
+        (Reply::new(feed.clone(), 0, true), feed)
+    }
+
     #[test]
     fn a_dropped_reply_still_says_something_and_a_used_one_says_its_own() {
-        let (dropped, mut end) = Reply::new();
+        let (dropped, feed) = reply();
+        dropped.say("a");
         drop(dropped);
-        assert_eq!(end.try_recv().unwrap(), Err(Failure::Internal));
-        let (used, mut end) = Reply::new();
+        let events = feed.take();
+        assert_eq!((events[0].piece.as_str(), &events[0].outcome), ("a", &Some(Err(Failure::Internal))));
+        let (used, feed) = reply();
         assert!(!used.is_abandoned());
         used.fail(Failure::Deadline);
-        assert_eq!(end.try_recv().unwrap(), Err(Failure::Deadline));
+        assert_eq!(feed.take()[0].outcome, Some(Err(Failure::Deadline)));
     }
 
     #[test]
     fn a_reply_that_nobody_waits_for_says_so() {
-        let (reply, end) = Reply::new();
-        drop(end);
-        assert!(reply.is_abandoned());
-    }
-
-    #[test]
-    fn a_streamed_reply_that_is_dropped_says_something_too() {
-        let feed = Arc::new(Feed::new(1));
-        let reply = Reply::streamed(feed.clone(), 0);
-        reply.say("a");
-        assert!(!reply.is_abandoned());
-        drop(reply);
-        let events = feed.take();
-        assert_eq!((events[0].piece.as_str(), &events[0].outcome), ("a", &Some(Err(Failure::Internal))));
-        let reply = Reply::streamed(feed.clone(), 0);
+        let (reply, feed) = reply();
         feed.close();
-        assert!(reply.is_abandoned());
+        assert!(reply.is_abandoned() && Reply::unheard().is_abandoned());
     }
 }

@@ -17,8 +17,7 @@ use super::streaming::{self, Events};
 use crate::admission::{Arriving, BODY_TIMEOUT, BodyBytes, Rejected};
 use crate::api::call::{Call, Dialect, ParseContext};
 use crate::api::error::ApiError;
-use crate::domain::{Completion, Outcome, RequestContext, is_refusal, prompt_bytes};
-use crate::scheduler::Ticket;
+use crate::domain::{Failure, RequestContext, prompt_bytes};
 
 impl Service {
     /// Answers a request of an endpoint that generates.
@@ -43,29 +42,20 @@ impl Service {
         }
         let (origin, answered) = (record.origin(), client.take_answered());
         let context = RequestContext { origin, answered, now, deadline: now + timeout };
-        let handle = &self.shared.handle;
-        if stream {
-            let stream = match handle.stream(requests, context) {
-                Ok(stream) => stream,
-                Err(rejected) => return record.refuse(&rejected.into()),
-            };
-            drop(arriving);
-            // The prompts are kept until the last text has ended, in case that a worker dies.
-            stream.hold(reserved);
-            let events = Events::new(stream, client.clone());
-            return streaming::answer(events, renderer, record, log_texts).await;
-        }
-        let outcomes = match handle.submit(requests, context) {
-            Ok(ticket) => {
-                drop(arriving);
-                collect(ticket).await
-            }
+        let answers = match self.shared.handle.submit(requests, context, stream) {
+            Ok(answers) => answers,
             Err(rejected) => return record.refuse(&rejected.into()),
         };
-        // The prompts were kept until here, in case that a worker died.
-        drop(reserved);
-        if !outcomes.iter().any(is_refusal) {
-            client.answered(Instant::now());
+        drop(arriving);
+        // The prompts are kept until the last text has ended, in case that a worker dies.
+        answers.hold(reserved);
+        let mut events = Events::new(answers, client.clone());
+        if stream {
+            return streaming::answer(events, renderer, record, log_texts).await;
+        }
+        let mut outcomes = vec![Err(Failure::Internal); record.texts()];
+        while let Some(new) = events.next().await {
+            new.into_iter().for_each(|event| outcomes[event.text] = event.outcome.unwrap_or(Err(Failure::Internal)));
         }
         if log_texts {
             info!(request_id = record.request_id(), answers = ?outcomes, "answering");
@@ -101,13 +91,4 @@ impl Service {
         reserved.grow(prompts.saturating_sub(bytes.len()))?;
         Ok((call, reserved, arriving))
     }
-}
-
-/// Every text's outcome, in the request's order.
-async fn collect(mut ticket: Ticket) -> Vec<Outcome> {
-    let mut outcomes = Vec::with_capacity(1);
-    while let Some(outcome) = ticket.next().await {
-        outcomes.push(outcome.and_then(Completion::checked));
-    }
-    outcomes
 }

@@ -18,7 +18,7 @@ use super::record::Record;
 use super::response::{Answer, event_stream};
 use crate::api::call::Renderer;
 use crate::api::error::ApiError;
-use crate::domain::{Completion, StreamEvent, is_refusal};
+use crate::domain::{Completion, Failure, StreamEvent};
 use crate::scheduler::Stream;
 
 /// The head waits so long for the first event, because an error can still be told by a status until it is sent.
@@ -82,7 +82,7 @@ impl Events {
             return None;
         };
         for event in &mut events {
-            self.is_refused |= event.outcome.as_ref().is_some_and(is_refusal);
+            self.is_refused |= matches!(event.outcome, Some(Err(Failure::TooLate { .. })));
             event.outcome = event.outcome.take().map(|outcome| outcome.and_then(Completion::checked));
         }
         Some(events)
@@ -149,7 +149,6 @@ impl SseWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Failure;
 
     fn event(text: usize, piece: &str, failure: Option<Failure>) -> StreamEvent {
         StreamEvent { text, piece: piece.into(), outcome: failure.map(Err) }

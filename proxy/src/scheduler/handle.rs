@@ -1,19 +1,18 @@
 //! How the rest of the proxy speaks to the scheduler.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::message::{LinkEvent, Message, Serving, WorkerId};
 use super::models::Models;
 use crate::admission::{Admission, Rejected};
-use crate::domain::{
-    Failure, Feed, GenerationRequest, HeldResource, Job, JobId, JobRange, Outcome, Reply, RequestContext, StreamEvent,
-};
+use crate::domain::{Feed, GenerationRequest, Job, JobId, JobRange, Reply, RequestContext, StreamEvent};
 
 /// For requests. Cheap to clone; the scheduler ends when all handles and ports are gone.
 #[derive(Clone, Debug)]
@@ -80,38 +79,17 @@ impl Handle {
         let _ = self.outbox.send(Message::Close).await;
     }
 
-    /// Admits the texts of one request, all or none. Each gets exactly one terminal event on the ticket.
+    /// Admits the texts of one request, all or none. Each gets exactly one outcome on the stream, and before it, if
+    /// `is_stream`, its text as it is made.
     ///
     /// # Errors
     /// There is no room; nothing was admitted.
-    pub fn submit(&self, requests: Vec<GenerationRequest>, context: RequestContext) -> Result<Ticket, Rejected> {
-        let mut ends = Vec::with_capacity(requests.len());
-        let guard = self.admit(requests, context, |_| {
-            let (reply, end) = Reply::new();
-            ends.push(end);
-            reply
-        })?;
-        Ok(Ticket { ends, heard: 0, guard })
-    }
-
-    /// The same for a client that wants the answers as they are made.
-    ///
-    /// # Errors
-    /// There is no room; nothing was admitted.
-    pub fn stream(&self, requests: Vec<GenerationRequest>, context: RequestContext) -> Result<Stream, Rejected> {
-        let open = requests.len();
-        let feed = Arc::new(Feed::new(open));
-        let guard = self.admit(requests, context, |text| Reply::streamed(feed.clone(), text))?;
-        feed.hold(guard);
-        Ok(Stream { feed, open })
-    }
-
-    fn admit(
+    pub fn submit(
         &self,
         requests: Vec<GenerationRequest>,
         RequestContext { origin, answered, now, deadline }: RequestContext,
-        mut reply: impl FnMut(usize) -> Reply,
-    ) -> Result<CancelGuard, Rejected> {
+        is_stream: bool,
+    ) -> Result<Stream, Rejected> {
         let texts = requests.len();
         let slots = self.admission.texts(texts)?;
         // A full inbox is rare: only HTTP/2 has more requests than connections.
@@ -122,79 +100,31 @@ impl Handle {
             })
         };
         let (submit, cancel) = (room()?, room()?);
+        let feed = Arc::new(Feed::new(texts));
         let first = self.next_job.fetch_add(texts as u64, Relaxed);
         let jobs = (first..).zip(requests).zip(slots).enumerate().map(|(text, ((id, request), slot))| {
-            let job = Job::new(JobId(id), request, now, deadline, reply(text));
+            let job = Job::new(JobId(id), request, now, deadline, Reply::new(feed.clone(), text, is_stream));
             Box::new(Job { origin: origin.clone(), slot: Some(slot), ..job })
         });
         submit.send(Message::Submit(jobs.collect(), answered));
-        Ok(CancelGuard { jobs: first..first + texts as u64, cancel: Some(cancel) })
+        Ok(Stream { feed, open: texts, jobs: first..first + texts as u64, cancel: Some(cancel) })
     }
 }
 
-/// A request's right to be told of its ends. Dropping it before they have all come cancels what is left.
-#[derive(Debug)]
-struct CancelGuard {
-    jobs: JobRange,
-    cancel: Option<mpsc::OwnedPermit<Message>>,
-}
-
-impl CancelGuard {
-    /// All ends have come.
-    fn settle(&mut self) {
-        self.cancel = None;
-    }
-}
-
-impl HeldResource for CancelGuard {
-    fn all_have_ended(mut self: Box<Self>) {
-        self.settle();
-    }
-}
-
-impl Drop for CancelGuard {
-    fn drop(&mut self) {
-        if let Some(cancel) = self.cancel.take() {
-            cancel.send(Message::Cancel(self.jobs.clone()));
-        }
-    }
-}
-
-/// The terminal events of a request that is answered as a whole. Dropping it before they have all come cancels what is
-/// left.
-#[derive(Debug)]
-pub struct Ticket {
-    /// One a text, in the request's order. Dropped before the guard, so that whoever is cancelled knows that nobody waits.
-    ends: Vec<oneshot::Receiver<Outcome>>,
-    /// How many have come.
-    heard: usize,
-    guard: CancelGuard,
-}
-
-impl Ticket {
-    /// The next text's terminal event, in the request's order; `None` once every text has had its own.
-    pub async fn next(&mut self) -> Option<Outcome> {
-        let end = self.ends.get_mut(self.heard)?.await;
-        self.heard += 1;
-        if self.heard == self.ends.len() {
-            self.guard.settle();
-        }
-        // A reply says something even where it is dropped.
-        Some(end.unwrap_or(Err(Failure::Internal)))
-    }
-}
-
-/// The answers of a request as they are made. Dropping it before all have ended cancels what is left.
+/// The answers of a request. Dropping it before all have ended cancels what is left.
 #[derive(Debug)]
 pub struct Stream {
     feed: Arc<Feed>,
     /// Texts of whose end nothing was taken.
     open: usize,
+    jobs: JobRange,
+    /// The place in the scheduler's inbox that was reserved for a cancellation.
+    cancel: Option<mpsc::OwnedPermit<Message>>,
 }
 
 impl Stream {
     /// Holds something until the last text has ended, whether or not anybody takes it.
-    pub fn hold(&self, held: impl HeldResource + 'static) {
+    pub fn hold(&self, held: impl Any + Send) {
         self.feed.hold(held);
     }
 
@@ -211,8 +141,11 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // And with that cancels what has not ended.
+        // First, so that the scheduler knows that nobody waits.
         self.feed.close();
+        if let Some(cancel) = self.cancel.take().filter(|_| self.open > 0) {
+            cancel.send(Message::Cancel(self.jobs.clone()));
+        }
     }
 }
 

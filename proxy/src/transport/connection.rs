@@ -82,18 +82,14 @@ impl Server {
         let activity = Arc::new(Activity::new(Instant::now()));
         let client = Arc::new(ClientHistory::new(Instant::now()));
         let service = service_fn(|request| {
-            let (service, in_flight) = (self.service.clone(), activity.request());
+            let (service, streams, in_flight) = (self.service.clone(), self.streams.clone(), activity.request());
             let is_http2 = request.version() == Version::HTTP_2;
-            let place = is_http2.then(|| self.streams.clone().try_acquire_owned().ok());
             // An HTTP/2 connection has many requests at once: the one before says nothing of the next.
             let client = if is_http2 { Arc::new(ClientHistory::new(Instant::now())) } else { client.clone() };
             async move {
-                let place = match place {
-                    // The client may try again: nothing has been done for the request.
-                    Some(None) => return Err(h2::Error::from(h2::Reason::REFUSED_STREAM)),
-                    Some(place) => place,
-                    None => None,
-                };
+                // A client that is refused may try again: nothing has been done for the request.
+                let refused = |_| h2::Error::from(h2::Reason::REFUSED_STREAM);
+                let place = is_http2.then(|| streams.try_acquire_owned().map_err(refused)).transpose()?;
                 let mut answer = service.answer(request, &client).await;
                 if !is_http2 && service.is_leaving() {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -103,7 +103,7 @@ impl Proxied {
     pub async fn is_empty(&self) {
         // A second for what is on its way, in paused time.
         after(1000).await;
-        let metrics = self.proxy.metrics().render();
+        let metrics = self.proxy.metrics.render();
         for gauge in ["pillion_queue_depth", "pillion_running"] {
             let line = metrics.lines().find(|line| line.starts_with(gauge)).unwrap_or_default();
             assert!(line.ends_with(" 0"), "{line}");

@@ -9,7 +9,7 @@ const BATCH: BatchId = BatchId(7);
 
 fn job(id: u64, deadline: Instant) -> Box<Job> {
     let request = GenerationRequest::text("text", BatchKey::new(&Options::default(), 0), 2);
-    Box::new(Job::new(JobId(id), request, deadline, deadline, Reply::new().0))
+    Box::new(Job::new(JobId(id), request, deadline, deadline, Reply::unheard()))
 }
 
 /// A table with one batch of the jobs 10 and 11; 10 is due in a second, 11 in two.

@@ -230,7 +230,7 @@ fn whoever_is_on_trial_has_a_worker_for_himself() {
     let dispatch = |workers: &mut Workers, id, quarantine| {
         let request = GenerationRequest::text("text", BatchKey { quarantine, ..any() }, 10);
         let worker = workers.get_mut(WorkerId(id)).unwrap();
-        worker.dispatch(&[Box::new(Job::new(JobId(id), request, now, now, Reply::new().0))], false, now);
+        worker.dispatch(&[Box::new(Job::new(JobId(id), request, now, now, Reply::unheard()))], false, now);
         worker.credit = 1;
     };
     dispatch(&mut workers, 1, Quarantine::None);
