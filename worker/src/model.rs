@@ -4,13 +4,11 @@
 //! `tokenizer.json` that users bring with `--copy_files tokenizer.json`.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
 mod description;
+pub(crate) mod file;
 mod fingerprint;
 mod header;
 mod special;
@@ -19,6 +17,8 @@ mod unconverted;
 mod vocabulary;
 
 pub use description::Description;
+pub use file::ModelError;
+use file::open;
 use header::Header;
 use special::Special;
 use tokenizer_config::TokenizerConfig;
@@ -28,22 +28,6 @@ const UNLIMITED_POSITIONS: u32 = 32_768;
 
 /// What a decoder says it is in `model.bin`.
 const DECODER: &str = "TransformerDecoderSpec";
-
-/// Why a model cannot be served: one sentence that says which file and what is wrong with it.
-#[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", path.display())]
-pub struct ModelError {
-    /// The file or directory.
-    pub path: PathBuf,
-    /// What is wrong with it.
-    pub problem: String,
-}
-
-impl ModelError {
-    pub(crate) fn new(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
-        Self { path: path.into(), problem: problem.into() }
-    }
-}
 
 /// What was found in a model directory.
 #[derive(Clone, Debug)]
@@ -168,53 +152,12 @@ fn no_decoder(spec: &str) -> String {
     format!("holds {what} ({spec:?}); only decoders ({DECODER:?}) can be served")
 }
 
-fn missing(error: &io::Error, what: &str) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound if what == "tokenizer.json" => {
-            "is missing; convert the model with --copy_files tokenizer.json, or copy the file here".to_owned()
-        }
-        io::ErrorKind::NotFound => "does not exist".to_owned(),
-        _ => format!("cannot be read: {error}"),
-    }
-}
-
-fn open(path: &Path) -> Result<File, ModelError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    File::open(path).map_err(|error| ModelError::new(path, missing(&error, &name)))
-}
-
-/// A file's contents, if there is such a file.
-fn optional<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, ModelError> {
-    if path.exists() { json(path).map(Some) } else { Ok(None) }
-}
-
-fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ModelError> {
-    let reader = BufReader::new(open(path)?);
-    serde_json::from_reader(reader).map_err(|error| ModelError::new(path, format!("is not as it should be: {error}")))
-}
-
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use std::fs;
 
+    use super::file::tests::Scratch;
     use super::*;
-
-    /// A directory that goes away with the value.
-    pub(crate) struct Scratch(pub(crate) PathBuf);
-
-    impl Scratch {
-        pub(crate) fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("pillion-worker-{}-{name}", std::process::id()));
-            fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
 
     fn write(scratch: &Scratch, spec: &str) {
         let table = header::tests::table(

@@ -122,7 +122,7 @@ fn field(text: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::tests::Scratch;
+    use crate::model::file::tests::Scratch;
 
     fn group(at: &Path, version: &Version, most: &str, taken: u64, files: u64) {
         fs::create_dir_all(at).unwrap();

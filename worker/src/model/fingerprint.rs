@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::{ModelError, vocabulary};
+use super::file::{ModelError, bytes};
+use super::vocabulary;
 
 const FILES: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Those that a model may do without; they decide what becomes of a chat, and where an answer ends.
@@ -19,7 +20,7 @@ pub(super) fn of(directory: &Path, weights: [u8; 32], ends: &[u32], positions: u
     let vocabulary = vocabulary::path(directory);
     let others = FILES.into_iter().chain(OPTIONAL).map(|name| directory.join(name));
     for path in std::iter::once(vocabulary).chain(others.filter(|path| path.exists())) {
-        let bytes = std::fs::read(&path).map_err(|error| ModelError::new(&path, format!("cannot be read: {error}")))?;
+        let bytes = bytes(&path)?;
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
         hasher.update(name).update(&(bytes.len() as u64).to_be_bytes()).update(&bytes);
     }

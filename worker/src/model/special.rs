@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::file::{ModelError, json, optional_json};
 use super::tokenizer_config::TokenizerConfig;
-use super::{ModelError, json, optional};
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
@@ -23,7 +23,7 @@ impl Special {
     pub(super) fn read(directory: &Path, may_be_missing: bool) -> Result<Self, ModelError> {
         let path = directory.join(CONFIG);
         let fields: Map<String, Value> =
-            if may_be_missing { optional(&path)?.unwrap_or_default() } else { json(&path)? };
+            if may_be_missing { optional_json(&path)?.unwrap_or_default() } else { json(&path)? };
         let token = |name: &str, default: &str| match fields.get(name) {
             Some(Value::String(token)) => Ok(token.clone()),
             None if may_be_missing => Ok(default.to_owned()),
@@ -70,7 +70,7 @@ pub(super) fn ends(
         );
     }
     ends.extend(ids.get(special.eos.as_str()));
-    let generation: GenerationConfig = optional(&directory.join(GENERATION))?.unwrap_or_default();
+    let generation: GenerationConfig = optional_json(&directory.join(GENERATION))?.unwrap_or_default();
     let listed = match generation.eos_token_id {
         Ids::None => Vec::new(),
         Ids::One(id) => vec![id],
@@ -97,7 +97,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::model::tests::Scratch;
+    use crate::model::file::tests::Scratch;
 
     const WORDS: [&str; 4] = ["<unk>", "</s>", "<|end|>", "a"];
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::{ModelError, optional};
+use super::file::{ModelError, optional_json};
 
 /// The file's name.
 pub(crate) const FILE: &str = "tokenizer_config.json";
@@ -45,7 +45,7 @@ fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D:
 
 impl TokenizerConfig {
     pub(super) fn read(directory: &Path) -> Result<Self, ModelError> {
-        Ok(optional(&directory.join(FILE))?.unwrap_or_default())
+        Ok(optional_json(&directory.join(FILE))?.unwrap_or_default())
     }
 
     /// Tokens that a prompt and its answer may have together, where the file says so in earnest.

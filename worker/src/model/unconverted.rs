@@ -56,7 +56,7 @@ fn is_hub_name(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::Scratch;
+    use super::super::file::tests::Scratch;
     use super::*;
 
     #[test]

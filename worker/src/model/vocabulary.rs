@@ -1,9 +1,8 @@
 //! A model's tokens by their ids: `vocabulary.json`, or `vocabulary.txt` of older conversions.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{ModelError, json, missing};
+use super::file::{ModelError, json, text};
 
 const JSON: &str = "vocabulary.json";
 const TEXT: &str = "vocabulary.txt";
@@ -18,12 +17,7 @@ pub(super) fn path(directory: &Path) -> PathBuf {
 /// The tokens. Where the unknown token is not among them, the engine has it besides, and never chooses it.
 pub(super) fn read(directory: &Path) -> Result<Vec<String>, ModelError> {
     let path = path(directory);
-    if path.ends_with(TEXT) {
-        let text = fs::read_to_string(&path).map_err(|error| ModelError::new(&path, missing(&error, TEXT)))?;
-        Ok(lines(&text))
-    } else {
-        json(&path)
-    }
+    if path.ends_with(TEXT) { Ok(lines(&text(&path)?)) } else { json(&path) }
 }
 
 /// A token a line. Carriage returns are the lines' own where all of them end with one.
@@ -35,8 +29,10 @@ fn lines(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::model::tests::Scratch;
+    use crate::model::file::tests::Scratch;
 
     #[test]
     fn older_vocabularies_have_a_token_a_line() {

@@ -3,17 +3,15 @@
 //! Templates are Jinja's, as Hugging Face's tokenizers use them: in `chat_template.jinja`, or as `chat_template` in
 //! `tokenizer_config.json`. A model that has neither gets a plain one.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, Error, ErrorKind as Fault, Value, context};
+use minijinja::{Environment, Error, ErrorKind, Value, context};
 use pillion_protocol::frame::Message;
 use serde_json::Map;
 
-use crate::model::ModelError;
+use crate::model::file::{ModelError, optional_text};
 use crate::model::tokenizer_config::{FILE as CONFIG, Templates, TokenizerConfig};
 
 /// For models that have none: each message on a line behind its role, and then the assistant's turn.
@@ -39,7 +37,7 @@ impl Template {
     /// # Errors
     /// A file cannot be read. One that holds no template that can be used is refused when a chat comes.
     pub(super) fn load(directory: &Path, config: &TokenizerConfig) -> Result<Self, ModelError> {
-        let (file, source) = match (text(&directory.join(FILE))?, &config.chat_template) {
+        let (file, source) = match (optional_text(&directory.join(FILE))?, &config.chat_template) {
             (Some(source), _) => (Some(FILE), Ok(source)),
             (None, Some(Templates::One(source))) => (Some(CONFIG), Ok(source.clone())),
             (None, Some(Templates::Named(all))) => {
@@ -112,11 +110,11 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-        Err(Error::new(Fault::InvalidOperation, message))
+        Err(Error::new(ErrorKind::InvalidOperation, message))
     });
     environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
         let now = jiff::fmt::strtime::format(&format, &jiff::Zoned::now());
-        now.map_err(|error| Error::new(Fault::InvalidOperation, format!("strftime_now({format:?}): {error}")))
+        now.map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {error}")))
     });
     // Nothing can be gone through like a list of nothing, but to Jinja it is none.
     environment.add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
@@ -146,23 +144,16 @@ fn without_generation_blocks(source: &str) -> String {
 
 fn told(error: &Error) -> String {
     match (error.detail(), error.line()) {
-        (Some(detail), _) if error.kind() == Fault::InvalidOperation => detail.to_owned(),
+        (Some(detail), _) if error.kind() == ErrorKind::InvalidOperation => detail.to_owned(),
         (_, Some(line)) => format!("{error} (line {line})"),
         _ => error.to_string(),
     }
 }
 
-/// A file's text, if there is such a file.
-fn text(path: &Path) -> Result<Option<String>, ModelError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(ModelError::new(path, format!("cannot be read: {error}"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn said(role: &str, content: &str) -> Message {
