@@ -13,15 +13,14 @@ use crate::budget::Budget;
 use crate::check::Health;
 use crate::config::Config;
 use crate::engine::ct2::{Ct2, Device, Setting, unusable};
-use crate::engine::{Engine, EngineFailed, EnginePool, FEEDERS};
+use crate::engine::{Engine, EngineFailed, EnginePool};
 use crate::error::Error;
 use crate::liveness::{Liveness, Stuck};
 use crate::memory::{self, Allowance, Need};
 use crate::model::Model;
 use crate::pace::Pace;
-use crate::program::Patch;
 use crate::session::Worker;
-use crate::shared::{Limits, Shared};
+use crate::shared::{Limits, Shared, THREADS_PER_SLOT};
 use crate::tokens::{Template, Tokens};
 use crate::warmup::{self, Loaded, Sample};
 use crate::{lifecycle, signals};
@@ -31,6 +30,9 @@ const MOST_BATCH_TOKENS: u32 = 32_768;
 const WATCH: Duration = Duration::from_secs(1);
 /// The most that an answer nobody streams loses when the worker dies.
 const HELD_BACK: Duration = Duration::from_secs(1);
+
+/// Wraps the engine once it is warm. The worker keeps the engine as it is; tests wrap it.
+pub type Patch = fn(Arc<dyn Engine>) -> Arc<dyn Engine>;
 
 /// How a worker ended.
 #[derive(Debug)]
@@ -100,7 +102,7 @@ async fn serve(config: Config, patch: Patch) -> End {
     let result = tokio::select! {
         result = lifecycle::serve(&worker, async || lifecycle::dial(&socket).await, &mut controls) => result,
         stuck = watch(&worker.shared) => {
-            Err(Error::Stuck { slot: stuck.caller / FEEDERS, seconds: stuck.silent.as_secs() })
+            Err(Error::Stuck { slot: stuck.caller / THREADS_PER_SLOT, seconds: stuck.silent.as_secs() })
         }
     };
     // Whatever still runs, nobody waits for it; an engine that is stuck would never let its thread be joined.
@@ -248,7 +250,7 @@ fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> 
         step_us = u64::try_from(pace.step().as_micros()).unwrap_or(u64::MAX),
         "loaded"
     );
-    let liveness = Liveness::new(slots * FEEDERS, slots, Instant::now());
+    let liveness = Liveness::new(slots * THREADS_PER_SLOT, slots, Instant::now());
     let shared = Arc::new(Shared {
         tokens,
         pace,

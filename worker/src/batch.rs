@@ -1,4 +1,4 @@
-//! A batch on its way through the worker: from the wire's members to riders that the engine can take, and what comes
+//! A batch on its way through the worker: from the wire's members to members that the engine can take, and what comes
 //! back.
 
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl BatchSignals {
     }
 
     /// Unfinished members are wanted back.
-    pub fn give_back(&self) {
+    pub fn request_yield(&self) {
         self.yielding.store(true, Relaxed);
     }
 
@@ -59,9 +59,9 @@ impl BatchSignals {
 
 /// A member ready for the engine.
 #[derive(Debug)]
-pub struct Rider {
+pub struct PreparedMember {
     /// Its index in the batch.
-    pub member: MemberIndex,
+    pub index: MemberIndex,
     /// What to feed: the prompt, and then what earlier attempts have produced.
     pub tokens: Vec<u32>,
     /// How many of `tokens` are the prompt.
@@ -84,25 +84,25 @@ pub struct Rider {
     pub answer: Option<Answer>,
     /// Text that is ready and has not left yet.
     pub text: String,
-    /// How many of `tokens` need not be told: the prompt, what earlier attempts produced, and what was told since.
-    pub told: usize,
+    /// How many of `tokens` need not be reported: the prompt, what earlier attempts produced, and what was reported since.
+    pub reported: usize,
 }
 
-impl Rider {
+impl PreparedMember {
     /// Tokens produced so far, in all attempts.
     pub fn produced(&self) -> u32 {
         u32::try_from(self.tokens.len()).unwrap_or(u32::MAX).saturating_sub(self.prompt)
     }
 
     /// Takes a new token, and says how the member ends where it ends with it.
-    pub fn take(&mut self, id: u32, tokens: &Tokens) -> Option<Ending> {
+    pub fn push(&mut self, id: u32, tokens: &Tokens) -> Option<Ending> {
         // The engine sees to it that the model's own end tokens do not come before the least, but knows of no others.
         if tokens.ends().contains(&id) || (self.stop_token_ids.contains(&id) && self.produced() >= self.least) {
             return Some(Ending::Finished(FinishReason::Stop));
         }
         self.tokens.push(id);
         if let Some(answer) = &mut self.answer {
-            match answer.push(tokens, id, &mut self.text) {
+            match answer.push(tokens.decoder(), id, &mut self.text) {
                 Ok(true) => {
                     self.answer = None;
                     return Some(Ending::Finished(FinishReason::Stop));
@@ -114,32 +114,32 @@ impl Rider {
         (self.produced() >= self.most).then_some(Ending::Finished(FinishReason::Length))
     }
 
-    /// Puts what the member has produced since it was last told of into `progress`.
-    pub fn tell(&mut self, progress: &mut Progress) {
+    /// Puts what the member has produced since it was last reported of into `progress`.
+    pub fn report(&mut self, progress: &mut Progress) {
         // Where its text is made here, the session makes none.
         if self.stop.is_empty() && !self.context.is_empty() {
-            progress.contexts.push((self.member, std::mem::take(&mut self.context)));
+            progress.contexts.push((self.index, std::mem::take(&mut self.context)));
         }
-        let ids = &self.tokens[self.told.min(self.tokens.len())..];
+        let ids = &self.tokens[self.reported.min(self.tokens.len())..];
         if self.stop.is_empty() && self.stream {
-            progress.tokens.extend(ids.iter().map(|&id| (self.member, id)));
+            progress.tokens.extend(ids.iter().map(|&id| (self.index, id)));
         } else if !ids.is_empty() || !self.text.is_empty() {
             let text = (!self.stop.is_empty()).then(|| std::mem::take(&mut self.text));
-            progress.chunks.push(Chunk { member: self.member, ids: ids.to_vec(), text });
+            progress.chunks.push(Chunk { member: self.index, ids: ids.to_vec(), text });
         }
-        self.told = self.tokens.len();
+        self.reported = self.tokens.len();
     }
 
     /// Ends the member: its last tokens and its end go into `progress`.
     pub fn end(&mut self, mut how: Ending, tokens: &Tokens, progress: &mut Progress) {
         if let (Ending::Finished(_), Some(mut answer)) = (&how, self.answer.take())
-            && let Err(error) = answer.finish(tokens, &mut self.text)
+            && let Err(error) = answer.finish(tokens.decoder(), &mut self.text)
         {
             how = Ending::Failed(FailureCode::Internal, error.to_string());
         }
-        self.tell(progress);
+        self.report(progress);
         let completion_tokens = self.produced();
-        progress.ended.push(Ended { member: self.member, how, prompt_tokens: self.prompt, completion_tokens });
+        progress.ended.push(Ended { member: self.index, how, prompt_tokens: self.prompt, completion_tokens });
     }
 
     /// What the engine needs to know to place it.
@@ -154,28 +154,28 @@ impl Rider {
 
 /// A batch for the engine.
 #[derive(Debug)]
-pub struct Job {
-    /// The batch.
-    pub batch: BatchId,
+pub struct PreparedBatch {
+    /// Its number.
+    pub id: BatchId,
     /// Decoding options.
     pub options: Options,
     /// Its members, but those that were found unfit.
-    pub riders: Vec<Rider>,
+    pub members: Vec<PreparedMember>,
     /// What the session has to say meanwhile.
     pub signals: Arc<BatchSignals>,
     /// Where its events go. Once the session is gone, nobody takes them.
     pub events: Sender<Event>,
     /// The batch's place in the worker: given back when the job is dropped.
-    pub place: Option<OwnedSemaphorePermit>,
+    pub place: OwnedSemaphorePermit,
 }
 
-/// What happened to a batch, in the order in which it is to be told.
+/// What happened to a batch, in the order in which it is to be reported.
 #[derive(Debug, PartialEq)]
 pub enum Event {
     /// Members have produced something, or have ended.
     Progress(Progress),
     /// The batch is predicted to end within the lead of a credit; at most once for each batch.
-    Near(BatchId),
+    EndsSoon(BatchId),
     /// Every member has ended.
     Done(BatchId, BatchCost),
 }

@@ -24,6 +24,13 @@ pub struct Shape {
     pub most: u32,
 }
 
+impl Shape {
+    /// The most tokens that the member comes to, prompt and answer together.
+    pub fn tokens(self) -> u64 {
+        u64::from(self.prompt) + u64::from(self.most)
+    }
+}
+
 /// What the engine's work costs, in nanoseconds. With all of it zero, members are only kept apart where they must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
@@ -127,7 +134,7 @@ struct Piece {
 
 impl Piece {
     fn extend(&mut self, shape: Shape) {
-        let tokens = u64::from(shape.prompt) + u64::from(shape.most);
+        let tokens = shape.tokens();
         self.shortest = shape.prompt.into();
         self.members += 1;
         self.tokens += tokens;
@@ -156,7 +163,7 @@ mod tests {
 
     use super::*;
     use crate::memory::llama;
-    use crate::shared::tests::UNKNOWN;
+    use crate::memory::tests::UNKNOWN;
 
     fn shapes() -> impl Strategy<Value = Vec<Shape>> {
         let shape = (1u32..6, 0u32..3, 1u32..50).prop_map(|(prompt, least, most)| Shape { prompt, least, most });

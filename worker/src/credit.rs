@@ -62,11 +62,11 @@ impl Credit {
     }
 
     /// A batch is predicted to end within the lead; said at most once for each.
-    pub fn near(&mut self) {
+    pub fn ends_soon(&mut self) {
         self.ending = (self.ending + 1).min(self.batches);
     }
 
-    /// A batch has ended, which [`near`](Self::near) had announced or not.
+    /// A batch has ended, which [`ends_soon`](Self::ends_soon) had announced or not.
     pub fn done(&mut self, announced: bool) {
         self.batches = self.batches.saturating_sub(1);
         self.ending = self.ending.saturating_sub(u32::from(announced));
@@ -86,7 +86,7 @@ pub fn came_at_once(way: Duration) -> bool {
 
 /// Whether a call that may go on for `steps` more steps, each taking `step` on average, ends within `lead`. Not where
 /// nothing has been measured.
-pub fn is_near(steps: u64, step: Duration, lead: Duration) -> bool {
+pub fn ends_within(lead: Duration, steps: u64, step: Duration) -> bool {
     let step = u64::try_from(step.as_nanos()).unwrap_or(u64::MAX);
     step > 0 && u128::from(steps.saturating_mul(step)) <= lead.as_nanos()
 }
@@ -114,7 +114,7 @@ mod tests {
         let mut credit = Credit::new(1);
         credit.grant(1);
         credit.spend().unwrap();
-        credit.near();
+        credit.ends_soon();
         assert_eq!(credit.due(), 1);
         credit.grant(1);
         credit.spend().unwrap();
@@ -140,10 +140,10 @@ mod tests {
     #[test]
     fn near_means_within_the_lead() {
         let step = Duration::from_micros(100);
-        assert!(is_near(3, step, Duration::from_micros(300)));
-        assert!(!is_near(4, step, Duration::from_micros(300)));
-        assert!(!is_near(u64::MAX, step, Duration::from_micros(300)));
-        assert!(!is_near(1, Duration::ZERO, Duration::from_micros(300)), "nothing measured, nothing predicted");
+        assert!(ends_within(Duration::from_micros(300), 3, step));
+        assert!(!ends_within(Duration::from_micros(300), 4, step));
+        assert!(!ends_within(Duration::from_micros(300), u64::MAX, step));
+        assert!(!ends_within(Duration::from_micros(300), 1, Duration::ZERO), "nothing measured, nothing predicted");
     }
 
     proptest! {
@@ -163,7 +163,7 @@ mod tests {
                     1 => {
                         if let Some(batch) = announced.iter_mut().take(slots as usize).find(|batch| !**batch) {
                             *batch = true;
-                            credit.near();
+                            credit.ends_soon();
                         }
                     }
                     _ => {

@@ -1,7 +1,7 @@
 //! Why the worker ends, and with which exit code: the only place that knows one.
 
 use crate::config::FlagError;
-use crate::engine::LoadError;
+use crate::engine::ct2::LoadError;
 use crate::model::ModelError;
 
 /// Why the worker ends other than by a clean drain. Each prints as one sentence.

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
+use crate::error::Error;
+use crate::memory;
 use crate::model::{Model, ModelError, Overrides};
 use crate::tokens::Tokens;
-use crate::{Error, memory};
 
 const BAD_FLAG: u8 = 64;
 /// Bytes of an element of the keys and values on a processor.

@@ -102,3 +102,57 @@ async fn wait(pause: Duration, controls: &mut mpsc::Receiver<Control>) -> bool {
 fn stopped(members: usize, when: &'static str) -> Result<(), Error> {
     if members == 0 { Ok(()) } else { Err(Error::WorkLeft { members, when }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pillion_protocol::Frame;
+    use pillion_protocol::frame::Goodbye;
+
+    use super::*;
+    use crate::session::tests::{paused, pipe, worker};
+
+    /// Dials `times` in vain and then a proxy that says goodbye for this reason; returns when each dial came, in
+    /// milliseconds. The worker is told to stop after that.
+    fn dials(times: usize, reason: Option<GoodbyeReason>) -> (Vec<u128>, Result<(), Error>) {
+        let worker = worker(&Arc::default(), 1);
+        paused(async {
+            let start = tokio::time::Instant::now();
+            let mut dials = Vec::new();
+            let (controls, mut receiver) = mpsc::channel(8);
+            let dial = async || {
+                dials.push(start.elapsed().as_millis());
+                if dials.len() > times + 1 {
+                    controls.send(Control::Drain).await.unwrap();
+                }
+                if dials.len() != times + 1 {
+                    return Err(io::Error::from(io::ErrorKind::NotFound));
+                }
+                let ((reader, writer), mut proxy, _) = pipe();
+                tokio::spawn(async move {
+                    if let Some(reason) = reason {
+                        proxy.send(&Frame::Goodbye(Goodbye { reason, message: "no".to_owned() })).await;
+                    }
+                    while proxy.reader.next().await.unwrap().is_some() {}
+                });
+                Ok((reader, writer))
+            };
+            let result = serve(&worker, dial, &mut receiver).await;
+            (dials, result)
+        })
+    }
+
+    #[test]
+    fn a_missing_proxy_is_dialled_again_within_50_milliseconds() {
+        let (times, result) = dials(9, Some(GoodbyeReason::Drained));
+        assert_eq!(times[..10], [0, 1, 3, 7, 15, 31, 63, 113, 163, 213]);
+        assert!(result.is_ok());
+    }
+
+    #[test]
+    fn a_proxy_of_other_versions_is_dialled_again_after_a_second() {
+        let (times, _) = dials(0, Some(GoodbyeReason::Version));
+        assert_eq!(times, [0, 1000]);
+    }
+}

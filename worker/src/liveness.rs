@@ -161,7 +161,7 @@ fn millis(time: Duration) -> u64 {
 
 /// How long a call may be silent that feeds `fed` tokens in bulk and then has up to `forced` steps in which nobody may be
 /// heard: half a minute, and many times what was measured.
-pub fn silence(pace: &Pace, fed: u64, forced: u64) -> Duration {
+pub fn allowed_silence(pace: &Pace, fed: u64, forced: u64) -> Duration {
     let step = u64::try_from(pace.step().as_nanos()).unwrap_or(u64::MAX);
     let expected = pace.feeding(fed).saturating_add(Duration::from_nanos(step.saturating_mul(forced)));
     SHORTEST_SILENCE.saturating_add(expected.saturating_mul(GENEROSITY))
@@ -245,14 +245,14 @@ mod tests {
     #[test]
     fn long_prompts_are_granted_more() {
         let pace = Pace::default();
-        assert_eq!(silence(&pace, 1_000_000, 1000), SHORTEST_SILENCE);
-        pace.called(crate::engine::CallTime {
+        assert_eq!(allowed_silence(&pace, 1_000_000, 1000), SHORTEST_SILENCE);
+        pace.called(crate::pace::CallTime {
             first: Duration::from_secs(2),
             rest: Duration::from_secs(1),
             steps: 1,
             fed: 1000,
             member_steps: 2,
         });
-        assert_eq!(silence(&pace, 2000, 5), SHORTEST_SILENCE + Duration::from_secs(10 * (2 + 5)));
+        assert_eq!(allowed_silence(&pace, 2000, 5), SHORTEST_SILENCE + Duration::from_secs(10 * (2 + 5)));
     }
 }

@@ -71,8 +71,11 @@ fn largest(most: u32, will_do: impl Fn(u32) -> bool) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// For a machine that does not say how much memory is free.
+    pub(crate) const UNKNOWN: Allowance = Allowance { need: Need::NOTHING, bytes: u64::MAX };
 
     #[test]
     fn calls_share_a_part_of_what_is_free() {

@@ -8,7 +8,36 @@ use pillion_protocol::frame::UnitCost;
 use pillion_protocol::service_time::{Load, ServiceTime};
 
 use crate::cohort::Cost;
-use crate::engine::CallTime;
+
+/// How long a finished call took, and what it did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallTime {
+    /// Time from the call to its first token.
+    pub first: Duration,
+    /// Time from its first token to its last.
+    pub rest: Duration,
+    /// Steps from the first token to the last.
+    pub steps: u64,
+    /// Prompt tokens fed before the first token.
+    pub fed: u64,
+    /// Steps of all members together. A member counts from the call's first step, in which it may only be fed, to its own
+    /// last.
+    pub member_steps: u64,
+}
+
+impl CallTime {
+    /// The work that the engine did in the call.
+    #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+    pub fn load(&self) -> Load {
+        let steps = (self.steps + 1) as f64;
+        Load { calls: 1.0, steps, tokens: self.member_steps as f64, prompt: self.fed as f64 }
+    }
+
+    /// A step's mean time, if there was a step between two tokens.
+    pub fn step(&self) -> Option<Duration> {
+        u32::try_from(self.steps).ok().filter(|steps| *steps > 0).map(|steps| self.rest / steps)
+    }
+}
 
 /// A running mean in nanoseconds: each new measurement weighs a quarter.
 #[derive(Debug, Default)]

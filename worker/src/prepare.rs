@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pillion_protocol::MemberIndex;
 use pillion_protocol::frame::{FailureCode, FinishReason, Member, Options, Prompt};
 
-use crate::batch::{Ended, Ending, Progress, Rider};
+use crate::batch::{Ended, Ending, PreparedMember, Progress};
 use crate::memory::Size;
 use crate::shared::Limits;
 use crate::tokens::{Answer, PromptFailed, PromptKind, TokenizerFailed, Tokens};
@@ -43,24 +43,24 @@ fn invalid(message: impl Into<String>) -> Unfit {
 }
 
 /// Readies members that came at `received`. Those that end at once, well or badly, go into `progress`.
-pub fn riders(
+pub fn members(
     members: Vec<Member>,
     options: &Options,
     received: Instant,
     tokens: &Tokens,
     limits: &Limits,
     progress: &mut Progress,
-) -> Vec<Rider> {
+) -> Vec<PreparedMember> {
     let unfit = check_options(options, tokens, limits).err();
-    let mut riders = Vec::with_capacity(members.len());
+    let mut ready = Vec::with_capacity(members.len());
     for (index, member) in (0..).zip(members) {
-        let ready = match &unfit {
+        let prepared = match &unfit {
             Some(Unfit(code, message)) => Err(Unfit(*code, message.clone())),
-            None => rider(index, member, options, received, tokens, limits),
+            None => prepare(index, member, options, received, tokens, limits),
         };
-        match ready {
-            Ok((rider, None)) => riders.push(rider),
-            Ok((mut rider, Some(reason))) => rider.end(Ending::Finished(reason), tokens, progress),
+        match prepared {
+            Ok((member, None)) => ready.push(member),
+            Ok((mut member, Some(reason))) => member.end(Ending::Finished(reason), tokens, progress),
             Err(Unfit(code, message)) => progress.ended.push(Ended {
                 member: index,
                 how: Ending::Failed(code, message),
@@ -69,7 +69,7 @@ pub fn riders(
             }),
         }
     }
-    riders
+    ready
 }
 
 /// A member is continued with what it has produced, except where its options look back over the output: the engine would
@@ -80,14 +80,14 @@ pub fn forget_what_cannot_be_continued(member: &mut Member, options: &Options) {
     }
 }
 
-fn rider(
+fn prepare(
     index: MemberIndex,
     member: Member,
     options: &Options,
     received: Instant,
     tokens: &Tokens,
     limits: &Limits,
-) -> Result<(Rider, Option<FinishReason>), Unfit> {
+) -> Result<(PreparedMember, Option<FinishReason>), Unfit> {
     let Member { prompt, max_new_tokens: mut most, fit, min_new_tokens: least, stop, deadline_ms, stream, .. } = member;
     let Member { produced, sent, stop_token_ids, chat_template_kwargs: kwargs, .. } = member;
     if options.look_back() && !produced.is_empty() {
@@ -139,7 +139,7 @@ fn rider(
     let (answer, stopped) = if stop.is_empty() {
         (None, false)
     } else {
-        let (answer, stopped) = Answer::resume(tokens, &context, stop.clone(), &produced, sent, &mut text)?;
+        let (answer, stopped) = Answer::resume(tokens.decoder(), &context, stop.clone(), &produced, sent, &mut text)?;
         ((!stopped).then_some(answer), stopped)
     };
     let over = if stopped {
@@ -149,9 +149,9 @@ fn rider(
     };
     ids.extend(produced);
     let deadline = received + Duration::from_millis(deadline_ms).min(FARTHEST_DEADLINE);
-    let told = ids.len();
-    let rider = Rider {
-        member: index,
+    let reported = ids.len();
+    let member = PreparedMember {
+        index,
         tokens: ids,
         prompt,
         most,
@@ -163,9 +163,9 @@ fn rider(
         context,
         answer,
         text,
-        told,
+        reported,
     };
-    Ok((rider, over))
+    Ok((member, over))
 }
 
 /// Refuses a member that would need more memory alone than a call may take.
@@ -219,38 +219,20 @@ fn check_options(options: &Options, tokens: &Tokens, limits: &Limits) -> Result<
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use pillion_protocol::frame::Message;
 
     use super::*;
+    use crate::memory::tests::UNKNOWN;
     use crate::memory::{Allowance, llama};
-    use crate::shared::tests::UNKNOWN;
-    use crate::tokens::samples::byte_tokens;
-
-    pub(crate) fn member(text: &str) -> Member {
-        Member {
-            prompt: Prompt::Text(text.to_owned()),
-            max_new_tokens: 8,
-            fit: false,
-            min_new_tokens: 0,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            chat_template_kwargs: serde_json::Map::new(),
-            deadline_ms: 60_000,
-            stream: false,
-            produced: Vec::new(),
-            sent: 0,
-            request_id: String::new(),
-            traceparent: String::new(),
-        }
-    }
+    use crate::tokens::samples::{byte_tokens, member};
 
     const LIMITS: Limits = Limits { positions: 20, slots: 1, top_p_candidates: 100, allowance: UNKNOWN, window: 0 };
 
-    fn ready(member: Member, options: &Options) -> Result<Rider, Ended> {
+    fn ready(member: Member, options: &Options) -> Result<PreparedMember, Ended> {
         let mut progress = Progress::default();
-        let riders = riders(vec![member], options, Instant::now(), &byte_tokens(), &LIMITS, &mut progress);
-        riders.into_iter().next().ok_or_else(|| progress.ended.remove(0))
+        let members = members(vec![member], options, Instant::now(), &byte_tokens(), &LIMITS, &mut progress);
+        members.into_iter().next().ok_or_else(|| progress.ended.remove(0))
     }
 
     fn code(member: Member, options: &Options) -> FailureCode {
@@ -285,9 +267,9 @@ pub(crate) mod tests {
             |mib: u64| Limits { positions: 30_000, allowance: Allowance { need: llama(), bytes: mib << 20 }, ..LIMITS };
         let ready = |member: Member, limits: &Limits| {
             let mut progress = Progress::default();
-            let riders =
-                riders(vec![member], &Options::default(), Instant::now(), &byte_tokens(), limits, &mut progress);
-            riders.into_iter().next().ok_or_else(|| progress.ended.remove(0).how)
+            let members =
+                members(vec![member], &Options::default(), Instant::now(), &byte_tokens(), limits, &mut progress);
+            members.into_iter().next().ok_or_else(|| progress.ended.remove(0).how)
         };
         let long = || member(&"a".repeat(11_000));
         let Err(Ending::Failed(FailureCode::TooManyTokens, message)) = ready(long(), &limits(2_000)) else { panic!() };
@@ -311,8 +293,8 @@ pub(crate) mod tests {
         let limits = Limits { positions: 100, ..LIMITS };
         let mut progress = Progress::default();
         let options = Options::default();
-        let riders = riders(vec![chat], &options, Instant::now(), &byte_tokens(), &limits, &mut progress);
-        assert_eq!(byte_tokens().decode(&riders[0].tokens).unwrap(), "user: a\nassistant:");
+        let members = members(vec![chat], &options, Instant::now(), &byte_tokens(), &limits, &mut progress);
+        assert_eq!(byte_tokens().decoder().decode(&members[0].tokens).unwrap(), "user: a\nassistant:");
     }
 
     #[test]
@@ -349,9 +331,9 @@ pub(crate) mod tests {
     #[test]
     fn what_was_produced_is_fed_again_and_counts() {
         let resumed = Member { produced: vec![7, 8, 9], ..member("ab") };
-        let rider = ready(resumed, &Options::default()).unwrap();
-        assert_eq!((rider.tokens.len(), rider.prompt, rider.produced()), (5, 2, 3));
-        assert_eq!(rider.shape(), crate::cohort::Shape { prompt: 5, least: 0, most: 5 });
+        let member = ready(resumed, &Options::default()).unwrap();
+        assert_eq!((member.tokens.len(), member.prompt, member.produced()), (5, 2, 3));
+        assert_eq!(member.shape(), crate::cohort::Shape { prompt: 5, least: 0, most: 5 });
     }
 
     #[test]

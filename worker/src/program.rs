@@ -2,14 +2,11 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
 
+use crate::app::Patch;
 use crate::config::{Command, Config};
-use crate::engine::Engine;
-use crate::{Error, app, check, environment, inspect, leave, log};
-
-/// What becomes of the engine once it is warm. The worker leaves it as it is; tests put something around it.
-pub type Patch = fn(Arc<dyn Engine>) -> Arc<dyn Engine>;
+use crate::error::Error;
+use crate::{app, check, environment, inspect, leave, log};
 
 /// Runs a worker as the command line asks.
 pub fn run(patch: Patch) -> ExitCode {

@@ -16,22 +16,23 @@ use tokio::time::Instant;
 use crate::batch::{BatchSignals, Event};
 use crate::check::Health;
 use crate::credit::{self, Credit};
-use crate::engine::{Arrived, EnginePool};
+use crate::engine::{EnginePool, ReceivedBatch};
 use crate::prepare::forget_what_cannot_be_continued;
 use crate::shared::Shared;
 use crate::signals::Control;
 
 mod end;
-mod flight;
+mod frames;
 mod handshake;
-mod tell;
+mod in_flight;
+mod member_text;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use end::End;
 use end::Trouble;
-use flight::Flights;
 pub use handshake::HandshakeError;
+use in_flight::InFlight;
 
 /// Events on their way from the engines: past this, an engine waits for the session.
 const EVENTS: usize = 256;
@@ -97,7 +98,7 @@ struct Session<'a, W> {
     credit: Credit,
     /// Places of the credits that no batch has come into yet.
     granted: Vec<OwnedSemaphorePermit>,
-    flights: Flights,
+    in_flight: InFlight,
     /// When the last credit was sent, until a batch comes.
     asked: Option<std::time::Instant>,
     /// Set by the order to drain: when it has taken too long.
@@ -116,7 +117,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
             events,
             credit: Credit::new(slots),
             granted: Vec::new(),
-            flights: Flights::default(),
+            in_flight: InFlight::default(),
             asked: None,
             draining: None,
             released: false,
@@ -135,7 +136,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
         let places = &self.worker.places;
         loop {
             self.grant()?;
-            if self.released && self.flights.is_empty() {
+            if self.released && self.in_flight.is_empty() {
                 self.goodbye(GoodbyeReason::Drained, "drained").await;
                 return Ok(End::Drained);
             }
@@ -147,7 +148,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
                     loop {
                         match frame.ok_or(Trouble::Closed)? {
                             Frame::Goodbye(goodbye) => return Ok(End::Goodbye { goodbye, draining: self.draining.is_some() }),
-                            other => self.take(other)?,
+                            other => self.on_frame(other)?,
                         }
                         match reader.buffered()? {
                             None => break,
@@ -156,9 +157,9 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
                     }
                 }
                 Some(event) = inbox.recv(), if unsent < UNSENT => {
-                    self.tell(event)?;
+                    self.on_event(event)?;
                     while self.writer.pending() < UNSENT && let Ok(event) = inbox.try_recv() {
-                        self.tell(event)?;
+                        self.on_event(event)?;
                     }
                 }
                 sent = self.writer.flush(), if unsent > 0 => {
@@ -166,14 +167,14 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
                     self.stalled = None;
                 }
                 Ok(place) = Arc::clone(places).acquire_owned(), if self.wants_credit() => self.granted.push(place),
-                _ = heartbeat.tick() => self.beat()?,
+                _ = heartbeat.tick() => self.heartbeat()?,
                 Some(control) = controls.recv() => match control {
                     Control::Drain => self.drain()?,
-                    Control::Quit => return Ok(End::Quit(self.flights.members())),
+                    Control::Quit => return Ok(End::Quit(self.in_flight.unfinished())),
                     Control::Dump => self.dump(),
                 },
                 () = tokio::time::sleep_until(drain_end), if self.draining.is_some() => {
-                    return Ok(End::DrainTimeout(self.flights.members()));
+                    return Ok(End::DrainTimeout(self.in_flight.unfinished()));
                 }
             }
         }
@@ -199,18 +200,18 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
         Ok(())
     }
 
-    fn take(&mut self, frame: Frame) -> Result<(), Trouble> {
+    fn on_frame(&mut self, frame: Frame) -> Result<(), Trouble> {
         match frame {
-            Frame::Batch(id, batch) => return self.board(id, batch),
-            Frame::Cancel(id, members) => self.flights.signal(id, |signals| {
+            Frame::Batch(id, batch) => return self.on_batch(id, batch),
+            Frame::Cancel(id, members) => self.in_flight.signal(id, |signals| {
                 for &member in &members {
                     signals.cancel(member);
                 }
             }),
-            Frame::Yield(id) => self.flights.signal(id, BatchSignals::give_back),
+            Frame::Yield(id) => self.in_flight.signal(id, BatchSignals::request_yield),
             Frame::Release if self.draining.is_some() => {
                 self.released = true;
-                self.flights.give_back();
+                self.in_flight.request_yield();
             }
             Frame::Release => return Err(Trouble::Protocol("RELEASE without DRAINING".to_owned())),
             other => return Err(Trouble::Protocol(format!("an unexpected frame: {}", name(&other)))),
@@ -218,7 +219,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
         Ok(())
     }
 
-    fn board(&mut self, id: BatchId, mut batch: Batch) -> Result<(), Trouble> {
+    fn on_batch(&mut self, id: BatchId, mut batch: Batch) -> Result<(), Trouble> {
         let protocol = |message: &str| Trouble::Protocol(format!("{id}: {message}"));
         self.credit.spend().map_err(|error| protocol(&error.to_string()))?;
         let place = self.granted.pop().ok_or_else(|| protocol("a batch without a place"))?;
@@ -235,16 +236,42 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
             self.worker.shared.tokens.resolve_stops(member);
         }
         let signals = Arc::new(BatchSignals::new(batch.members.len()));
-        if !self.flights.add(id, &batch.members, &signals) {
+        if !self.in_flight.add(id, &batch.members, &signals) {
             return Err(protocol("a batch of this name is under way"));
         }
         let at = std::time::Instant::now();
         let asked = self.asked.take().filter(|&asked| credit::came_at_once(at.saturating_duration_since(asked)));
-        let arrived = Arrived { id, batch, at, asked, signals, events: self.events.clone(), place };
-        self.worker.engines.take(arrived).map_err(|error| Trouble::Internal(error.to_string()))
+        let received = ReceivedBatch { id, batch, at, asked, signals, events: self.events.clone(), place };
+        self.worker.engines.submit(received).map_err(|error| Trouble::Internal(error.to_string()))
     }
 
-    fn beat(&mut self) -> Result<(), Trouble> {
+    fn on_event(&mut self, event: Event) -> Result<(), Trouble> {
+        match event {
+            Event::Progress(progress) => {
+                if let Some(batch) = self.in_flight.get(BatchId(progress.batch)) {
+                    let decoder = self.worker.shared.tokens.decoder();
+                    let mut frames = frames::frames(progress, batch, decoder, self.worker.log_prompts);
+                    frames.try_for_each(|frame| self.writer.put(&frame))?;
+                }
+            }
+            Event::EndsSoon(id) => {
+                if let Some(batch) = self.in_flight.get(id)
+                    && !std::mem::replace(&mut batch.announced, true)
+                {
+                    self.credit.ends_soon();
+                }
+            }
+            Event::Done(id, cost) => {
+                if let Some(batch) = self.in_flight.remove(id) {
+                    self.credit.done(batch.announced);
+                    self.writer.put(&Frame::Done(id, cost))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn heartbeat(&mut self) -> Result<(), Trouble> {
         if self.writer.pending() > 0 {
             let since = *self.stalled.get_or_insert_with(Instant::now);
             if since.elapsed() >= end::LONGEST_STALL {
@@ -279,7 +306,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
             places_free = self.worker.places.available_permits(),
             "dump: connected"
         );
-        self.flights.dump();
+        self.in_flight.dump();
     }
 }
 

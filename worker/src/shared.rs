@@ -10,6 +10,9 @@ use crate::memory::{Allowance, Size};
 use crate::pace::Pace;
 use crate::tokens::Tokens;
 
+/// Engine threads of each slot: while one waits for a call, the other prepares the next batch.
+pub const THREADS_PER_SLOT: usize = 2;
+
 /// What a worker can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -72,19 +75,15 @@ pub(crate) mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::engine::FEEDERS;
-    use crate::memory::Need;
+    use crate::memory::tests::UNKNOWN;
     use crate::tokens::samples::byte_tokens;
-
-    /// Where nobody knows what is free.
-    pub(crate) const UNKNOWN: Allowance = Allowance { need: Need::NOTHING, bytes: u64::MAX };
 
     /// Of a worker with so many slots that has measured nothing yet.
     pub(crate) fn shared(slots: usize) -> Shared {
         Shared {
             tokens: byte_tokens(),
             pace: Pace::default(),
-            liveness: Liveness::new(slots * FEEDERS, slots, Instant::now()),
+            liveness: Liveness::new(slots * THREADS_PER_SLOT, slots, Instant::now()),
             limits: Limits { positions: 1000, slots, top_p_candidates: 100, allowance: UNKNOWN, window: 0 },
             memory: AtomicU64::new(u64::MAX),
             is_on_processor: false,

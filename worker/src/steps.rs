@@ -17,17 +17,9 @@ pub struct Steps {
     joined: usize,
     ended_before: usize,
     ended_now: usize,
-    heard: usize,
+    /// Tokens of the present step so far.
+    seen: usize,
     started: bool,
-}
-
-/// What a callback means for its step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heard {
-    /// The first of its step.
-    pub first: bool,
-    /// The last of its step: what the step produced is complete.
-    pub last: bool,
 }
 
 impl Steps {
@@ -44,26 +36,26 @@ impl Steps {
         until.sort_unstable();
         behind.sort_unstable();
         let ended = vec![false; members.len()];
-        Self { behind, until, ended, step: 0, joined: 0, ended_before: 0, ended_now: 0, heard: 0, started: false }
+        Self { behind, until, ended, step: 0, joined: 0, ended_before: 0, ended_now: 0, seen: 0, started: false }
     }
 
-    /// Takes a callback: `member` was heard in `step`, and ends with it or not.
-    pub fn hear(&mut self, step: u64, member: usize, ends: bool) -> Heard {
-        let first = !self.started || step != self.step;
-        if first {
+    /// Takes a token of `member` in `step`, which may be the member's last. Returns true if it is the last token of its step:
+    /// what the step produced is complete.
+    pub fn on_token(&mut self, step: u64, member: usize, ends: bool) -> bool {
+        if !self.started || step != self.step {
             self.started = true;
             self.step = step;
-            self.heard = 0;
+            self.seen = 0;
             self.ended_before += std::mem::take(&mut self.ended_now);
             while self.behind.get(self.joined).is_some_and(|&behind| u64::from(behind) <= step) {
                 self.joined += 1;
             }
         }
-        self.heard += 1;
+        self.seen += 1;
         if ends && self.ended.get_mut(member).is_some_and(|ended| !std::mem::replace(ended, true)) {
             self.ended_now += 1;
         }
-        Heard { first, last: self.heard + self.ended_before >= self.joined }
+        self.seen + self.ended_before >= self.joined
     }
 
     /// Steps that may still follow the present one: how long the longest living member can go on. Before the first
@@ -92,27 +84,25 @@ mod tests {
 
     use super::*;
 
-    const ONLY: Heard = Heard { first: true, last: true };
-
     #[test]
     fn a_step_is_over_when_everyone_due_was_heard() {
         // Member 1 is two tokens behind: it is first heard in step 2.
         let mut steps = Steps::new([(3, 5), (5, 5), (3, 5)]);
         assert_eq!(steps.remaining(), 7);
-        assert_eq!(steps.hear(0, 2, false), Heard { first: true, last: false });
-        assert_eq!(steps.hear(0, 0, true), Heard { first: false, last: true });
-        assert_eq!(steps.hear(1, 2, false), ONLY);
-        assert_eq!(steps.hear(2, 1, false), Heard { first: true, last: false });
-        assert_eq!(steps.hear(2, 2, true), Heard { first: false, last: true });
-        assert_eq!(steps.hear(3, 1, true), ONLY);
+        assert!(!steps.on_token(0, 2, false));
+        assert!(steps.on_token(0, 0, true));
+        assert!(steps.on_token(1, 2, false));
+        assert!(!steps.on_token(2, 1, false));
+        assert!(steps.on_token(2, 2, true));
+        assert!(steps.on_token(3, 1, true));
         assert_eq!((steps.taken(), steps.forced(), steps.remaining()), (4, 2, 0));
     }
 
     #[test]
     fn silent_steps_are_counted() {
         let mut steps = Steps::new([(2, 5), (9, 1)]);
-        assert_eq!(steps.hear(0, 0, true), ONLY);
-        assert_eq!(steps.hear(7, 1, true), ONLY);
+        assert!(steps.on_token(0, 0, true));
+        assert!(steps.on_token(7, 1, true));
         assert_eq!((steps.taken(), steps.forced()), (8, 7));
     }
 
@@ -138,8 +128,7 @@ mod tests {
                 }
                 for (nth, &m) in due.iter().enumerate() {
                     let ends = step + 1 == members[m].0 - shortest + life(&members[m]);
-                    let heard = steps.hear(step.into(), m, ends);
-                    prop_assert_eq!(heard, Heard { first: nth == 0, last: nth + 1 == due.len() });
+                    prop_assert_eq!(steps.on_token(step.into(), m, ends), nth + 1 == due.len());
                 }
                 if !due.is_empty() {
                     let longest = members

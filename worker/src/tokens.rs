@@ -4,6 +4,7 @@
 //! post-processor, or by the chat template. An answer is decoded behind its prompt, without special tokens.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use pillion_protocol::frame::{Member, Message};
 use serde_json::{Map, Value};
@@ -16,6 +17,7 @@ mod answer;
 mod chat;
 mod decode;
 mod detokenise;
+mod error;
 mod fitness;
 mod length;
 #[cfg(test)]
@@ -25,15 +27,16 @@ mod template;
 
 pub use answer::{Answer, whole};
 use chat::Chats;
-use decode::Decoder;
+pub use decode::Decoder;
 pub use detokenise::Context;
+pub use error::{PromptFailed, TokenizerFailed};
 use length::Lengths;
 pub use template::Template;
 
 /// The tokenizer of a model.
 #[derive(Debug)]
 pub struct Tokens {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     decoder: Decoder,
     lengths: Lengths,
     chats: Chats,
@@ -50,34 +53,6 @@ pub enum PromptKind {
     Chat,
     /// Ids, which may end anywhere.
     Ids,
-}
-
-/// A text could not be tokenised, or ids not be decoded.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerFailed {
-    /// The tokenizer does not take it.
-    #[error("the tokenizer failed: {0}")]
-    Refused(String),
-    /// A defect of the tokenizer.
-    #[error("the tokenizer panicked: {0}")]
-    Panicked(String),
-}
-
-/// Why a prompt cannot be turned into ids.
-#[derive(Debug, thiserror::Error)]
-pub enum PromptFailed {
-    /// By its length alone it has more tokens than the model has positions: at least so many.
-    #[error("the prompt has at least {0} tokens")]
-    TooLong(usize),
-    /// The model has no chat template that can be used, or it refuses these messages.
-    #[error("{0}")]
-    Template(String),
-    /// It holds characters that tell special tokens from what only looks like them.
-    #[error("the text holds noncharacters (U+FDD0 to U+FDEF) that are needed to tell special tokens from text")]
-    Unmarkable,
-    /// The tokenizer failed.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerFailed),
 }
 
 impl Tokens {
@@ -106,8 +81,14 @@ impl Tokens {
         tokenizer.set_encode_special_tokens(true);
         let lengths = Lengths::of(&tokenizer);
         let chats = Chats::new(template, &mut tokenizer)?;
+        let tokenizer = Arc::new(tokenizer);
         let decoder = Decoder::of(&tokenizer, chats.likenesses());
         Ok(Self { tokenizer, decoder, lengths, chats, ends, vocabulary })
+    }
+
+    /// Turns ids into text.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
     /// The tokens at which a sequence ends.
@@ -175,32 +156,12 @@ impl Tokens {
         }
         let last = prompt.iter().rev().copied();
         let mut ids: Vec<u32> = if kind == PromptKind::Text {
-            last.filter(|&id| self.is_text(id)).take(detokenise::CONTEXT).collect()
+            last.filter(|&id| self.decoder.is_text(id)).take(detokenise::CONTEXT).collect()
         } else {
-            last.take(detokenise::CONTEXT).take_while(|&id| self.is_text(id)).collect()
+            last.take(detokenise::CONTEXT).take_while(|&id| self.decoder.is_text(id)).collect()
         };
         ids.reverse();
-        Context::new(self, ids, is_whole)
-    }
-
-    /// The text of ids that begin a text, without special tokens.
-    ///
-    /// # Errors
-    /// The tokenizer's decoder fails on the ids.
-    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerFailed> {
-        self.decoder.decode(&self.tokenizer, ids)
-    }
-
-    fn is_text(&self, id: u32) -> bool {
-        self.decoder.is_text(&self.tokenizer, id)
-    }
-
-    fn is_byte_level(&self) -> bool {
-        self.decoder.is_byte_level()
-    }
-
-    fn is_local(&self) -> bool {
-        self.decoder.is_local()
+        Context::new(&self.decoder, ids, is_whole)
     }
 }
 
@@ -221,9 +182,8 @@ fn read(path: &Path) -> Result<Tokenizer, ModelError> {
 
 #[cfg(test)]
 mod tests {
-    use super::samples::{byte_fallback, byte_tokens, panicking};
+    use super::samples::{byte_fallback, byte_tokens, member, panicking};
     use super::*;
-    use crate::prepare::tests::member;
 
     #[test]
     fn special_tokens_in_a_text_are_plain_text() {
@@ -231,7 +191,7 @@ mod tests {
         let ids = tokens.encode("a</s>b", 100).unwrap();
         assert_eq!(ids.len(), 6);
         assert!(!ids.contains(&tokens.ends()[0]));
-        assert_eq!(tokens.decode(&ids).unwrap(), "a</s>b");
+        assert_eq!(tokens.decoder.decode(&ids).unwrap(), "a</s>b");
     }
 
     #[test]
@@ -239,7 +199,7 @@ mod tests {
         let tokens = byte_tokens();
         let mut ids = tokens.encode("ab", 100).unwrap();
         ids.push(tokens.ends()[0]);
-        assert_eq!(tokens.decode(&ids).unwrap(), "ab");
+        assert_eq!(tokens.decoder.decode(&ids).unwrap(), "ab");
     }
 
     #[test]
@@ -263,7 +223,7 @@ mod tests {
         assert_eq!(tokens.context(&[1, 2, 3], PromptKind::Text).unwrap(), none, "bytes need none");
         assert_ne!(tokens.context(&[1, 2, 3], PromptKind::Ids).unwrap(), none);
         let tokens = byte_fallback();
-        let of = |ids: &[u32]| Context::new(&tokens, ids.to_vec(), true).unwrap();
+        let of = |ids: &[u32]| Context::new(&tokens.decoder, ids.to_vec(), true).unwrap();
         for (prompt, in_text, in_chat) in [
             (&[2, 3, 4, 5, 6, 7, 8, 9][..], &[6, 7, 8, 9][..], &[6, 7, 8, 9][..]),
             (&[2, 3, 0, 4], &[2, 3, 4], &[4]),

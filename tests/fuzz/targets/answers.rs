@@ -37,11 +37,12 @@ fn expected(text: &str, stops: &[String]) -> String {
 
 fuzz_target!(|case: Case| {
     let tokens = tokens();
+    let decoder = tokens.decoder();
     let known =
         |ids: &[u16]| -> Vec<u32> { ids.iter().take(200).map(|&id| u32::from(id) % tokens.vocabulary()).collect() };
     let context = tokens.context(&known(&case.prompt), PromptKind::Ids).expect("ids of the vocabulary have a text");
     let ids = known(&case.ids);
-    let text = whole(tokens, &context, &ids, 0).expect("ids of the vocabulary have a text");
+    let text = whole(decoder, &context, &ids, 0).expect("ids of the vocabulary have a text");
     let mut stops = case.made_up;
     for (from, bytes) in case.cut {
         let from = usize::from(from).min(text.len());
@@ -55,17 +56,17 @@ fuzz_target!(|case: Case| {
     let mut answer = Answer::new(&context, stops.clone());
     let mut stopped_after = None;
     for (place, &id) in ids.iter().enumerate() {
-        if answer.push(tokens, id, &mut sent).expect("a text") {
+        if answer.push(decoder, id, &mut sent).expect("a text") {
             stopped_after = Some(place + 1);
             break;
         }
     }
     if stopped_after.is_none() {
-        answer.finish(tokens, &mut sent).expect("a text");
+        answer.finish(decoder, &mut sent).expect("a text");
     }
     // Where an answer is stopped early, the text of what came until then is what counts.
     let seen = &ids[..stopped_after.unwrap_or(ids.len())];
-    let all = whole(tokens, &context, seen, 0).expect("a text");
+    let all = whole(decoder, &context, seen, 0).expect("a text");
     assert_eq!(sent, expected(&all, &stops), "of {all:?} with {stops:?}");
 
     // Broken off and taken up elsewhere.
@@ -74,21 +75,21 @@ fuzz_target!(|case: Case| {
     let mut answer = Answer::new(&context, stops.clone());
     let mut stopped = false;
     for &id in &seen[..at] {
-        stopped = answer.push(tokens, id, &mut first).expect("a text");
+        stopped = answer.push(decoder, id, &mut first).expect("a text");
     }
     if !stopped {
         let mut second = String::new();
         let sent_bytes = first.len() as u64;
         let (mut answer, mut stopped) =
-            Answer::resume(tokens, &context, stops, &seen[..at], sent_bytes, &mut second).expect("a text");
+            Answer::resume(decoder, &context, stops, &seen[..at], sent_bytes, &mut second).expect("a text");
         for &id in &seen[at..] {
             if stopped {
                 break;
             }
-            stopped = answer.push(tokens, id, &mut second).expect("a text");
+            stopped = answer.push(decoder, id, &mut second).expect("a text");
         }
         if !stopped {
-            answer.finish(tokens, &mut second).expect("a text");
+            answer.finish(decoder, &mut second).expect("a text");
         }
         assert_eq!(format!("{first}{second}"), sent);
     }

@@ -14,13 +14,13 @@ use pillion_protocol::frame::{Batch, Frame, Goodbye, GoodbyeReason, Member, Mess
 use pillion_protocol::{BatchId, VERSIONS, codec};
 use pillion_worker::budget::Budget;
 use pillion_worker::check::Health;
-use pillion_worker::engine::{Call, Engine, EngineFailed, EnginePool, FEEDERS, NewToken};
+use pillion_worker::engine::{Call, Engine, EngineFailed, EnginePool, NewToken};
 use pillion_worker::liveness::Liveness;
 use pillion_worker::memory::{Allowance, Need};
 use pillion_worker::model::{Model, Overrides};
 use pillion_worker::pace::Pace;
 use pillion_worker::session::{self, Worker};
-use pillion_worker::shared::{Limits, Shared};
+use pillion_worker::shared::{Limits, Shared, THREADS_PER_SLOT};
 use pillion_worker::tokens::Tokens;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::{Semaphore, mpsc};
@@ -144,7 +144,7 @@ fn shared() -> Arc<Shared> {
         Arc::new(Shared {
             tokens: Tokens::load(model).expect("its tokenizer"),
             pace: Pace::default(),
-            liveness: Liveness::new(FEEDERS, 1, Instant::now()),
+            liveness: Liveness::new(THREADS_PER_SLOT, 1, Instant::now()),
             limits: Limits {
                 positions: model.positions,
                 slots: 1,

@@ -9,7 +9,7 @@ use ct2rs::sys::{
 };
 use pillion_protocol::frame::Options;
 
-use super::{Call, Engine, EngineFailed, LoadError, NewToken};
+use super::call::{Call, Engine, EngineFailed, NewToken};
 use crate::config::{ComputeType, DeviceChoice, FlagError};
 use crate::model::{Model, ModelError};
 
@@ -23,6 +23,23 @@ const NO_DEVICE: &str = "there is no CUDA device, or no driver recent enough for
 
 /// Whether this build has kernels for the processor: CTranslate2 built from source has none.
 const PROCESSOR: bool = cfg!(feature = "ready-made");
+
+/// Why a model did not load.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The device does not take a flag's value.
+    #[error(transparent)]
+    Flag(#[from] FlagError),
+    /// The device is not available.
+    #[error("{0}")]
+    Device(String),
+    /// A GPU is there, but a library or a kernel that it computes with is not.
+    #[error("{0}")]
+    Unusable(String),
+    /// The engine does not take the model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
 
 /// A device that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

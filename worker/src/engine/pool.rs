@@ -14,19 +14,17 @@ use pillion_protocol::frame::{Batch, BatchCost};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Sender;
 
-use super::Engine;
+use super::batch_run;
+use super::call::Engine;
 use super::replicas::Replicas;
-use super::trip::{self, Site};
-use crate::batch::{BatchSignals, Event, Job, Progress};
+use super::thread::EngineThread;
+use crate::batch::{BatchSignals, Event, PreparedBatch, Progress};
 use crate::prepare;
-use crate::shared::Shared;
-
-/// Threads of a slot.
-pub const FEEDERS: usize = 2;
+use crate::shared::{Shared, THREADS_PER_SLOT};
 
 /// A batch as it came.
 #[derive(Debug)]
-pub struct Arrived {
+pub struct ReceivedBatch {
     /// Its name.
     pub id: BatchId,
     /// The batch.
@@ -46,13 +44,13 @@ pub struct Arrived {
 /// More batches came than there are places for, or the threads are gone.
 #[derive(Debug, thiserror::Error)]
 #[error("the engines take no more batches")]
-pub struct Overrun;
+pub struct PoolFull;
 
 /// Two threads per slot, each serving one batch at a time. Dropping the pool lets every thread finish the batches it was
 /// given, and waits for that.
 #[derive(Debug)]
 pub struct EnginePool {
-    arrived: Option<SyncSender<Arrived>>,
+    batches: Option<SyncSender<ReceivedBatch>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -71,49 +69,50 @@ impl EnginePool {
         let replicas = Arc::new(Replicas::new(turns.len(), Instant::now()));
         let (sender, receiver) = sync_channel(2 * turns.len());
         let receiver = Arc::new(Mutex::new(receiver));
-        let threads = (0..turns.len() * FEEDERS)
-            .map(|feeder| {
+        let threads = (0..turns.len() * THREADS_PER_SLOT)
+            .map(|index| {
                 let (engine, shared, receiver) = (Arc::clone(engine), Arc::clone(shared), Arc::clone(&receiver));
-                let (turn, replicas) = (Arc::clone(&turns[feeder / FEEDERS]), Arc::clone(&replicas));
+                let (turn, replicas) = (Arc::clone(&turns[index / THREADS_PER_SLOT]), Arc::clone(&replicas));
                 let work = move || {
                     loop {
                         let turn = lock(&turn);
-                        let Some(arrived) = next(&receiver) else { return };
-                        let Some(job) = ready(arrived, &shared) else { continue };
-                        trip::serve(job, Site { engine: &*engine, shared: &shared, feeder, replicas: &replicas }, turn);
+                        let Some(batch) = next(&receiver) else { return };
+                        let Some(batch) = prepare(batch, &shared) else { continue };
+                        let thread = EngineThread { engine: &*engine, shared: &shared, replicas: &replicas, index };
+                        batch_run::run(batch, thread, turn);
                     }
                 };
-                thread::Builder::new().name(format!("engine-{feeder}")).spawn(work)
+                thread::Builder::new().name(format!("engine-{index}")).spawn(work)
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { arrived: Some(sender), threads })
+        Ok(Self { batches: Some(sender), threads })
     }
 
     /// Takes a batch, without waiting.
     ///
     /// # Errors
     /// More batches are on the way than there can be places for, or the threads are gone.
-    pub fn take(&self, arrived: Arrived) -> Result<(), Overrun> {
-        let Some(sender) = &self.arrived else { return Err(Overrun) };
-        sender.try_send(arrived).map_err(|(TrySendError::Full(_) | TrySendError::Disconnected(_))| Overrun)
+    pub fn submit(&self, batch: ReceivedBatch) -> Result<(), PoolFull> {
+        let Some(sender) = &self.batches else { return Err(PoolFull) };
+        sender.try_send(batch).map_err(|(TrySendError::Full(_) | TrySendError::Disconnected(_))| PoolFull)
     }
 
     /// Leaves the threads to themselves: for a process that ends at once, whatever runs.
     pub fn abandon(mut self) {
-        self.arrived = None;
+        self.batches = None;
         self.threads.clear();
     }
 }
 
-fn next(arrived: &Mutex<Receiver<Arrived>>) -> Option<Arrived> {
-    lock(arrived).recv().ok()
+fn next(batches: &Mutex<Receiver<ReceivedBatch>>) -> Option<ReceivedBatch> {
+    lock(batches).recv().ok()
 }
 
 /// Tokenises a batch. `None` where nobody in it needs an engine.
-fn ready(arrived: Arrived, shared: &Shared) -> Option<Job> {
-    let Arrived { id, batch: Batch { options, members }, at, asked, signals, events, place } = arrived;
+fn prepare(batch: ReceivedBatch, shared: &Shared) -> Option<PreparedBatch> {
+    let ReceivedBatch { id, batch: Batch { options, members }, at, asked, signals, events, place } = batch;
     let mut progress = Progress::of(id);
-    let riders = prepare::riders(members, &options, at, &shared.tokens, &shared.limits(), &mut progress);
+    let members = prepare::members(members, &options, at, &shared.tokens, &shared.limits(), &mut progress);
     if let Some(asked) = asked {
         shared.pace.handed_over(asked.elapsed());
     }
@@ -121,16 +120,16 @@ fn ready(arrived: Arrived, shared: &Shared) -> Option<Job> {
     if !progress.is_empty() {
         let _ = events.blocking_send(Event::Progress(progress));
     }
-    if riders.is_empty() {
+    if members.is_empty() {
         let _ = events.blocking_send(Event::Done(id, BatchCost::default()));
         return None;
     }
-    Some(Job { batch: id, options, riders, signals, events, place: Some(place) })
+    Some(PreparedBatch { id, options, members, signals, events, place })
 }
 
 impl Drop for EnginePool {
     fn drop(&mut self) {
-        self.arrived = None;
+        self.batches = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -146,10 +145,10 @@ mod tests {
     use tokio::sync::mpsc::channel;
 
     use super::*;
+    use crate::engine::call::{Call, EngineFailed, NewToken};
     use crate::engine::script::Script;
-    use crate::engine::{Call, EngineFailed, NewToken};
-    use crate::prepare::tests::member;
     use crate::shared::tests::shared;
+    use crate::tokens::samples::member;
 
     /// An engine that cancels member 0 before its third step, and counts what it computes for it after that.
     #[derive(Debug)]
@@ -190,7 +189,7 @@ mod tests {
         let batch = Batch { options: Options::default(), members: vec![member("ab"), member("cd")] };
         let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let id = BatchId(1);
-        pool.take(Arrived { id, batch, at: Instant::now(), asked: None, signals, events, place }).unwrap();
+        pool.submit(ReceivedBatch { id, batch, at: Instant::now(), asked: None, signals, events, place }).unwrap();
         drop(pool);
         let mut produced = [0; 2];
         while let Ok(event) = inbox.try_recv() {

@@ -19,7 +19,7 @@ pub(super) struct Replicas {
 
 /// A call's time on its replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Spell {
+pub(super) struct ReplicaTime {
     /// When the replica began it: at once, or as soon as it was free.
     pub(super) began: Instant,
     /// For how long the replica was idle before.
@@ -40,10 +40,10 @@ impl Replicas {
     }
 
     /// The time of a call, made at `called`, that ended without a word from a replica.
-    pub(super) fn silent(&self, called: Instant, now: Instant) -> Spell {
+    pub(super) fn silent(&self, called: Instant, now: Instant) -> ReplicaTime {
         // Of several it could be any.
         let before = if self.is_one { self.replace(None, now) } else { called };
-        Spell::new(called, before, now)
+        ReplicaTime::new(called, before, now)
     }
 
     fn replace(&self, replica: Option<ThreadId>, now: Instant) -> Instant {
@@ -56,7 +56,7 @@ impl Replicas {
     }
 }
 
-impl Spell {
+impl ReplicaTime {
     /// A call that was made at `called` and ended at `ended`; its replica had been active until `before`.
     pub(super) fn new(called: Instant, before: Instant, ended: Instant) -> Self {
         let began = called.max(before).min(ended);
@@ -76,16 +76,16 @@ mod tests {
     fn a_call_that_waited_for_the_one_before_counts_from_its_end() {
         let start = Instant::now();
         let replicas = Replicas::new(1, start);
-        let spell = |called, ended| {
+        let time = |called, ended| {
             let before = replicas.is_active(start + millis(ended));
-            Spell::new(start + millis(called), before, start + millis(ended))
+            ReplicaTime::new(start + millis(called), before, start + millis(ended))
         };
-        let first = spell(3, 10);
-        assert_eq!(first, Spell { began: start + millis(3), idle: millis(3), busy: millis(7) });
-        let second = spell(8, 14);
-        assert_eq!(second, Spell { began: start + millis(10), idle: Duration::ZERO, busy: millis(4) });
-        let third = spell(15, 16);
-        assert_eq!(third, Spell { began: start + millis(15), idle: millis(1), busy: millis(1) });
+        let first = time(3, 10);
+        assert_eq!(first, ReplicaTime { began: start + millis(3), idle: millis(3), busy: millis(7) });
+        let second = time(8, 14);
+        assert_eq!(second, ReplicaTime { began: start + millis(10), idle: Duration::ZERO, busy: millis(4) });
+        let third = time(15, 16);
+        assert_eq!(third, ReplicaTime { began: start + millis(15), idle: millis(1), busy: millis(1) });
     }
 
     #[test]
@@ -99,7 +99,7 @@ mod tests {
                 let seen = replicas.is_active(start + millis(now));
                 before.get_or_insert(seen);
             }
-            Spell::new(start + millis(called), before.unwrap(), start + millis(ended))
+            ReplicaTime::new(start + millis(called), before.unwrap(), start + millis(ended))
         };
         thread::scope(|scope| {
             assert_eq!(run(0, 100).busy, millis(100));

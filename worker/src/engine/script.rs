@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use super::{Call, Engine, EngineFailed, NewToken};
+use super::call::{Call, Engine, EngineFailed, NewToken};
 
 /// Tokens of one byte, in the order of `tokens::samples::bytes`: "!" is 0, "~" is 93.
 const LAST: u32 = 93;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pillion_protocol::VERSIONS;
 use pillion_protocol::connection::{FrameReader, FrameWriter};
 use pillion_protocol::frame::{
-    Batch, FinishReason, Hello, Member, MemberFailed, MemberFinished, MemberTokens, Options, Prompt, UnitCost, Welcome,
+    Batch, FinishReason, Hello, Member, MemberFailed, MemberFinished, MemberTokens, Options, UnitCost, Welcome,
 };
 use pillion_protocol::{BatchId, Frame};
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
@@ -18,7 +18,7 @@ use crate::engine::script::Script;
 use crate::engine::{Engine, EnginePool};
 use crate::shared::Shared;
 use crate::shared::tests::shared;
-use crate::tokens::samples::byte_tokens;
+use crate::tokens::samples::{self, byte_tokens};
 
 mod credit;
 mod ending;
@@ -180,22 +180,14 @@ fn play(worker: &Worker, proxy: impl AsyncFnOnce(Proxy)) -> End {
     })
 }
 
+/// Runs a test while no engine is at work, so that time can be paused.
+pub(crate) fn paused<T>(body: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(body)
+}
+
 fn member(text: &str, max_new_tokens: u32) -> Member {
-    Member {
-        prompt: Prompt::Text(text.to_owned()),
-        max_new_tokens,
-        fit: false,
-        min_new_tokens: 0,
-        stop: Vec::new(),
-        stop_token_ids: Vec::new(),
-        chat_template_kwargs: serde_json::Map::new(),
-        deadline_ms: 60_000,
-        stream: false,
-        produced: Vec::new(),
-        sent: 0,
-        request_id: String::new(),
-        traceparent: String::new(),
-    }
+    Member { max_new_tokens, ..samples::member(text) }
 }
 
 fn reasons(outcome: &Outcome) -> Vec<(FinishReason, u32)> {

@@ -1,8 +1,9 @@
 //! One member's text as it grows: detokenised, watched for stop strings, and without what was sent before.
 
+use super::decode::Decoder;
 use super::detokenise::{self, Context, Detokeniser};
+use super::error::TokenizerFailed;
 use super::stop::StopMatcher;
-use super::{TokenizerFailed, Tokens};
 
 /// The text of one member.
 #[derive(Clone, Debug)]
@@ -26,7 +27,7 @@ impl Answer {
     /// # Errors
     /// The tokenizer's decoder fails on the ids.
     pub fn resume(
-        tokens: &Tokens,
+        decoder: &Decoder,
         context: &Context,
         stop: Vec<String>,
         produced: &[u32],
@@ -35,7 +36,7 @@ impl Answer {
     ) -> Result<(Self, bool), TokenizerFailed> {
         let mut answer = Self { skip: sent, ..Self::new(context, stop) };
         for &id in produced {
-            if answer.push(tokens, id, text)? {
+            if answer.push(decoder, id, text)? {
                 return Ok((answer, true));
             }
         }
@@ -47,8 +48,8 @@ impl Answer {
     ///
     /// # Errors
     /// The tokenizer's decoder fails on the ids.
-    pub fn push(&mut self, tokens: &Tokens, id: u32, text: &mut String) -> Result<bool, TokenizerFailed> {
-        let piece = self.detokeniser.push(tokens, id)?;
+    pub fn push(&mut self, decoder: &Decoder, id: u32, text: &mut String) -> Result<bool, TokenizerFailed> {
+        let piece = self.detokeniser.push(decoder, id)?;
         let mut sure = String::new();
         let stopped = self.matcher.push(&piece, &mut sure);
         self.say(&sure, text);
@@ -59,8 +60,8 @@ impl Answer {
     ///
     /// # Errors
     /// The tokenizer's decoder fails on the ids.
-    pub fn finish(&mut self, tokens: &Tokens, text: &mut String) -> Result<(), TokenizerFailed> {
-        let tail = self.detokeniser.finish(tokens)?;
+    pub fn finish(&mut self, decoder: &Decoder, text: &mut String) -> Result<(), TokenizerFailed> {
+        let tail = self.detokeniser.finish(decoder)?;
         let mut sure = String::new();
         if !self.matcher.push(&tail, &mut sure) {
             self.matcher.finish(&mut sure);
@@ -81,8 +82,8 @@ impl Answer {
 ///
 /// # Errors
 /// The tokenizer's decoder fails on the ids.
-pub fn whole(tokens: &Tokens, context: &Context, ids: &[u32], sent: u64) -> Result<String, TokenizerFailed> {
-    let text = detokenise::whole(tokens, context, ids)?;
+pub fn whole(decoder: &Decoder, context: &Context, ids: &[u32], sent: u64) -> Result<String, TokenizerFailed> {
+    let text = detokenise::whole(decoder, context, ids)?;
     Ok(skip(&text, sent).1.to_owned())
 }
 
@@ -97,17 +98,17 @@ fn skip(text: &str, bytes: u64) -> (u64, &str) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::PromptKind;
     use super::super::samples::{byte_fallback, byte_tokens};
+    use super::super::{PromptKind, Tokens};
     use super::*;
 
     fn finish(tokens: &Tokens, mut answer: Answer, ids: &[u32], text: &mut String) {
         for &id in ids {
-            if answer.push(tokens, id, text).unwrap() {
+            if answer.push(&tokens.decoder, id, text).unwrap() {
                 return;
             }
         }
-        answer.finish(tokens, text).unwrap();
+        answer.finish(&tokens.decoder, text).unwrap();
     }
 
     fn fresh(stop: &[String]) -> Answer {
@@ -130,12 +131,12 @@ mod tests {
             let (produced, rest) = ids.split_at(cut.min(ids.len()));
             let mut sent = String::new();
             let mut first = fresh(&stop);
-            let stopped = produced.iter().any(|&id| first.push(&tokens, id, &mut sent).unwrap());
+            let stopped = produced.iter().any(|&id| first.push(&tokens.decoder, id, &mut sent).unwrap());
             prop_assume!(!stopped);
 
             let mut later = String::new();
             let (second, stopped) =
-                Answer::resume(&tokens, &Context::default(), stop, produced, sent.len() as u64, &mut later).unwrap();
+                Answer::resume(&tokens.decoder, &Context::default(), stop, produced, sent.len() as u64, &mut later).unwrap();
             prop_assert!(!stopped && later.is_empty());
             finish(&tokens, second, rest, &mut later);
             prop_assert_eq!(sent + &later, whole);
@@ -154,12 +155,18 @@ mod tests {
             let (mut sent, mut later) = (String::new(), String::new());
             let mut first = fresh(&[]);
             for &id in produced {
-                first.push(&tokens, id, &mut sent).unwrap();
+                first.push(&tokens.decoder, id, &mut sent).unwrap();
                 assert!(text.starts_with(&sent), "{sent:?}");
             }
-            let (second, _) =
-                Answer::resume(&tokens, &Context::default(), Vec::new(), produced, sent.len() as u64, &mut later)
-                    .unwrap();
+            let (second, _) = Answer::resume(
+                &tokens.decoder,
+                &Context::default(),
+                Vec::new(),
+                produced,
+                sent.len() as u64,
+                &mut later,
+            )
+            .unwrap();
             finish(&tokens, second, rest, &mut later);
             assert_eq!(sent + &later, text, "cut at {cut}");
         }
@@ -171,7 +178,8 @@ mod tests {
         let context = tokens.context(&tokens.encode("one", 100).unwrap(), PromptKind::Text).unwrap();
         let ids = tokens.encode("one two", 100).unwrap();
         let mut text = String::new();
-        let (_, stopped) = Answer::resume(&tokens, &context, vec![" two".to_owned()], &ids[1..], 0, &mut text).unwrap();
+        let (_, stopped) =
+            Answer::resume(&tokens.decoder, &context, vec![" two".to_owned()], &ids[1..], 0, &mut text).unwrap();
         assert!(stopped);
         assert_eq!(text, " one");
     }
@@ -180,12 +188,12 @@ mod tests {
     fn a_whole_answer_leaves_out_what_was_sent() {
         let tokens = byte_tokens();
         let ids = tokens.encode("né", 100).unwrap();
-        assert_eq!(super::whole(&tokens, &Context::default(), &ids, 1).unwrap(), "é");
+        assert_eq!(super::whole(&tokens.decoder, &Context::default(), &ids, 1).unwrap(), "é");
         assert_eq!(
-            super::whole(&tokens, &Context::default(), &ids, 2).unwrap(),
+            super::whole(&tokens.decoder, &Context::default(), &ids, 2).unwrap(),
             "é",
             "half a character cannot have been sent"
         );
-        assert_eq!(super::whole(&tokens, &Context::default(), &ids, 99).unwrap(), "");
+        assert_eq!(super::whole(&tokens.decoder, &Context::default(), &ids, 99).unwrap(), "");
     }
 }

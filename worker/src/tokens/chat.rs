@@ -11,8 +11,8 @@ use pillion_protocol::frame::Message;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::error::{PromptFailed, TokenizerFailed};
 use super::template::Template;
-use super::{PromptFailed, TokenizerFailed};
 
 /// Characters that mean nothing and never will (Unicode, noncharacters). The first marks the special tokens of templates;
 /// another marks what only looks like them in messages, while the template is filled in.

@@ -5,16 +5,18 @@
 //! incomplete. Of other bytes each becomes one U+FFFD.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use serde_json::Value;
 use tokenizers::{Decoder as _, DecoderWrapper, Tokenizer};
 
-use super::TokenizerFailed;
+use super::error::TokenizerFailed;
 use crate::caught::caught;
 
 /// What turns ids into text.
 #[derive(Debug)]
-pub(super) struct Decoder {
+pub struct Decoder {
+    tokenizer: Arc<Tokenizer>,
     steps: Vec<Step>,
     /// Without a decoder the tokens are words.
     between: &'static str,
@@ -34,7 +36,7 @@ enum Step {
 
 impl Decoder {
     /// That of a tokenizer, in whose texts `others` have no part, as special tokens have none.
-    pub(super) fn of(tokenizer: &Tokenizer, others: impl Iterator<Item = u32>) -> Self {
+    pub(super) fn of(tokenizer: &Arc<Tokenizer>, others: impl Iterator<Item = u32>) -> Self {
         let mut steps = Vec::new();
         let between = match tokenizer.get_decoder() {
             Some(decoder) => {
@@ -48,7 +50,7 @@ impl Decoder {
         let local = steps.iter().all(Step::is_local);
         let byte_level =
             !steps.is_empty() && steps.iter().all(|step| matches!(step, Step::Own(DecoderWrapper::ByteLevel(_))));
-        Self { steps, between, special, local, byte_level }
+        Self { tokenizer: Arc::clone(tokenizer), steps, between, special, local, byte_level }
     }
 
     /// Whether tokens are nothing but bytes, so that what is before them changes them only where it ends within a character.
@@ -63,13 +65,17 @@ impl Decoder {
     }
 
     /// Whether an id has a part in a text.
-    pub(super) fn is_text(&self, tokenizer: &Tokenizer, id: u32) -> bool {
-        !self.special.contains(&id) && tokenizer.id_to_token(id).is_some()
+    pub(super) fn is_text(&self, id: u32) -> bool {
+        !self.special.contains(&id) && self.tokenizer.id_to_token(id).is_some()
     }
 
-    pub(super) fn decode(&self, tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, TokenizerFailed> {
+    /// The text of ids that begin a text, without special tokens.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder fails on the ids.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerFailed> {
         let ids = ids.iter().filter(|id| !self.special.contains(id));
-        let tokens: Vec<String> = ids.filter_map(|&id| tokenizer.id_to_token(id)).collect();
+        let tokens: Vec<String> = ids.filter_map(|&id| self.tokenizer.id_to_token(id)).collect();
         // The decoders may rely on there being some.
         if tokens.is_empty() {
             return Ok(String::new());

@@ -5,7 +5,8 @@
 //! new one, and text goes on once its characters are whole. All pieces and the tail together are what [`whole`] makes of
 //! all ids at once.
 
-use super::{TokenizerFailed, Tokens};
+use super::decode::Decoder;
+use super::error::TokenizerFailed;
 
 /// Tokens before an id that decide what it looks like: a word before it, or the bytes of a character that it completes.
 pub(super) const CONTEXT: usize = 4;
@@ -22,11 +23,11 @@ pub struct Context {
 
 impl Context {
     /// Where `is_whole`, the prompt ends with a character.
-    pub(super) fn new(tokens: &Tokens, ids: Vec<u32>, is_whole: bool) -> Result<Self, TokenizerFailed> {
+    pub(super) fn new(decoder: &Decoder, ids: Vec<u32>, is_whole: bool) -> Result<Self, TokenizerFailed> {
         if ids.is_empty() {
             return Ok(Self::default());
         }
-        let text = tokens.decode(&ids)?;
+        let text = decoder.decode(&ids)?;
         Ok(Self { said: if is_whole { text.len() } else { complete(&text) }, ids })
     }
 
@@ -51,32 +52,32 @@ impl Detokeniser {
     }
 
     /// Takes an id and returns the text that is now whole, often none.
-    pub(super) fn push(&mut self, tokens: &Tokens, id: u32) -> Result<String, TokenizerFailed> {
-        if !tokens.is_text(id) {
+    pub(super) fn push(&mut self, decoder: &Decoder, id: u32) -> Result<String, TokenizerFailed> {
+        if !decoder.is_text(id) {
             return Ok(String::new());
         }
         self.window.push(id);
-        let text = tokens.decode(&self.window)?;
+        let text = decoder.decode(&self.window)?;
         if !text.is_char_boundary(self.said) {
             // A decoder that takes back what it has said: it goes on from here.
             self.said = complete(&text);
         }
         let piece = text.get(self.said..complete(&text)).unwrap_or_default().to_owned();
         self.said += piece.len();
-        if tokens.is_byte_level() && self.said == text.len() {
+        if decoder.is_byte_level() && self.said == text.len() {
             // Nothing depends on what is before whole characters.
             self.window.clear();
             self.said = 0;
         } else if self.window.len() > 2 * CONTEXT {
-            self.shorten(tokens, text.len() - self.said)?;
+            self.shorten(decoder, text.len() - self.said)?;
         }
         Ok(piece)
     }
 
     /// Lets go of the window's beginning, where the rest has a text of its own with as much of it unsaid.
-    fn shorten(&mut self, tokens: &Tokens, unsaid: usize) -> Result<(), TokenizerFailed> {
+    fn shorten(&mut self, decoder: &Decoder, unsaid: usize) -> Result<(), TokenizerFailed> {
         let kept = self.window.len() - CONTEXT;
-        let text = tokens.decode(&self.window[kept..])?;
+        let text = decoder.decode(&self.window[kept..])?;
         let said = complete(&text);
         if said > 0 && text.len() - said == unsaid {
             self.window.drain(..kept);
@@ -86,8 +87,8 @@ impl Detokeniser {
     }
 
     /// The answer is over: what was held back because a character seemed incomplete.
-    pub(super) fn finish(&mut self, tokens: &Tokens) -> Result<String, TokenizerFailed> {
-        let text = tokens.decode(&self.window)?;
+    pub(super) fn finish(&mut self, decoder: &Decoder) -> Result<String, TokenizerFailed> {
+        let text = decoder.decode(&self.window)?;
         let tail = text.get(self.said..).unwrap_or_default().to_owned();
         self.said += tail.len();
         Ok(tail)
@@ -95,17 +96,17 @@ impl Detokeniser {
 }
 
 /// A whole answer behind the last ids of its prompt, decoded at once.
-pub(super) fn whole(tokens: &Tokens, context: &Context, ids: &[u32]) -> Result<String, TokenizerFailed> {
-    if tokens.is_local() {
-        let text = tokens.decode(&[&context.ids, ids].concat())?;
+pub(super) fn whole(decoder: &Decoder, context: &Context, ids: &[u32]) -> Result<String, TokenizerFailed> {
+    if decoder.is_local() {
+        let text = decoder.decode(&[&context.ids, ids].concat())?;
         return Ok(text.get(context.said..).unwrap_or_default().to_owned());
     }
     let mut detokeniser = Detokeniser::behind(context);
     let mut text = String::new();
     for &id in ids {
-        text.push_str(&detokeniser.push(tokens, id)?);
+        text.push_str(&detokeniser.push(decoder, id)?);
     }
-    text.push_str(&detokeniser.finish(tokens)?);
+    text.push_str(&detokeniser.finish(decoder)?);
     Ok(text)
 }
 
@@ -119,16 +120,16 @@ fn complete(text: &str) -> usize {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::PromptKind;
     use super::super::samples::{byte_fallback, byte_tokens, families, shrinking};
+    use super::super::{PromptKind, Tokens};
     use super::*;
 
     const NONE: Context = Context { ids: Vec::new(), said: 0 };
 
     fn pieces(tokens: &Tokens, context: &Context, ids: &[u32]) -> Vec<String> {
         let mut detokeniser = Detokeniser::behind(context);
-        let mut pieces: Vec<String> = ids.iter().map(|&id| detokeniser.push(tokens, id).unwrap()).collect();
-        pieces.push(detokeniser.finish(tokens).unwrap());
+        let mut pieces: Vec<String> = ids.iter().map(|&id| detokeniser.push(&tokens.decoder, id).unwrap()).collect();
+        pieces.push(detokeniser.finish(&tokens.decoder).unwrap());
         pieces
     }
 
@@ -144,7 +145,7 @@ mod tests {
         let tokens = byte_tokens();
         let ids = tokens.encode("a€", usize::MAX).unwrap();
         let joined = pieces(&tokens, &NONE, &ids[..3]).concat();
-        assert_eq!(joined, tokens.decode(&ids[..3]).unwrap());
+        assert_eq!(joined, tokens.decoder.decode(&ids[..3]).unwrap());
         assert!(joined.starts_with('a') && joined.len() > 1);
     }
 
@@ -157,7 +158,7 @@ mod tests {
             (&["<0x0A>", "<0xF0>", "<0x9F>"], "\n\u{fffd}\u{fffd}"),
         ] {
             let ids: Vec<u32> = names.iter().map(|name| tokens.tokenizer.token_to_id(name).unwrap()).collect();
-            assert_eq!(whole(&tokens, &NONE, &ids).unwrap(), text);
+            assert_eq!(whole(&tokens.decoder, &NONE, &ids).unwrap(), text);
             assert_eq!(pieces(&tokens, &NONE, &ids).concat(), text);
         }
     }
@@ -169,7 +170,7 @@ mod tests {
         let answer = [tokens.tokenizer.token_to_id("▁two").unwrap()];
         let behind = tokens.context(&prompt, PromptKind::Text).unwrap();
         for (context, text) in [(&behind, " two"), (&NONE, "two")] {
-            assert_eq!(whole(&tokens, context, &answer).unwrap(), text);
+            assert_eq!(whole(&tokens.decoder, context, &answer).unwrap(), text);
             assert_eq!(pieces(&tokens, context, &answer).concat(), text);
         }
     }
@@ -180,7 +181,7 @@ mod tests {
         let id = |name: &str| tokens.tokenizer.token_to_id(name).unwrap();
         let ids = [id("<0x98>"), id("<0x80>")];
         let context = tokens.context(&[id("<0xF0>"), id("<0x9F>")], PromptKind::Ids).unwrap();
-        assert_eq!(whole(&tokens, &context, &ids).unwrap(), "😀");
+        assert_eq!(whole(&tokens.decoder, &context, &ids).unwrap(), "😀");
         assert_eq!(pieces(&tokens, &context, &ids).concat(), "😀");
     }
 
@@ -191,10 +192,10 @@ mod tests {
             let answer = &tokens.encode("one two", usize::MAX).unwrap()[1..];
             for kind in [PromptKind::Text, PromptKind::Chat] {
                 let context = tokens.context(&prompt, kind).unwrap();
-                let said = whole(&tokens, &context, answer).unwrap();
+                let said = whole(&tokens.decoder, &context, answer).unwrap();
                 assert!(!said.contains('\u{fffd}') && !said.is_empty(), "{name}: {said}");
                 assert_eq!(pieces(&tokens, &context, answer).concat(), said, "{name}");
-                assert_eq!(whole(&tokens, &context, &[]).unwrap(), "", "{name}");
+                assert_eq!(whole(&tokens.decoder, &context, &[]).unwrap(), "", "{name}");
             }
         }
     }
@@ -205,7 +206,7 @@ mod tests {
         let id = |name: &str| tokens.tokenizer.token_to_id(name).unwrap();
         let ids = [vec![id("one"); 11], vec![id("a"), id("b"), id("two")]].concat();
         let streamed = pieces(&tokens, &NONE, &ids).concat();
-        assert_eq!(streamed, whole(&tokens, &NONE, &ids).unwrap());
+        assert_eq!(streamed, whole(&tokens.decoder, &NONE, &ids).unwrap());
         assert!(streamed.ends_with("two"), "{streamed}");
     }
 
@@ -215,11 +216,11 @@ mod tests {
             for id in 0..tokens.vocabulary() {
                 let mut detokeniser = Detokeniser::default();
                 for _ in 0..10 * CONTEXT {
-                    detokeniser.push(&tokens, id).unwrap();
+                    detokeniser.push(&tokens.decoder, id).unwrap();
                 }
                 let is_short = detokeniser.window.len() <= 2 * CONTEXT + 1;
                 // A token without a text of its own tells nothing of what comes before it.
-                assert!(is_short || tokens.decode(&[id; 8]).unwrap().is_empty(), "{name}: {id}");
+                assert!(is_short || tokens.decoder.decode(&[id; 8]).unwrap().is_empty(), "{name}: {id}");
             }
         }
     }
@@ -237,9 +238,9 @@ mod tests {
                 let (prompt, answer) = ids.split_at(prompt.min(ids.len()));
                 let context = tokens.context(prompt, PromptKind::Ids).unwrap();
                 let streamed = pieces(&tokens, &context, answer).concat();
-                prop_assert_eq!(&streamed, &whole(&tokens, &context, answer).unwrap(), "{}", name);
+                prop_assert_eq!(&streamed, &whole(&tokens.decoder, &context, answer).unwrap(), "{}", name);
                 let alone = pieces(&tokens, &NONE, &ids).concat();
-                prop_assert_eq!(&alone, &tokens.decode(&ids).unwrap(), "{}", name);
+                prop_assert_eq!(&alone, &tokens.decoder.decode(&ids).unwrap(), "{}", name);
             }
         }
 
@@ -249,12 +250,12 @@ mod tests {
             for (name, tokens) in families() {
                 let ids = tokens.encode(&text, usize::MAX).unwrap();
                 let (prompt, answer) = ids.split_at(cut.min(ids.len()));
-                let before = tokens.decode(prompt).unwrap();
+                let before = tokens.decoder.decode(prompt).unwrap();
                 if complete(&before) < before.len() {
                     continue;
                 }
-                let said = whole(&tokens, &tokens.context(prompt, PromptKind::Text).unwrap(), answer).unwrap();
-                let all = tokens.decode(&ids).unwrap();
+                let said = whole(&tokens.decoder, &tokens.context(prompt, PromptKind::Text).unwrap(), answer).unwrap();
+                let all = tokens.decoder.decode(&ids).unwrap();
                 prop_assert_eq!(before + &said, all, "{}", name);
             }
         }

@@ -3,7 +3,7 @@
 
 use tokenizers::{ModelWrapper, NormalizedString, Normalizer as _, PreTokenizerWrapper, Tokenizer};
 
-use super::{PromptFailed, TokenizerFailed};
+use super::error::{PromptFailed, TokenizerFailed};
 use crate::caught::caught;
 
 /// What is known of a tokenizer's tokens.

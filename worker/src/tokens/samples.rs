@@ -1,6 +1,7 @@
-//! Small tokenizers of every kind, for tests.
+//! Samples for tests: a small tokenizer of every kind, and a member as the proxy sends it.
 
-use serde_json::{Value, json};
+use pillion_protocol::frame::{Member, Prompt};
+use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
 use super::Tokens;
@@ -29,7 +30,7 @@ fn special(first: usize, tokens: &[&str], rstrip: bool) -> Value {
 }
 
 fn bpe(vocabulary: &[String], parts: &Value) -> Value {
-    let entries: serde_json::Map<String, Value> =
+    let entries: Map<String, Value> =
         vocabulary.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
     let mut model = json!({
         "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
@@ -99,7 +100,7 @@ fn metaspace() -> Tokenizer {
 fn word_piece() -> Tokenizer {
     let mut vocabulary = owned(&["[UNK]", "</s>", "##e", "##o", "##b", "t", "o", "on", "##n", "##w", "€"]);
     vocabulary.extend(owned(&WORDS));
-    let entries: serde_json::Map<String, Value> =
+    let entries: Map<String, Value> =
         vocabulary.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
     built(&json!({
         "added_tokens": special(0, &["[UNK]", "</s>"], false), "pre_tokenizer": {"type": "BertPreTokenizer"},
@@ -125,7 +126,7 @@ fn word_ends() -> Tokenizer {
 fn words() -> Tokenizer {
     let mut vocabulary = owned(&["[UNK]", "</s>"]);
     vocabulary.extend(owned(&WORDS));
-    let entries: serde_json::Map<String, Value> =
+    let entries: Map<String, Value> =
         vocabulary.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
     built(&json!({
         "added_tokens": special(0, &["[UNK]", "</s>"], false), "pre_tokenizer": {"type": "Whitespace"},
@@ -181,4 +182,23 @@ pub(crate) fn families() -> Vec<(&'static str, Tokens)> {
         ("word ends", made(word_ends())),
         ("no decoder", made(words())),
     ]
+}
+
+/// A member that asks for eight new tokens and nothing special.
+pub(crate) fn member(text: &str) -> Member {
+    Member {
+        prompt: Prompt::Text(text.to_owned()),
+        max_new_tokens: 8,
+        fit: false,
+        min_new_tokens: 0,
+        stop: Vec::new(),
+        stop_token_ids: Vec::new(),
+        chat_template_kwargs: Map::new(),
+        deadline_ms: 60_000,
+        stream: false,
+        produced: Vec::new(),
+        sent: 0,
+        request_id: String::new(),
+        traceparent: String::new(),
+    }
 }

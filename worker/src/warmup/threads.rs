@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 
-use super::{BATCH, Estimate, Meter, Sample, Shape, TINY, budget};
+use super::meter::{BATCH, Estimate, Meter, Sample, Shape, TINY, budget};
 use crate::engine::{Engine, EngineFailed};
 
 /// Each count is tried so often at most.

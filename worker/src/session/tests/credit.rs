@@ -53,7 +53,7 @@ fn the_next_credit_comes_before_a_predictable_end() {
     let (script, gate) = Script::gated();
     let worker = worker(&Arc::new(script), 1);
     // A step takes a tenth of a millisecond, as far as anybody has measured.
-    let time = crate::engine::CallTime { rest: Duration::from_micros(100), steps: 1, ..Default::default() };
+    let time = crate::pace::CallTime { rest: Duration::from_micros(100), steps: 1, ..Default::default() };
     worker.shared.pace.called(time);
     play(&worker, async |mut proxy: Proxy| {
         proxy.expect_credit(1).await;

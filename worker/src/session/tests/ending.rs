@@ -2,11 +2,7 @@
 
 use pillion_protocol::frame::{Goodbye, GoodbyeReason};
 
-use std::io;
-
 use super::*;
-use crate::error::Error;
-use crate::lifecycle;
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_says_at_each_connection_how_long_ago_it_loaded_its_model() {
@@ -114,12 +110,6 @@ fn a_release_that_nobody_asked_for_breaks_the_protocol() {
     assert!(matches!(end, End::Lost { reason, .. } if reason.contains("RELEASE without DRAINING")));
 }
 
-/// No engine is at work in the tests below, so their time can be paused.
-fn paused<T>(body: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    runtime.block_on(body)
-}
-
 #[test]
 fn a_drain_ends_at_its_timeout() {
     let worker = worker(&Arc::default(), 1);
@@ -171,47 +161,4 @@ fn a_proxy_that_says_nothing_is_left() {
         assert_eq!(before.elapsed().as_secs(), 5);
         drop(proxy);
     });
-}
-
-/// Dials `times` in vain and then a proxy that says goodbye for this reason; returns when each dial came, in
-/// milliseconds. The worker is told to stop after that.
-fn dials(times: usize, reason: Option<GoodbyeReason>) -> (Vec<u128>, Result<(), Error>) {
-    let worker = worker(&Arc::default(), 1);
-    paused(async {
-        let start = tokio::time::Instant::now();
-        let mut dials = Vec::new();
-        let (controls, mut receiver) = mpsc::channel(8);
-        let dial = async || {
-            dials.push(start.elapsed().as_millis());
-            if dials.len() > times + 1 {
-                controls.send(Control::Drain).await.unwrap();
-            }
-            if dials.len() != times + 1 {
-                return Err(io::Error::from(io::ErrorKind::NotFound));
-            }
-            let ((reader, writer), mut proxy, _) = pipe();
-            tokio::spawn(async move {
-                if let Some(reason) = reason {
-                    proxy.send(&Frame::Goodbye(Goodbye { reason, message: "no".to_owned() })).await;
-                }
-                while proxy.reader.next().await.unwrap().is_some() {}
-            });
-            Ok((reader, writer))
-        };
-        let result = lifecycle::serve(&worker, dial, &mut receiver).await;
-        (dials, result)
-    })
-}
-
-#[test]
-fn a_missing_proxy_is_dialled_again_within_50_milliseconds() {
-    let (times, result) = dials(9, Some(GoodbyeReason::Drained));
-    assert_eq!(times[..10], [0, 1, 3, 7, 15, 31, 63, 113, 163, 213]);
-    assert!(result.is_ok());
-}
-
-#[test]
-fn a_proxy_of_other_versions_is_dialled_again_after_a_second() {
-    let (times, _) = dials(0, Some(GoodbyeReason::Version));
-    assert_eq!(times, [0, 1000]);
 }
