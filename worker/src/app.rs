@@ -1,5 +1,5 @@
-//! From settings to a worker that serves, in this order: the model is checked, the threads are measured, the engine is
-//! loaded and warmed up, and only then is the proxy dialled.
+//! Builds a worker from its settings and serves: checks the model, loads the engine and measures its threads, warms it up, and
+//! only then connects to the proxy.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -25,10 +25,11 @@ use crate::tokens::{Template, Tokens};
 use crate::warmup::{self, Loaded, Sample};
 use crate::{lifecycle, signals};
 
-/// The most that a call may hold where nobody says, unless the model has more positions: more makes no call cheaper.
+/// The default limit of a call's tokens, unless the model has more positions. A larger call is not cheaper per token.
 const MOST_BATCH_TOKENS: u32 = 32_768;
+/// How often the engines and the free memory are checked.
 const WATCH: Duration = Duration::from_secs(1);
-/// The most that an answer nobody streams loses when the worker dies.
+/// The most time of work that is lost with a worker for an answer that is not streamed.
 const HELD_BACK: Duration = Duration::from_secs(1);
 
 /// Wraps the engine once it is warm. The worker keeps the engine as it is; tests wrap it.
@@ -37,9 +38,9 @@ pub type Patch = fn(Arc<dyn Engine>) -> Arc<dyn Engine>;
 /// How a worker ended.
 #[derive(Debug)]
 pub struct End {
-    /// Well, or why not.
+    /// Why the worker ended, if not after a drain.
     pub result: Result<(), Error>,
-    /// Whether an engine is in a call, or still being loaded: then the process cannot be left in the usual way.
+    /// Whether an engine runs a call or is still being loaded. Then the process must end by [`crate::leave`].
     pub engine_runs: bool,
 }
 
@@ -79,7 +80,7 @@ async fn serve(config: Config, patch: Patch) -> End {
     let socket = config.socket.clone();
     let health = Health::default();
     if let Err(error) = health.answer() {
-        tracing::warn!(%error, "nobody can ask this worker how it is");
+        tracing::warn!(%error, "cannot open the socket for `pillion-worker check`: probes of this worker will fail");
     }
     let started = signals::listen().and_then(|controls| Ok((controls, start_loading(config, patch, health)?)));
     let (mut controls, mut loaded) = match started {
@@ -91,10 +92,10 @@ async fn serve(config: Config, patch: Patch) -> End {
             worker = &mut loaded => match worker {
                 Ok(Ok(worker)) => break worker,
                 Ok(Err(error)) => return End::before_any_engine(error),
-                Err(_) => return End::before_any_engine(Error::Internal("the loader failed".to_owned())),
+                Err(_) => return End::before_any_engine(Error::Internal("the thread that loads the model ended without a result".to_owned())),
             },
             Some(control) = controls.recv() => match control {
-                signals::Control::Dump => tracing::info!("dump: loading the model"),
+                signals::Control::Dump => tracing::info!("dump: the model is being loaded"),
                 _ => return End { result: Ok(()), engine_runs: true },
             },
         }
@@ -102,10 +103,10 @@ async fn serve(config: Config, patch: Patch) -> End {
     let result = tokio::select! {
         result = lifecycle::serve(&worker, async || lifecycle::dial(&socket).await, &mut controls) => result,
         stuck = watch(&worker.shared) => {
-            Err(Error::Stuck { slot: stuck.caller / THREADS_PER_SLOT, seconds: stuck.silent.as_secs() })
+            Err(Error::Stuck { slot: stuck.thread / THREADS_PER_SLOT, seconds: stuck.silent.as_secs() })
         }
     };
-    // Whatever still runs, nobody waits for it; an engine that is stuck would never let its thread be joined.
+    // No request waits for an engine that still runs. A stuck engine would block the join of its thread for ever.
     let engine_runs = worker.shared.liveness.busy();
     if engine_runs {
         worker.engines.abandon();
@@ -113,7 +114,7 @@ async fn serve(config: Config, patch: Patch) -> End {
     End { result, engine_runs }
 }
 
-/// Loads on a thread of its own, so that a signal is heard meanwhile.
+/// Loads the model on a thread of its own, so that signals are handled meanwhile.
 fn start_loading(
     config: Config,
     patch: Patch,
@@ -121,14 +122,14 @@ fn start_loading(
 ) -> std::io::Result<oneshot::Receiver<Result<Worker, Error>>> {
     let (sender, loaded) = oneshot::channel();
     let work = move || {
-        // Where nobody listens any more, the process is about to end.
+        // If the receiver is gone, the process is about to end.
         let _ = sender.send(load(&config, patch, health));
     };
     std::thread::Builder::new().name("loader".to_owned()).spawn(work)?;
     Ok(loaded)
 }
 
-/// Looks after the engines, and while none runs after the memory.
+/// Watches the engines, and while no call runs also the free memory. Returns when an engine is stuck.
 async fn watch(shared: &Shared) -> Stuck {
     let mut interval = tokio::time::interval(WATCH);
     loop {
@@ -145,9 +146,9 @@ async fn watch(shared: &Shared) -> Stuck {
     }
 }
 
-/// What the device's memory allows.
+/// The memory that a call may take on this device.
 fn allowance(model: &Model, device: Device, config: &Config) -> Allowance {
-    // What is computed in half precision takes half; whole numbers are used for weights alone.
+    // Half-precision activations take half the bytes. Integer types are used for weights only.
     let element = match device {
         Device::Cuda(_) if config.compute_type.is_half(model.description.is_half()) => 2,
         _ => 4,
@@ -159,41 +160,52 @@ fn allowance(model: &Model, device: Device, config: &Config) -> Allowance {
     };
     let bytes = free.map_or(u64::MAX, |free| memory::share(free, config.slots.into()));
     if let Some(free) = free {
-        tracing::info!(free_mib = free >> 20, call_mib = bytes >> 20, token_bytes = need.token(), "memory for calls");
+        tracing::info!(
+            free_mib = free >> 20,
+            call_mib = bytes >> 20,
+            token_bytes = need.token(),
+            "free memory and the part of it that one call may take"
+        );
     } else {
-        tracing::info!("nobody says what memory is free, so no request is refused for what it would take");
+        tracing::info!(
+            "cannot find out how much memory is free: no request is refused for its size, and a large one may exhaust the memory"
+        );
     }
     let allowance = Allowance::new(need, bytes);
     if allowance.bytes > bytes {
         tracing::warn!(
             needed_mib = allowance.bytes >> 20,
-            "the memory that is left holds no short request: requests are served all the same, and the system may kill this \
+            "the free memory is too small for even a short request: requests are served anyway, and the system may kill this \
              worker; give it more memory"
         );
     }
     allowance
 }
 
-/// As many as any model needs, unless the memory holds less; one member always fits.
+/// The default limit of a call's tokens: less if the memory holds fewer, but always enough for one member.
 fn batch_tokens(allowance: Allowance, positions: u32) -> u32 {
     let most = positions.max(MOST_BATCH_TOKENS);
     let fit = allowance.bytes / allowance.need.token().max(1);
     u32::try_from(fit).unwrap_or(u32::MAX).clamp(positions.max(1), most)
 }
 
-/// What was found in the model's files that decides answers.
-fn tell(model: &Model, template: &Template) {
+/// Logs what the model's files say that shapes answers.
+fn log_model(model: &Model, template: &Template) {
     let ends: Vec<&str> =
         model.ends.iter().filter_map(|&id| model.vocabulary.get(id as usize).map(String::as_str)).collect();
     tracing::info!(positions = model.positions, from = %model.positions_from, end_tokens = ?ends, "model");
     match (template.file(), template.problem()) {
         (None, _) => tracing::warn!(
-            "the model brings no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): chats are \
+            "the model has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): chats are \
              written as plain \"role: content\" lines, which few models are trained for"
         ),
         (Some(file), None) => tracing::info!(file, "chat template"),
         (Some(file), Some(problem)) => {
-            tracing::warn!(file, problem, "the chat template cannot be used, so chats are refused; all else is served");
+            tracing::warn!(
+                file,
+                problem,
+                "the chat template cannot be used, so chats are refused; other requests are served"
+            );
         }
     }
 }
@@ -202,14 +214,16 @@ fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> 
     let chosen = Device::choose(config.device, config.device_index)?;
     let model = Model::open(&config.model, &config.overrides)?;
     let tokens = Tokens::load(&model)?;
-    tell(&model, tokens.chat_template());
+    log_model(&model, tokens.chat_template());
     let sample = Sample { vocabulary: tokens.vocabulary(), positions: model.positions };
     let (Started { engine, threads, pace }, device) = match start(config, &model, chosen, sample) {
         Ok(started) => (started, chosen),
         Err(error) => match chosen.instead(config.device).filter(|_| matches!(error, Error::Unusable(_))) {
             None => return Err(error),
             Some(device) => {
-                tracing::warn!("--device auto: computing on the processor, although a GPU is there: {error}");
+                tracing::warn!(
+                    "--device auto: a GPU is there but cannot be used, so the worker computes on the processor: {error}"
+                );
                 (start(config, &model, device, sample)?, device)
             }
         },
@@ -236,7 +250,7 @@ fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> 
         slots: config.slots,
         chat: true,
         cost: pace.cost().into(),
-        // Told anew with each connection.
+        // Each connection sends the age anew.
         age_ms: 0,
     };
     tracing::info!(
@@ -275,7 +289,7 @@ fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> 
     })
 }
 
-/// An engine that has made its first calls.
+/// An engine that is warmed up.
 struct Started {
     engine: Arc<dyn Engine>,
     threads: usize,
@@ -287,13 +301,13 @@ fn start(config: &Config, model: &Model, device: Device, sample: Sample) -> Resu
     tracing::info!(weights_mib, slots = config.slots, ?device, "loading the model");
     let Loaded { engine, threads, loading, measuring } = engine(config, model, device, sample)?;
     tracing::info!(threads, took = ?rounded(loading), "the model is loaded");
-    tracing::info!(at_most = ?rounded(measuring), "measuring what its calls take");
+    tracing::info!(at_most = ?rounded(measuring), "measuring how long calls take");
     let pace = Pace::default();
     warmup::warm_up(&*engine, sample, &pace, Instant::now() + measuring).map_err(|error| engine_failed(&error))?;
     Ok(Started { engine, threads, pace })
 }
 
-/// Loads the engine, with as many threads as were asked for or as serve fastest.
+/// Loads the engine with the number of threads that the user set, else with the fastest.
 fn engine(config: &Config, model: &Model, device: Device, sample: Sample) -> Result<Loaded, Error> {
     let vocabulary = Arc::new(model.vocabulary.clone());
     let setting = Setting { device, compute_type: config.compute_type, slots: config.slots };
@@ -301,7 +315,7 @@ fn engine(config: &Config, model: &Model, device: Device, sample: Sample) -> Res
         |threads| -> Result<Arc<dyn Engine>, Error> { Ok(Arc::new(Ct2::load(model, &vocabulary, setting, threads)?)) };
     let threads = match (config.threads, device) {
         (Some(threads), _) => threads.get(),
-        // The processor has little to do there.
+        // On a GPU the processor has little to do.
         (None, Device::Cuda(_)) => 1,
         (None, Device::Cpu) => {
             let available = std::thread::available_parallelism().map_or(1, usize::from) / config.slots as usize;
@@ -314,7 +328,7 @@ fn engine(config: &Config, model: &Model, device: Device, sample: Sample) -> Res
     Ok(Loaded { engine, threads, loading, measuring: warmup::budget(loading) })
 }
 
-/// To the millisecond, for logs.
+/// The time in whole milliseconds, for logs.
 fn rounded(time: Duration) -> Duration {
     Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }

@@ -1,5 +1,5 @@
-//! Work whose panics cost one request, and not the worker: what a model's tokenizer makes of a text is code of others that
-//! takes data of others.
+//! Work whose panics fail one request and not the worker. A model's tokenizer and chat template are foreign code and data, so
+//! what they do with a text runs here.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -9,23 +9,23 @@ thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is at work whose panics are caught. A panic's hook asks it.
+/// Whether the panics of this thread's present work are caught. The panic hook asks this.
 pub fn is_catching() -> bool {
     CATCHING.get()
 }
 
-/// The work's result.
+/// Runs the work and returns its result.
 ///
 /// # Errors
-/// It has panicked, with this message. What it had borrowed may be left half changed: it must be of no further use, or
-/// not mind.
+/// The work panicked with this message. What the work borrowed mutably may be half changed, so the caller must not use it any
+/// more, or it must stay valid when half changed.
 pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let before = CATCHING.replace(true);
     let done = catch_unwind(AssertUnwindSafe(work));
     CATCHING.set(before);
     done.map_err(|panic| {
         let message = message(&*panic);
-        tracing::error!(message, "a defect in the tokenizer or the chat template fails a request");
+        tracing::error!(message, "the tokenizer or the chat template panicked, which is a defect in it: the request fails, the worker serves on");
         message
     })
 }

@@ -1,8 +1,8 @@
-//! How a worker is: kept by it, and asked by `pillion-worker check`, which is run beside it.
+//! The worker's health: [`Health`] holds it inside the worker, and the command `pillion-worker check` asks for it.
 //!
-//! A worker serves no port, its files may be read-only, and the socket's folder may be shared with others like it. So it
-//! answers on a Unix socket of Linux's abstract namespace, which goes with the process. In its name are the namespace of
-//! processes, which each container of a pod has to itself, and the process's number.
+//! A worker serves no port, its files may be read-only, and workers may share the socket's folder. So a worker answers on a
+//! Unix socket of Linux's abstract namespace, which vanishes with the process. The socket's name holds the number of the PID
+//! namespace, which each container of a pod has to itself, and the worker's PID.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -15,25 +15,25 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-/// A worker that does not answer for so long is not well.
+/// A worker that takes longer than this to answer is unhealthy.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Between two tries to accept somebody.
+/// The pause after a connection could not be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Bytes of an answer that are looked at.
+/// Bytes of an answer that are read.
 const LOOKED_AT: u64 = 64;
 
-const WELL: u8 = 0;
-const UNWELL: u8 = 1;
+const HEALTHY: u8 = 0;
+const UNHEALTHY: u8 = 1;
 const BAD_FLAG: u8 = 64;
 
-/// How a worker is.
+/// The state of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It loads its model and warms up.
+    /// The worker loads its model and warms up.
     Loading,
-    /// It has no proxy.
+    /// The model is loaded, but no proxy is connected.
     Waiting,
-    /// It serves a proxy.
+    /// The worker serves a proxy.
     Connected,
 }
 
@@ -47,24 +47,24 @@ impl fmt::Display for State {
     }
 }
 
-/// How this worker is, to be written by those who know and read by those who ask. At first it loads.
+/// The state of this worker. It starts as [`State::Loading`].
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<AtomicU8>);
 
 impl Health {
-    /// From now on it is loaded, and has no proxy.
+    /// Sets the state to [`State::Waiting`].
     pub fn loaded(&self) {
         self.0.store(1, Relaxed);
     }
 
-    /// It has one, until the guard is dropped.
+    /// Sets the state to [`State::Connected`] until the guard is dropped.
     #[must_use]
     pub fn connected(&self) -> Connected<'_> {
         self.0.store(2, Relaxed);
         Connected(self)
     }
 
-    /// How it is.
+    /// The present state.
     pub fn state(&self) -> State {
         match self.0.load(Relaxed) {
             0 => State::Loading,
@@ -73,17 +73,17 @@ impl Health {
         }
     }
 
-    /// Answers whoever asks, on a thread of its own, as long as the process lives.
+    /// Answers `pillion-worker check` on a thread of its own, as long as the process lives.
     ///
     /// # Errors
-    /// There is no socket to be had, or no thread.
+    /// The system gives no socket or no thread.
     pub fn answer(&self) -> io::Result<()> {
         let listener = UnixListener::bind_addr(&name(std::process::id())?)?;
         let health = self.clone();
         let answer = move || {
             for stream in listener.incoming() {
                 match stream {
-                    // A few bytes, for which a new socket has room.
+                    // A few bytes: a new socket has room for them, so the write does not block.
                     Ok(mut stream) => drop(stream.write_all(health.state().to_string().as_bytes())),
                     Err(_) => std::thread::sleep(PAUSE),
                 }
@@ -94,7 +94,7 @@ impl Health {
     }
 }
 
-/// A proxy is there.
+/// The worker counts as connected until this is dropped.
 #[derive(Debug)]
 pub struct Connected<'a>(&'a Health);
 
@@ -104,14 +104,14 @@ impl Drop for Connected<'_> {
     }
 }
 
-/// Asks the worker that runs beside this, in the same container, how it is. Exit codes: 0 well, 1 not, 64 bad flag
+/// Asks the workers in the same container for their state. Exit codes: 0 healthy, 1 not, 64 bad flag
 #[derive(Debug, Parser)]
 #[command(name = "pillion-worker check", version)]
 struct Flags {
-    /// live: it answers; loaded: its model is too; ready: and it serves a proxy
+    /// live: the worker answers; loaded: its model is loaded; ready: it serves a proxy
     #[arg(default_value = "live")]
     probe: Probe,
-    /// Process number of the worker; without it all that run here are asked
+    /// PID of the worker; without it all workers in the container are asked
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
 }
@@ -124,7 +124,7 @@ enum Probe {
 }
 
 impl Probe {
-    fn is_fulfilled(self, answer: &str) -> bool {
+    fn is_met_by(self, answer: &str) -> bool {
         match self {
             Self::Live => !answer.is_empty(),
             Self::Loaded => [State::Waiting, State::Connected].iter().any(|state| state.to_string() == answer),
@@ -133,8 +133,8 @@ impl Probe {
     }
 }
 
-/// Runs `check` where these arguments (the first is the program's name) ask for it; its exit code.
-pub fn asked(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
+/// Runs the command `check` if these arguments, the first of which is the program's name, ask for it. Returns its exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
     let mut arguments = arguments.into_iter();
     let program = arguments.next()?;
     if arguments.next()? != "check" {
@@ -144,7 +144,7 @@ pub fn asked(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
         Ok(flags) => check(&flags),
         Err(error) => {
             let _ = error.print();
-            if error.use_stderr() { BAD_FLAG } else { WELL }
+            if error.use_stderr() { BAD_FLAG } else { HEALTHY }
         }
     })
 }
@@ -157,25 +157,25 @@ fn check(flags: &Flags) -> u8 {
     let workers = match workers {
         Ok(workers) if !workers.is_empty() => workers,
         Ok(_) => {
-            eprintln!("no worker runs here");
-            return UNWELL;
+            eprintln!("no worker runs in this container (PID namespace)");
+            return UNHEALTHY;
         }
         Err(error) => {
-            eprintln!("it cannot be told which workers run here: {error}");
-            return UNWELL;
+            eprintln!("cannot list the workers of this container: {error}");
+            return UNHEALTHY;
         }
     };
-    let mut code = WELL;
+    let mut code = HEALTHY;
     for pid in workers {
         match ask(pid) {
-            Ok(answer) if flags.probe.is_fulfilled(&answer) => {}
+            Ok(answer) if flags.probe.is_met_by(&answer) => {}
             Ok(answer) => {
                 eprintln!("worker {pid}: {answer}");
-                code = UNWELL;
+                code = UNHEALTHY;
             }
             Err(error) => {
                 eprintln!("worker {pid} does not answer: {error}");
-                code = UNWELL;
+                code = UNHEALTHY;
             }
         }
     }
@@ -194,7 +194,7 @@ fn name(pid: u32) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("{}{pid}", prefix()?))
 }
 
-/// What the names of all workers of this namespace of processes begin with.
+/// The prefix of the socket names of all workers of this PID namespace.
 fn prefix() -> io::Result<String> {
     let namespace = std::fs::read_link("/proc/self/ns/pid")?;
     let number: String = namespace.to_string_lossy().chars().filter(char::is_ascii_digit).collect();
@@ -205,7 +205,7 @@ fn all() -> io::Result<Vec<u32>> {
     Ok(found(&std::fs::read_to_string("/proc/net/unix")?, &prefix()?))
 }
 
-/// The numbers of the workers among the sockets of a machine; once for each that listens, also while it is being asked.
+/// The PIDs of the workers among a machine's sockets, each once: a worker that is being asked has more than one socket.
 fn found(sockets: &str, prefix: &str) -> Vec<u32> {
     let name = |line: &str| line.split_whitespace().nth(7)?.strip_prefix('@')?.strip_prefix(prefix)?.parse().ok();
     let mut workers: Vec<u32> = sockets.lines().filter_map(name).collect();
@@ -219,29 +219,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_says_how_it_is() {
+    fn a_worker_answers_with_its_state() {
         let health = Health::default();
         health.answer().unwrap();
         let pid = std::process::id();
         assert!(all().unwrap().contains(&pid));
-        let well = |probe| check(&Flags { probe, pid: Some(pid) });
+        let check = |probe| super::check(&Flags { probe, pid: Some(pid) });
         let all = [Probe::Live, Probe::Loaded, Probe::Ready];
-        assert_eq!(all.map(well), [WELL, UNWELL, UNWELL]);
+        assert_eq!(all.map(check), [HEALTHY, UNHEALTHY, UNHEALTHY]);
         health.loaded();
-        assert_eq!(all.map(well), [WELL, WELL, UNWELL]);
+        assert_eq!(all.map(check), [HEALTHY, HEALTHY, UNHEALTHY]);
         let connected = health.connected();
-        assert_eq!(all.map(well), [WELL, WELL, WELL]);
+        assert_eq!(all.map(check), [HEALTHY, HEALTHY, HEALTHY]);
         drop(connected);
         assert_eq!(health.state(), State::Waiting);
     }
 
     #[test]
-    fn who_is_not_there_is_not_well() {
-        assert_eq!(check(&Flags { probe: Probe::Live, pid: Some(0) }), UNWELL);
+    fn a_worker_that_does_not_run_is_unhealthy() {
+        assert_eq!(check(&Flags { probe: Probe::Live, pid: Some(0) }), UNHEALTHY);
     }
 
     #[test]
-    fn workers_of_other_namespaces_are_others() {
+    fn workers_of_other_namespaces_are_left_out() {
         let sockets = "Num RefCount Protocol Flags Type St Inode Path\n\
             0000: 00000002 00000000 00010000 0001 01 7 @pillion-worker-12-7\n\
             0000: 00000003 00000000 00000000 0001 03 8 @pillion-worker-12-7\n\
@@ -253,11 +253,11 @@ mod tests {
     }
 
     #[test]
-    fn only_check_is_taken_for_it() {
-        let asked = |line: &str| asked(line.split(' ').map(OsString::from));
-        assert_eq!(asked("pillion-worker"), None);
-        assert_eq!(asked("pillion-worker --model check"), None);
-        assert_eq!(asked("pillion-worker check well"), Some(BAD_FLAG));
-        assert_eq!(asked("pillion-worker check --help"), Some(WELL));
+    fn only_the_first_argument_check_runs_it() {
+        let run = |line: &str| run(line.split(' ').map(OsString::from));
+        assert_eq!(run("pillion-worker"), None);
+        assert_eq!(run("pillion-worker --model check"), None);
+        assert_eq!(run("pillion-worker check well"), Some(BAD_FLAG));
+        assert_eq!(run("pillion-worker check --help"), Some(HEALTHY));
     }
 }

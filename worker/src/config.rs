@@ -1,4 +1,4 @@
-//! What the worker is told at start: raw from flags and environment, then validated. Only [`Config`] goes on.
+//! The worker's settings. [`Raw`] is what flags and environment say; [`Config`] is validated, and only it is passed on.
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -29,7 +29,7 @@ const SOCKET_PATH_MAX: usize = 107;
     about,
     after_help = "Every flag can be set by the environment too: \
     PILLION_ and the flag in capitals, such as PILLION_MAX_BATCH_TOKENS. RUST_LOG chooses what is logged. \
-    pillion-worker check asks a running worker how it is, pillion-worker inspect DIR says what a model is."
+    pillion-worker check asks a running worker for its state, pillion-worker inspect DIR describes a model."
 )]
 struct Raw {
     /// Directory of the converted model: model.bin, config.json, vocabulary.json (or vocabulary.txt) and tokenizer.json
@@ -45,33 +45,33 @@ struct Raw {
     /// Which of the CUDA devices, from 0
     #[arg(long, env = "PILLION_DEVICE_INDEX", value_name = "N", default_value = "0")]
     device_index: String,
-    /// default: as the model was converted; auto: the fastest there is; or a type by name
+    /// default: as the model was converted; auto: the fastest of the device; or a type by name
     #[arg(long, env = "PILLION_COMPUTE_TYPE", value_name = "TYPE", default_value = "default",
         long_help = compute::HELP)]
     compute_type: String,
-    /// Processor threads of each engine: a number, or auto to measure at start which serves a batch fastest; for a model that
-    /// takes long to load, all
+    /// Processor threads of each slot: a number, or auto to measure at start which number serves a batch fastest; auto takes
+    /// all processors for a model that takes long to load
     #[arg(long, env = "PILLION_THREADS", value_name = "N", default_value = "auto")]
     threads: String,
-    /// Batches run at once, each on a copy of the model
+    /// Batches that run at once, each on its own copy of the model
     #[arg(long, env = "PILLION_SLOTS", value_name = "N", default_value = "1")]
     slots: String,
-    /// The most tokens, prompts and answers together, that one call of the engine holds: a number, or auto for the
-    /// model's positions but at least 32768, if the memory holds the keys and values of so many
+    /// The most tokens, prompts and answers together, of one engine call: a number, or auto for the model's positions but
+    /// at least 32768, if the memory holds the keys and values of that many tokens
     #[arg(long, env = "PILLION_MAX_BATCH_TOKENS", value_name = "N", default_value = "auto")]
     max_batch_tokens: String,
-    /// The most tokens that a prompt and its answer may have together: a number, or auto for what the model sets, else
+    /// The most tokens that a prompt and its answer may have together: a number, or auto for the model's own limit, else
     /// `model_max_length` of `tokenizer_config.json`, else 32768
     #[arg(long, env = "PILLION_MAX_POSITIONS", value_name = "N", default_value = "auto")]
     max_positions: String,
-    /// A token that ends answers, besides those that the model's files name: its text, such as `<|im_end|>`; may be given
-    /// several times
+    /// The text of one more token that ends answers, such as `<|im_end|>`, besides the tokens that the model's files name; may
+    /// be given several times
     #[arg(long, env = "PILLION_END_TOKEN", value_name = "TOKEN")]
     end_token: Vec<String>,
     /// The model's name for clients and metrics [default: the name of its directory]
     #[arg(long, env = "PILLION_MODEL_NAME", value_name = "NAME")]
     model_name: Option<String>,
-    /// How long a worker told to stop goes on serving: 65s, 2m, ...
+    /// The longest that a worker serves on after it is told to stop: 65s, 2m, ...
     #[arg(long, env = "PILLION_DRAIN_TIMEOUT", value_name = "TIME", default_value = "65s")]
     drain_timeout: String,
     /// text or json
@@ -82,10 +82,10 @@ struct Raw {
     log_prompts: bool,
 }
 
-/// Where the model runs.
+/// The choice of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// CUDA where it is to be had, else the processor.
+    /// CUDA if it is available, else the processor.
     Auto,
     /// The processor.
     Cpu,
@@ -109,19 +109,19 @@ pub struct Config {
     pub model: PathBuf,
     /// The proxy's socket.
     pub socket: PathBuf,
-    /// Where the model runs.
+    /// The device that the model runs on.
     pub device: DeviceChoice,
     /// Which of the CUDA devices.
     pub device_index: u32,
-    /// Arithmetic of the model.
+    /// The arithmetic of the model.
     pub compute_type: ComputeType,
-    /// Processor threads of an engine; `None` to measure.
+    /// Processor threads of a slot; `None` to measure the best number.
     pub threads: Option<NonZeroUsize>,
-    /// Batches run at once.
+    /// Batches that run at once.
     pub slots: u32,
-    /// The most tokens of one call; `None` for what suits the model.
+    /// The most tokens of one call; `None` for the default of the model.
     pub max_batch_tokens: Option<u32>,
-    /// What is wanted other than the model's files say.
+    /// Settings that replace or extend those of the model's files.
     pub overrides: Overrides,
     /// The model's name.
     pub model_name: String,
@@ -133,12 +133,12 @@ pub struct Config {
     pub log_prompts: bool,
 }
 
-/// What the command line asks for.
+/// The task that the command line asks for.
 #[derive(Debug)]
 pub enum Command {
     /// Serve.
     Serve(Box<Config>),
-    /// Print this and exit well: the help or the version.
+    /// Print this text, the help or the version, and exit with 0.
     Print(String),
 }
 
@@ -146,7 +146,7 @@ impl Config {
     /// Reads the command line (with the program's name first) and the environment.
     ///
     /// # Errors
-    /// A flag that is none, or a value that it does not take.
+    /// A flag does not exist or does not take its value.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, FlagError> {
         match Raw::try_parse_from(arguments) {
             Ok(raw) => Self::validate(raw).map(|config| Command::Serve(Box::new(config))),
@@ -168,7 +168,7 @@ impl Config {
         if let Some(folder) = socket.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
             && socket != default_socket()
         {
-            let allowed = format!("a path in a folder that is there, and {} is not", folder.display());
+            let allowed = format!("a path in a folder that exists, and {} does not exist", folder.display());
             return refuse("--socket", &socket.to_string_lossy(), &allowed);
         }
         if socket.as_os_str().len() > SOCKET_PATH_MAX {

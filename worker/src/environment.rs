@@ -1,15 +1,15 @@
-//! What the C library, OpenMP and CTranslate2 read from the environment before `main`, set to what serves fastest.
+//! Sets the environment variables that the C library, OpenMP and CTranslate2 read before `main` to the fastest values.
 //!
-//! None of it can be changed once the process runs, so the worker replaces itself, once, by the same program with these
-//! variables added. Whatever the user has set stays. What each is worth is in `tests/bench/RESULTS.md`.
+//! The variables have no effect once the process runs, so the worker replaces itself, once, by the same program with the
+//! variables added. A variable that the user has set keeps its value. `tests/bench/RESULTS.md` has the measured gains.
 //!
-//! - *Memory.* An engine's call takes and gives back the same large buffers each time. glibc would return them to the
-//!   kernel and fault them in again, page by page; it is told to keep them, and to ask for huge pages.
-//! - *OpenMP.* A thread that waits for the next parallel piece spins for a while before it sleeps. GNU's default is
-//!   milliseconds, in which it takes a processor from the proxy, or from the thread that it waits for; no spinning at
-//!   all makes a call half as long again. A thousand turns bridge the gap between two pieces and no more.
-//! - *AVX-512.* CTranslate2 has kernels for it and uses them only when told to, because early processors lowered their
-//!   clock for them. Those with VBMI2 (Ice Lake and Zen 4, and later) do not.
+//! - *Memory.* An engine call allocates and frees the same large buffers each time. glibc would return them to the kernel
+//!   and fault them in again page by page. The variable makes glibc keep the buffers and ask for huge pages.
+//! - *OpenMP.* A thread that waits for the next parallel section spins for a while before it sleeps. GNU's default is
+//!   milliseconds, which takes a processor from the proxy or from the thread that is waited for. Without spinning a call
+//!   takes half as long again. A thousand turns bridge the gap between two sections and no more.
+//! - *AVX-512.* CTranslate2 has AVX-512 kernels but uses them only on request, because early processors lowered their clock
+//!   for AVX-512. Processors with VBMI2 (Ice Lake, Zen 4 and later) do not.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -18,20 +18,20 @@ use std::process::Command;
 /// A variable and its value.
 type Variable = (&'static str, &'static str);
 
-/// The thresholds are the largest that glibc takes, and more than any model's buffers need.
+/// The thresholds are the largest that glibc takes, and larger than any model's buffers.
 const MALLOC: Variable = (
     "GLIBC_TUNABLES",
     "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824:glibc.malloc.top_pad=67108864:\
      glibc.malloc.hugetlb=1",
 );
 const OPENMP: Variable = ("GOMP_SPINCOUNT", "1000");
-/// With this the user has decided how OpenMP waits.
+/// If the user sets this variable, the user has chosen how OpenMP waits.
 const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
 const AVX512: Variable = ("CT2_FORCE_CPU_ISA", "AVX512");
-/// What CTranslate2's kernels need, and the mark of a processor that runs them at full clock.
+/// The processor features that CTranslate2's kernels need; the last one shows that the processor keeps its clock.
 const AVX512_FLAGS: [&str; 6] = ["avx512f", "avx512cd", "avx512vl", "avx512bw", "avx512dq", "avx512_vbmi2"];
 
-/// Starts the program again with what is missing in its environment; returns where nothing is.
+/// Replaces the process by the same program with the missing variables. Returns if no variable is missing.
 pub fn prepare(mut arguments: impl Iterator<Item = OsString>) {
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let missing = missing(&processor, |name| std::env::var_os(name).is_some());
@@ -39,13 +39,14 @@ pub fn prepare(mut arguments: impl Iterator<Item = OsString>) {
         return;
     }
     let name = arguments.next().unwrap_or_default();
-    // By its own path, so that it keeps its name among the processes.
+    // The program starts by its own path, so that the process keeps its name.
     let error = match std::env::current_exe() {
         Ok(program) => Command::new(program).arg0(name).args(arguments).envs(missing).exec(),
         Err(error) => error,
     };
-    // A program that cannot start itself again serves as it is.
-    eprintln!("pillion-worker: serving without the fastest settings: {error}");
+    eprintln!(
+        "pillion-worker: cannot restart with the fastest memory and thread settings, serving without them: {error}"
+    );
 }
 
 fn missing(processor: &str, is_set: impl Fn(&str) -> bool) -> Vec<Variable> {
@@ -78,14 +79,14 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_has_set_stays() {
+    fn variables_of_the_user_keep_their_values() {
         assert_eq!(names(NEW, &[]), ["GLIBC_TUNABLES", "GOMP_SPINCOUNT", "CT2_FORCE_CPU_ISA"]);
         assert_eq!(names(NEW, &["CT2_FORCE_CPU_ISA", "GLIBC_TUNABLES"]), ["GOMP_SPINCOUNT"]);
         assert_eq!(names(NEW, &["OMP_WAIT_POLICY"]), ["GLIBC_TUNABLES", "CT2_FORCE_CPU_ISA"]);
     }
 
     #[test]
-    fn with_all_of_it_set_the_program_goes_on() {
+    fn with_all_variables_set_the_program_goes_on() {
         assert_eq!(names(NEW, &["GLIBC_TUNABLES", "GOMP_SPINCOUNT", "CT2_FORCE_CPU_ISA"]), [""; 0]);
     }
 

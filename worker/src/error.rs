@@ -1,41 +1,41 @@
-//! Why the worker ends, and with which exit code: the only place that knows one.
+//! Why the worker ends, and with which exit code. The exit codes of the serving worker are defined only here.
 
 use crate::config::FlagError;
 use crate::engine::ct2::LoadError;
 use crate::model::ModelError;
 
-/// Why the worker ends other than by a clean drain. Each prints as one sentence.
+/// Why the worker ends, if not by a clean drain. Each error prints as one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A flag that is none, or a value that it does not take.
+    /// A flag does not exist or does not take its value.
     #[error(transparent)]
     Flag(#[from] FlagError),
-    /// The model or its tokenizer is missing or unfit.
+    /// The model or its tokenizer is missing or cannot be served.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The device is not to be had.
+    /// The device is not available.
     #[error("{0}")]
     Device(String),
-    /// A GPU is there, but not what computes on it: a library of CUDA's, or kernels for so old a card.
+    /// A GPU is there, but a CUDA library is missing or the card is too old for the kernels.
     #[error("{0}")]
     Unusable(String),
-    /// The engine went on for longer than it may without a step.
-    #[error("engine {slot} has made no step for {seconds} seconds and counts as stuck")]
+    /// An engine made no step for longer than it may.
+    #[error("engine {slot} has made no step for {seconds} seconds and counts as stuck; this worker ends")]
     Stuck {
-        /// Which engine.
+        /// The slot of the engine.
         slot: usize,
-        /// For how long.
+        /// Seconds without a step.
         seconds: u64,
     },
-    /// Something that should not happen.
+    /// A defect, or a failure of the system.
     #[error("internal error: {0}")]
     Internal(String),
-    /// `--drain-timeout` passed, or a second signal came, with members left.
+    /// `--drain-timeout` passed or a second signal came while members were still being served.
     #[error("{members} members were still being served when {when}")]
     WorkLeft {
-        /// How many members had had no terminal frame.
+        /// Members that had not ended.
         members: usize,
-        /// What ended the waiting.
+        /// The event that ended the drain.
         when: &'static str,
     },
 }

@@ -1,4 +1,4 @@
-//! `pillion-worker inspect DIR`: says what a model is, and whether it can be served, without loading it.
+//! The command `pillion-worker inspect DIR`: describes a model and says whether it can be served, without loading it.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -16,7 +16,7 @@ const BAD_FLAG: u8 = 64;
 const ELEMENT: u64 = 4;
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Says what a converted model is, and whether it can be served. Exit codes: 0 it can, 66 it cannot, 64 bad flag
+/// Describes a converted model and says whether it can be served. Exit codes: 0 it can, 66 it cannot, 64 bad flag
 #[derive(Debug, Parser)]
 #[command(name = "pillion-worker inspect", version)]
 struct Flags {
@@ -24,8 +24,8 @@ struct Flags {
     directory: PathBuf,
 }
 
-/// Runs `inspect` where these arguments (the first is the program's name) ask for it; its exit code.
-pub fn asked(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
+/// Runs the command `inspect` if these arguments, the first of which is the program's name, ask for it. Returns its exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
     let mut arguments = arguments.into_iter();
     let program = arguments.next()?;
     if arguments.next()? != "inspect" {
@@ -34,7 +34,7 @@ pub fn asked(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
     Some(match Flags::try_parse_from(std::iter::once(program).chain(arguments)) {
         Ok(flags) => match inspect(&flags.directory) {
             Ok(lines) => {
-                // Where nobody reads it, the exit code still says whether it can be served.
+                // If standard output cannot be written, the exit code still tells whether the model can be served.
                 let _ = std::io::stdout().write_all(lines.as_bytes());
                 0
             }
@@ -57,13 +57,12 @@ fn inspect(directory: &Path) -> Result<String, ModelError> {
     let about = &model.description;
     let weights = about.bytes as f64 / MIB;
     let keys = (about.cached * ELEMENT) as f64 / 1024.0;
-    let free =
-        memory::system().map_or_else(String::new, |free| format!("; {:.0} MiB are free here", free as f64 / MIB));
+    let free = memory::system().map_or_else(String::new, |free| format!("; {:.0} MiB are free now", free as f64 / MIB));
     let end = |&id: &u32| format!("{} (id {id})", model.vocabulary.get(id as usize).map_or("", String::as_str));
     let ends: Vec<String> = model.ends.iter().map(end).collect();
     let template = tokens.chat_template();
     let chats = match (template.file(), template.problem()) {
-        (None, _) => "none of its own: chats are written as \"role: content\" lines".to_owned(),
+        (None, _) => "none: chats are written as plain \"role: content\" lines".to_owned(),
         (Some(file), None) => file.to_owned(),
         (Some(file), Some(problem)) => format!("{file}, which cannot be used, so that chats are refused: {problem}"),
     };
@@ -89,9 +88,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_described_and_one_that_is_none_is_refused() {
+    fn a_model_is_described_and_anything_else_is_refused() {
         let builtin = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/models/builtin"));
-        let said = inspect(builtin).unwrap();
+        let described = inspect(builtin).unwrap();
         for words in [
             "decoder of 3 layers, 128 wide, 0.6 million parameters",
             "int8",
@@ -101,17 +100,17 @@ mod tests {
             "3.0 KiB a token",
             "Pillion serves it.",
         ] {
-            assert!(said.contains(words), "{words}: {said}");
+            assert!(described.contains(words), "{words}: {described}");
         }
         assert!(inspect(Path::new("facebook/opt-125m")).unwrap_err().to_string().contains("pillion convert"));
     }
 
     #[test]
-    fn only_inspect_is_taken_for_it() {
-        let asked = |line: &str| asked(line.split(' ').map(OsString::from));
-        assert_eq!(asked("pillion-worker"), None);
-        assert_eq!(asked("pillion-worker --model inspect"), None);
-        assert_eq!(asked("pillion-worker inspect"), Some(BAD_FLAG));
-        assert_eq!(asked("pillion-worker inspect /no/such/model"), Some(66));
+    fn only_the_first_argument_inspect_runs_it() {
+        let run = |line: &str| run(line.split(' ').map(OsString::from));
+        assert_eq!(run("pillion-worker"), None);
+        assert_eq!(run("pillion-worker --model inspect"), None);
+        assert_eq!(run("pillion-worker inspect"), Some(BAD_FLAG));
+        assert_eq!(run("pillion-worker inspect /no/such/model"), Some(66));
     }
 }

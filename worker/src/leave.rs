@@ -1,8 +1,8 @@
-//! Ending the process while an engine still runs, or when a thread has panicked.
+//! Ends the process while an engine still runs, or after a thread has panicked.
 //!
-//! An engine cannot be interrupted between two tokens, and it is C++: leaving through `exit` would destroy what it is
-//! using, and crash. Replacing the process's program ends all its threads at once instead, so the worker becomes a
-//! worker that does nothing but end with the right code.
+//! An engine cannot be interrupted between two tokens. Its code is C++, so `exit` would destroy the objects that a running
+//! engine uses, and the process would crash. Instead the process replaces its program by this same program with the flag
+//! `--leave-with=CODE`: that ends all threads at once, and the new program only returns the exit code.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -14,9 +14,9 @@ use crate::caught::is_catching;
 const INTERNAL: u8 = 70;
 const FLAG: &str = "--leave-with=";
 
-/// From now on a panic on any thread ends the process: the proxy sees the connection end and serves the members
-/// elsewhere, where a worker without one of its threads would let them wait for their deadline. Only what [`caught`]
-/// runs may panic, and whoever called it tells of it.
+/// From now on a panic on any thread ends the process. The proxy then sees the connection end and serves the members on
+/// another worker. If the process lived on without the thread, the members would wait until their deadline. Only work that
+/// [`caught`] runs may panic; its caller handles the panic.
 ///
 /// [`caught`]: crate::caught::caught
 pub fn on_panic() {
@@ -29,14 +29,14 @@ pub fn on_panic() {
     }));
 }
 
-/// Ends the process with this exit code, whatever its threads are doing.
+/// Ends the process with this exit code, even while its threads run.
 pub fn at_once(code: u8) -> ! {
     let error = Command::new("/proc/self/exe").arg(format!("{FLAG}{code}")).exec();
-    tracing::error!(%error, "cannot leave in good order");
+    tracing::error!(%error, "cannot replace the program to end while an engine runs: calling exit instead, which may crash");
     std::process::exit(code.into())
 }
 
-/// The exit code that [`at_once`] has handed over, where this process is its continuation.
+/// The exit code that [`at_once`] handed over, if this process continues one that left.
 pub fn handed_over(mut arguments: impl Iterator<Item = OsString>) -> Option<u8> {
     arguments.nth(1)?.to_str()?.strip_prefix(FLAG)?.parse().ok()
 }

@@ -1,8 +1,8 @@
 //! Holds a CTranslate2 model and serves batches to a Pillion proxy over a Unix socket.
 //!
-//! `README.md` beside this crate has the picture. A batch goes `session` → `engine` (`prepare`, `tokens`, `cohort`,
-//! `steps`), and its tokens come back as events that the session turns into frames. What decides is pure:
-//! [`cohort`], [`steps`], [`credit`], and the stop strings in [`tokens`].
+//! `README.md` beside this crate follows a batch through the worker. The [`session`] receives the batch, an engine thread
+//! ([`engine`]) prepares and runs it, and the session turns the resulting events into frames. The modules that decide are
+//! pure: [`cohort`], [`steps`], [`credit`], and the stop strings in [`tokens`].
 
 pub mod app;
 pub mod batch;

@@ -1,6 +1,6 @@
-//! From one connection to the next, until the worker is told to stop.
+//! Connects to the proxy again and again until the worker is told to stop.
 //!
-//! The model stays loaded while the proxy is away; the loss is logged once and the return once.
+//! The model stays loaded while no proxy is connected. The log has one line when the proxy is lost and one when it is back.
 
 use std::io;
 use std::path::Path;
@@ -18,22 +18,22 @@ use crate::signals::Control;
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
-/// After a proxy that refused this worker: it will say the same again until one of both is replaced.
+/// The pause after the proxy refused this worker: it will refuse again until the proxy or the worker is replaced.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
-/// Dials a proxy's socket.
+/// Connects to a proxy's socket.
 ///
 /// # Errors
-/// Nobody listens there.
+/// No proxy listens there.
 pub async fn dial(socket: &Path) -> io::Result<(impl AsyncRead + Unpin + use<>, impl AsyncWrite + Unpin + use<>)> {
     let stream = Stream::connect(socket.to_fs_name::<GenericFilePath>()?).await?;
     Ok(tokio::io::split(stream))
 }
 
-/// Serves proxies, one connection after the other, until told to stop.
+/// Serves one connection after the other until the worker is told to stop.
 ///
 /// # Errors
-/// The worker was told to stop and had work left at the end of its patience.
+/// The worker stopped while members were still being served.
 pub async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     worker: &Worker,
     mut dial: impl AsyncFnMut() -> io::Result<(R, W)>,
@@ -46,14 +46,16 @@ pub async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
             Err(error) => format!("cannot connect to the proxy: {error}"),
             Ok((reader, writer)) => match session::run(reader, writer, worker, controls).await {
                 Ok(end) => {
-                    // The session said HELLO and was welcome: the proxy was there.
+                    // The handshake succeeded, so the proxy was there.
                     (pause, away) = (SHORTEST_PAUSE, false);
                     match end {
                         End::Drained => return Ok(()),
                         End::DrainTimeout(members) => return stopped(members, "--drain-timeout passed"),
                         End::Quit(members) => return stopped(members, "a second signal came"),
                         End::Goodbye { draining: true, .. } | End::Lost { draining: true, .. } => {
-                            tracing::info!("the proxy left while this worker drained");
+                            tracing::info!(
+                                "the proxy disconnected while this worker drained: nothing is left to serve, the worker ends"
+                            );
                             return Ok(());
                         }
                         End::Goodbye { goodbye, .. } => {
@@ -74,7 +76,10 @@ pub async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
             },
         };
         if !away {
-            tracing::warn!(reason = lost, "waiting for the proxy");
+            tracing::warn!(
+                reason = lost,
+                "no proxy is connected, waiting for the proxy: trying again until it listens on the socket"
+            );
             away = true;
         }
         if wait(pause, controls).await {
@@ -84,7 +89,7 @@ pub async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
 }
 
-/// True where the worker is told to stop meanwhile: nobody is connected, so nobody waits for anything.
+/// Waits for the pause to pass. Returns true if the worker is told to stop meanwhile: without a connection no request waits.
 async fn wait(pause: Duration, controls: &mut mpsc::Receiver<Control>) -> bool {
     let sleep = tokio::time::sleep(pause);
     tokio::pin!(sleep);
@@ -93,7 +98,7 @@ async fn wait(pause: Duration, controls: &mut mpsc::Receiver<Control>) -> bool {
             () = &mut sleep => return false,
             Some(control) = controls.recv() => match control {
                 Control::Drain | Control::Quit => return true,
-                Control::Dump => tracing::info!("dump: not connected, nothing under way"),
+                Control::Dump => tracing::info!("dump: not connected to a proxy, no batch in flight"),
             },
         }
     }
@@ -113,8 +118,8 @@ mod tests {
     use super::*;
     use crate::session::tests::{paused, pipe, worker};
 
-    /// Dials `times` in vain and then a proxy that says goodbye for this reason; returns when each dial came, in
-    /// milliseconds. The worker is told to stop after that.
+    /// Lets `times` dials fail, and then connects to a proxy that says goodbye for this reason. The worker is told to stop after
+    /// that. Returns the times of the dials in milliseconds.
     fn dials(times: usize, reason: Option<GoodbyeReason>) -> (Vec<u128>, Result<(), Error>) {
         let worker = worker(&Arc::default(), 1);
         paused(async {

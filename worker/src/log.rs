@@ -1,4 +1,4 @@
-//! Where log lines go: standard error, as text or JSON. `RUST_LOG` chooses among them.
+//! Writes log lines to standard error, as text or JSON. `RUST_LOG` filters them.
 
 use std::io::IsTerminal;
 
@@ -9,7 +9,7 @@ use crate::config::LogFormat;
 /// Sets up logging for the process. A second call does nothing.
 pub fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // A line that cannot be written, since the disk is full, say, is lost; to say so on the same stream would be a panic.
+    // A line that cannot be written, for example to a full disk, is lost. Reporting that on the same stream would panic.
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

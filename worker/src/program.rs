@@ -1,4 +1,4 @@
-//! The program: settings in, exit code out.
+//! The program, from the command line to the exit code.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -8,12 +8,12 @@ use crate::config::{Command, Config};
 use crate::error::Error;
 use crate::{app, check, environment, inspect, leave, log};
 
-/// Runs a worker as the command line asks.
+/// Runs what the command line asks for: a worker, or one of the commands `check` and `inspect`.
 pub fn run(patch: Patch) -> ExitCode {
     if let Some(code) = leave::handed_over(std::env::args_os()) {
         return ExitCode::from(code);
     }
-    if let Some(code) = check::asked(std::env::args_os()).or_else(|| inspect::asked(std::env::args_os())) {
+    if let Some(code) = check::run(std::env::args_os()).or_else(|| inspect::run(std::env::args_os())) {
         return ExitCode::from(code);
     }
     match Config::read(std::env::args_os()) {
@@ -37,7 +37,7 @@ pub fn run(patch: Patch) -> ExitCode {
 }
 
 fn report(error: &Error) -> u8 {
-    // The exit code says it too, where this cannot be written.
+    // If standard error cannot be written, the exit code still tells the reason.
     let _ = writeln!(std::io::stderr(), "pillion-worker: {error}");
     error.exit_code()
 }

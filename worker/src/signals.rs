@@ -1,25 +1,25 @@
-//! Signals of the system as orders to the worker.
+//! Turns signals of the operating system into orders to the worker.
 
 use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// What somebody outside wants of the worker.
+/// An order from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// Stop serving once nobody needs it: the first SIGTERM or SIGINT.
+    /// The first SIGTERM or SIGINT: drain, then stop.
     Drain,
-    /// Stop at once: the second.
+    /// The second SIGTERM or SIGINT: stop at once.
     Quit,
-    /// Log what is held: SIGUSR1.
+    /// SIGUSR1: log the worker's state.
     Dump,
 }
 
-/// Listens from now on. Dropping the receiver ends the listening, not the handling: the signals are then ignored.
+/// Handles the signals from now on. After the receiver is dropped, the signals are ignored.
 ///
 /// # Errors
-/// The system does not let signals be handled.
+/// The system refuses a signal handler.
 pub fn listen() -> io::Result<mpsc::Receiver<Control>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

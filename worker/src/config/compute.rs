@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::refusal::FlagError;
 
-/// How the model's numbers are kept and multiplied.
+/// The types in which the model's numbers are stored and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ComputeType {
     /// As the model was converted.
@@ -29,7 +29,7 @@ pub enum ComputeType {
     Int8Bfloat16,
 }
 
-pub(super) const HELP: &str = "default (as the model was converted), auto (the fastest there is), float32, float16, bfloat16, \
+pub(super) const HELP: &str = "default (as the model was converted), auto (the fastest of the device), float32, float16, bfloat16, \
     int16, int8, int8_float32, int8_float16 or int8_bfloat16";
 
 const NAMES: [(ComputeType, &str); 10] = [
@@ -52,10 +52,8 @@ impl ComputeType {
             FlagError::refused("--compute-type", text, &format!("one of {}", names.join(", ")))
         })
     }
-}
 
-impl ComputeType {
-    /// Whether what is not weights is kept in 16 bits on a GPU, for a model that was converted to 16 bits or not.
+    /// Whether activations take 16 bits on a GPU. `converted` says whether the model was converted to 16 bits.
     pub fn is_half(self, converted: bool) -> bool {
         match self {
             Self::Auto | Self::Float16 | Self::Bfloat16 | Self::Int8Float16 | Self::Int8Bfloat16 => true,

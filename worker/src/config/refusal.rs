@@ -1,5 +1,4 @@
-//! What is said of a flag that is none or a value that it does not take: one sentence with the flag, the value and what
-//! is allowed.
+//! The error of a wrong flag: one sentence with the flag, its value and the allowed values.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
@@ -9,7 +8,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 pub struct FlagError(String);
 
 impl FlagError {
-    /// A value that a flag does not take.
+    /// A flag does not take this value.
     pub fn refused(flag: &str, value: &str, allowed: &str) -> Self {
         Self(format!("{flag} does not take {value:?}, only {allowed}"))
     }
@@ -23,19 +22,19 @@ pub(super) fn refuse<T>(flag: &str, value: &str, allowed: &str) -> Result<T, Fla
     Err(FlagError::refused(flag, value, allowed))
 }
 
-/// Says in one sentence what clap says in several lines.
+/// Shortens clap's message of several lines to one sentence.
 pub(super) fn explain(error: &clap::Error) -> FlagError {
-    let said = |kind| match error.get(kind) {
+    let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
         Some(ContextValue::Strings(texts)) => texts.join(" "),
         _ => String::new(),
     };
-    let argument = said(ContextKind::InvalidArg);
+    let argument = context(ContextKind::InvalidArg);
     let flag = argument.split([' ', '=']).next().unwrap_or_default().to_owned();
-    let value = said(ContextKind::InvalidValue);
+    let value = context(ContextKind::InvalidValue);
     FlagError(match error.kind() {
         ErrorKind::UnknownArgument => {
-            format!("there is no flag {flag}; pillion-worker --help lists those there are")
+            format!("there is no flag {flag}; pillion-worker --help lists the flags")
         }
         ErrorKind::ArgumentConflict => format!("{flag} is given more than once"),
         ErrorKind::InvalidValue if value.is_empty() => format!("{flag} needs a value"),

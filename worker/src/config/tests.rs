@@ -1,4 +1,4 @@
-//! What the worker says of its settings.
+//! Valid settings, and the messages for invalid ones.
 
 use super::*;
 
@@ -32,8 +32,8 @@ fn every_refusal_names_the_flag_the_value_and_what_is_allowed() {
             "--drain-timeout does not take \"65\", only a time with its unit, such as 500ms, 65s or 2m, of at most 24h",
         ),
         ("--model /m --log-format xml", "--log-format does not take \"xml\", only text or json"),
-        ("--model /m --sloots 1", "there is no flag --sloots; pillion-worker --help lists those there are"),
-        ("--model /m extra", "there is no flag extra; pillion-worker --help lists those there are"),
+        ("--model /m --sloots 1", "there is no flag --sloots; pillion-worker --help lists the flags"),
+        ("--model /m extra", "there is no flag extra; pillion-worker --help lists the flags"),
         ("--model /m --slots", "--slots needs a value"),
         ("--model /m --slots 1 --slots 2", "--slots is given more than once"),
         ("", "--model is missing: it takes the directory of a converted model"),
@@ -43,7 +43,7 @@ fn every_refusal_names_the_flag_the_value_and_what_is_allowed() {
 }
 
 #[test]
-fn help_and_version_are_no_errors() {
+fn help_and_version_are_not_errors() {
     assert!(matches!(read("--help").unwrap(), Command::Print(text) if text.contains("--max-batch-tokens")));
     assert!(matches!(read("--version").unwrap(), Command::Print(text) if text.starts_with("pillion-worker ")));
 }
