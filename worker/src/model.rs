@@ -1,7 +1,7 @@
-//! A model directory: which files it must have, what they say, and whether they are fit to be served.
+//! A model directory: its files, what they say, and whether the model can be served.
 //!
-//! `model.bin` (read here only for its table of variables), `config.json`, `vocabulary.json` or `.txt`, and beside them the
-//! `tokenizer.json` that users bring with `--copy_files tokenizer.json`.
+//! The directory holds `model.bin` (only its table of variables is read here), `config.json`, `vocabulary.json` or
+//! `vocabulary.txt`, and `tokenizer.json`, which the conversion copies with `--copy_files tokenizer.json`.
 
 use std::collections::HashMap;
 use std::io::BufReader;
@@ -23,43 +23,43 @@ use header::Header;
 use special::Special;
 use tokenizer_config::TokenizerConfig;
 
-/// Positions assumed of a model of which neither its position encoding (rotary, say) nor any file sets a limit.
+/// The assumed positions of a model if neither its position encoding nor a file sets a limit, as with rotary encodings.
 const UNLIMITED_POSITIONS: u32 = 32_768;
 
-/// What a decoder says it is in `model.bin`.
+/// The name of a decoder's specification in `model.bin`.
 const DECODER: &str = "TransformerDecoderSpec";
 
-/// What was found in a model directory.
+/// A model directory, read and checked.
 #[derive(Clone, Debug)]
 pub struct Model {
     /// The directory.
     pub directory: PathBuf,
-    /// The most tokens that prompt and answer may have together.
+    /// The most tokens that a prompt and its answer may have together.
     pub positions: u32,
-    /// What sets that limit.
+    /// The source of that limit.
     pub positions_from: PositionsFrom,
     /// The tokens by their ids.
     pub vocabulary: Vec<String>,
-    /// The tokens at which a sequence ends, at least one.
+    /// The tokens that end a sequence; at least one.
     pub ends: Vec<u32>,
-    /// What `tokenizer_config.json` says.
+    /// The fields of `tokenizer_config.json`.
     pub tokenizer_config: TokenizerConfig,
     /// Hexadecimal digest of the model and its tokenizer.
     pub fingerprint: String,
-    /// For people.
+    /// The model's shape and size.
     pub description: Description,
 }
 
-/// What limits a model's positions.
+/// The source of a model's limit of positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PositionsFrom {
-    /// The model has an encoding for so many and no more.
+    /// The model has a position encoding of this length.
     Model,
     /// `model_max_length` of `tokenizer_config.json`.
     TokenizerConfig,
     /// `--max-positions`.
     Flag,
-    /// Nothing does, so a number is assumed.
+    /// No file sets a limit, so a number is assumed.
     Nothing,
 }
 
@@ -69,25 +69,25 @@ impl std::fmt::Display for PositionsFrom {
             Self::Model => "set by the model",
             Self::TokenizerConfig => "model_max_length of tokenizer_config.json",
             Self::Flag => "set by --max-positions",
-            Self::Nothing => "assumed, since nothing sets a limit",
+            Self::Nothing => "assumed, since no file sets a limit",
         })
     }
 }
 
-/// What a user wants other than the model's files say.
+/// Settings of the user that replace or extend those of the model's files.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// More tokens at which a sequence ends.
+    /// More tokens that end a sequence.
     pub end_tokens: Vec<String>,
     /// The most positions.
     pub max_positions: Option<u32>,
 }
 
 impl Model {
-    /// Reads a model directory and checks all of it but the tokenizer.
+    /// Reads a model directory and checks everything except the tokenizer.
     ///
     /// # Errors
-    /// A file is missing or cut short, or the model is no decoder.
+    /// A file is missing or cut short, or the model is not a decoder.
     pub fn open(directory: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
         if let Some(problem) = unconverted::explain(directory) {
             return Err(ModelError::new(directory, problem));
@@ -96,7 +96,7 @@ impl Model {
         let header = Header::read(&mut BufReader::new(open(&model_bin)?))
             .map_err(|problem| ModelError::new(&model_bin, problem.to_string()))?;
         if header.spec != DECODER {
-            return Err(ModelError::new(&model_bin, no_decoder(&header.spec)));
+            return Err(ModelError::new(&model_bin, not_a_decoder(&header.spec)));
         }
         let special = Special::read(directory, header.version < 6)?;
         let vocabulary = vocabulary::read(directory)?;
@@ -108,7 +108,7 @@ impl Model {
             return Err(ModelError::new(vocabulary::path(directory), problem));
         }
         let tokenizer_config = TokenizerConfig::read(directory)?;
-        // Where two ids have one text, the first is the token's.
+        // If two ids have the same text, the text means the first.
         let mut ids = HashMap::with_capacity(vocabulary.len());
         for (id, token) in (0..).zip(&vocabulary) {
             ids.entry(token.as_str()).or_insert(id);
@@ -130,7 +130,8 @@ impl Model {
     }
 }
 
-/// The most positions, and what sets them: no more than the model has, and else what the user says before its files.
+/// The most positions and their source. The model's own limit is never exceeded; below it the user's number comes before that of
+/// the model's files.
 fn positions(own: Option<u32>, configured: Option<u32>, wanted: Option<u32>) -> (u32, PositionsFrom) {
     match (own, configured, wanted) {
         (Some(own), _, Some(wanted)) if wanted < own => (wanted, PositionsFrom::Flag),
@@ -141,7 +142,7 @@ fn positions(own: Option<u32>, configured: Option<u32>, wanted: Option<u32>) -> 
     }
 }
 
-fn no_decoder(spec: &str) -> String {
+fn not_a_decoder(spec: &str) -> String {
     let what = match spec {
         "" | "TransformerSpec" | "TransformerBase" | "TransformerBig" => "an encoder-decoder (translation) model",
         "WhisperSpec" => "a speech recognition model",
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_are_what_the_model_has_or_somebody_says() {
+    fn positions_come_from_the_model_the_user_or_a_file() {
         use PositionsFrom::{Flag, Model, Nothing, TokenizerConfig};
         assert_eq!(positions(Some(12), Some(5), None), (12, Model));
         assert_eq!(positions(Some(12), None, Some(10)), (10, Flag));
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decoder_tells_its_limits() {
+    fn a_decoder_has_its_limits() {
         let scratch = Scratch::new("limits");
         write(&scratch, DECODER);
         let model = open_it(&scratch.0).unwrap();

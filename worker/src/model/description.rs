@@ -4,14 +4,14 @@ use std::fmt;
 
 use super::header::Header;
 
-/// What a decoder is made of. Prints as a line.
+/// A decoder's shape and size. Prints as one line.
 #[derive(Clone, Debug, Default)]
 pub struct Description {
     /// Decoder layers.
     pub layers: u64,
-    /// Values in a layer's output.
+    /// Values in the output of a layer.
     pub width: u64,
-    /// Weights.
+    /// The number of weights.
     pub parameters: u64,
     /// Bytes of all weights, as converted.
     pub bytes: u64,
@@ -19,25 +19,25 @@ pub struct Description {
     pub weights: &'static str,
     /// Heads of attention.
     pub heads: u64,
-    /// Values that a token's keys and values take together while its request runs, in all layers. CTranslate2 keeps them
-    /// once for each head, also where several heads share them (unless all do).
+    /// Elements of a token's keys and values in all layers. CTranslate2 stores them once for each head, even if several heads
+    /// share them, unless all heads do.
     pub cached: u64,
-    /// The most values that a layer makes of a token: the inner ones of its feed-forward part, or queries, keys and values.
+    /// The most elements that a layer computes for a token: inside its feed-forward part, or queries, keys and values.
     pub inner: u64,
-    /// Tokens that the model chooses among.
+    /// Tokens that the model chooses from.
     pub choices: u64,
-    /// Tokens that a token looks back to, where that has a limit; else 0.
+    /// The most tokens that a token attends to; 0 means no limit.
     pub window: u32,
 }
 
 impl Description {
     pub(super) fn of(header: &Header) -> Self {
         let setting = |name: &str| header.setting(name).and_then(|value| u64::try_from(value).ok());
-        // The engine's own default.
+        // CTranslate2's own default is 8 heads.
         let heads = setting("decoder/num_heads").unwrap_or(8).max(1);
         let mut this = Self { weights: "unknown", heads, ..Self::default() };
         for (name, variable) in header.variables() {
-            // A file can claim any shape.
+            // A damaged file can hold any shape, so the product saturates.
             let sides = variable.shape.iter().map(|side| u64::from(*side));
             let elements = sides.fold(1, u64::saturating_mul);
             this.bytes += u64::from(variable.bytes);
@@ -63,7 +63,7 @@ impl Description {
                 "decoder/projection/weight" => this.choices = side(0),
                 _ if name.ends_with("/sliding_window") => {
                     let window = variable.value.and_then(|window| u32::try_from(window).ok()).unwrap_or(0);
-                    // The narrowest of several.
+                    // Of several windows the narrowest counts.
                     this.window = [this.window, window].into_iter().filter(|window| *window > 0).min().unwrap_or(0);
                 }
                 _ => {}
@@ -71,10 +71,8 @@ impl Description {
         }
         this
     }
-}
 
-impl Description {
-    /// Whether it was converted to 16 bits.
+    /// Whether the model was converted to 16 bits.
     pub fn is_half(&self) -> bool {
         matches!(self.weights, "float16" | "bfloat16")
     }
@@ -98,7 +96,7 @@ fn type_name(kind: u8) -> &'static str {
         3 => "int32",
         4 => "float16",
         5 => "bfloat16",
-        _ => "a type of its own",
+        _ => "an unknown type",
     }
 }
 
@@ -111,7 +109,7 @@ mod tests {
 
     #[test]
     fn layers_parameters_and_memory_are_counted() {
-        // Eight heads of one query each, which share keys and values by twos.
+        // Eight heads of one query each. Every two heads share keys and values.
         let variables: [(&str, &[u32]); 4] = [
             ("decoder/embeddings/weight", &[10, 8]),
             ("decoder/layer_0/self_attention/linear_0/weight", &[16, 8]),

@@ -12,7 +12,7 @@ use serde::Deserialize;
 pub struct ModelError {
     /// The file or directory.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The problem, as the rest of a sentence that begins with the path.
     pub problem: String,
 }
 

@@ -1,4 +1,4 @@
-//! Which model this is: a digest of everything that decides an answer.
+//! The model's fingerprint: a digest of everything that decides an answer.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use super::file::{ModelError, bytes};
 use super::vocabulary;
 
 const FILES: [&str; 2] = ["config.json", "tokenizer.json"];
-/// Those that a model may do without; they decide what becomes of a chat, and where an answer ends.
+/// Optional files. They decide how a chat is written and where an answer ends.
 const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
 
-/// The hexadecimal BLAKE3 digest of `weights`, which stands for `model.bin`, of the end tokens and positions, which flags may
-/// change, and of the directory's other files, each preceded by its name and length.
+/// The hexadecimal BLAKE3 digest of `weights` (the digest of `model.bin`), the end tokens, the positions and the directory's
+/// other files, each preceded by its name and length. End tokens and positions are included because flags can change them.
 pub(super) fn of(directory: &Path, weights: [u8; 32], ends: &[u32], positions: u32) -> Result<String, ModelError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&weights).update(&positions.to_be_bytes());

@@ -1,26 +1,26 @@
-//! The table of variables in `model.bin`, as CTranslate2's converters write it: little-endian, a string is a 16-bit
-//! length and that many bytes with a final zero. The weights themselves are skipped.
+//! Reads the table of variables in `model.bin`. Numbers are little-endian; a string is a 16-bit length and that many bytes,
+//! the last of which is zero. The weights themselves are skipped.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 
-/// The oldest layout with types and aliases; CTranslate2 has written it since 2021.
+/// The oldest binary version that is read: the first with types and aliases, of 2021.
 const OLDEST: u32 = 4;
-/// The newest that this build's CTranslate2 reads.
+/// The newest binary version that this build's CTranslate2 reads.
 const NEWEST: u32 = 6;
 
-/// Bytes of each sample that stands for a variable's values.
+/// Bytes of each sample of a variable's values in the digest.
 const SAMPLE: u64 = 4096;
 
-/// What `model.bin` says of itself.
+/// The table of a `model.bin`.
 #[derive(Debug)]
 pub(super) struct Header {
-    /// The layout's version.
+    /// The binary version of the file.
     pub(super) version: u32,
-    /// BLAKE3 of the table, and of the first, middle and last bytes of every variable. All of a file of many gigabytes would be
-    /// read once more for a digest of the rest; a model that was trained further differs in every variable that was trained.
+    /// The BLAKE3 digest of the table and of the first, middle and last bytes of every variable. A digest of all bytes would
+    /// read a file of many gigabytes a second time. The samples suffice, since further training changes all of a variable.
     pub(super) digest: [u8; 32],
-    /// The kind of model.
+    /// The specification, which names the kind of model.
     pub(super) spec: String,
     variables: HashMap<String, Variable>,
 }
@@ -29,27 +29,27 @@ pub(super) struct Header {
 #[derive(Clone, Debug)]
 pub(super) struct Variable {
     pub(super) shape: Vec<u32>,
-    /// CTranslate2's number of the type of its elements.
+    /// The elements' type, by CTranslate2's number.
     pub(super) kind: u8,
-    /// Its size.
+    /// The size of the values.
     pub(super) bytes: u32,
-    /// A setting's value, where it is a whole number.
+    /// The value of a setting, if it is a whole number.
     pub(super) value: Option<i64>,
 }
 
-/// What is wrong with a `model.bin`.
+/// Why a `model.bin` cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HeaderError {
-    #[error("is cut short: it should go on after {0} bytes")]
+    #[error("is cut short: the file ends after {0} bytes, before its table says so")]
     Short(u64),
-    #[error("is no CTranslate2 model of binary version {OLDEST} to {NEWEST}: its version reads as {0}")]
+    #[error("is not a CTranslate2 model of binary version {OLDEST} to {NEWEST}: its version reads as {0}")]
     Version(u32),
     #[error("cannot be read: {0}")]
     Io(io::Error),
 }
 
 impl Header {
-    /// Reads the table to its end, which shows whether the file is all there.
+    /// Reads the table to its end, which also shows whether the file is complete.
     pub(super) fn read(file: &mut (impl Read + Seek)) -> Result<Self, HeaderError> {
         let length = file.seek(SeekFrom::End(0)).map_err(HeaderError::Io)?;
         file.rewind().map_err(HeaderError::Io)?;
@@ -74,7 +74,7 @@ impl Header {
         for _ in 0..table.u32()? {
             let alias = table.string()?;
             if let Some(variable) = variables.get(&table.string()?).cloned() {
-                // It takes no room of its own.
+                // An alias takes no bytes of its own.
                 variables.insert(alias, Variable { bytes: 0, ..variable });
             }
         }
@@ -91,13 +91,13 @@ impl Header {
         self.variables.get(name)?.value
     }
 
-    /// All variables with their names, in no order.
+    /// All variables with their names, in any order.
     pub(super) fn variables(&self) -> impl Iterator<Item = (&str, &Variable)> {
         self.variables.iter().map(|(name, variable)| (name.as_str(), variable))
     }
 }
 
-/// A whole number by CTranslate2's number of its type.
+/// A whole number of the type that has this CTranslate2 number.
 fn whole_number(kind: u8, bytes: &[u8]) -> Option<i64> {
     match kind {
         1 => bytes.try_into().ok().map(i8::from_le_bytes).map(i64::from),
@@ -140,7 +140,7 @@ impl<F: Read + Seek> Table<'_, F> {
         Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
     }
 
-    /// Passes over a variable's values, of which samples are read: the first.
+    /// Skips a variable's values and adds samples of them to the digest. Returns the first sample.
     fn sample(&mut self, bytes: u32) -> Result<Vec<u8>, HeaderError> {
         let start = self.file.stream_position().map_err(HeaderError::Io)?;
         let end = start + u64::from(bytes);
@@ -229,7 +229,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_file_cut_anywhere_is_known_to_be() {
+    fn a_file_cut_at_any_byte_is_refused() {
         let bin = table("S", &[("a", &[7, 3]), ("b", &[2])], &[("c", "a")]);
         for cut in 0..bin.len() {
             let error = Header::read(&mut Cursor::new(&bin[..cut])).unwrap_err();
@@ -238,8 +238,8 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_model_are_refused() {
+    fn other_files_are_refused() {
         let error = Header::read(&mut Cursor::new(b"version https://git-lfs.github.com/spec/v1")).unwrap_err();
-        assert!(error.to_string().starts_with("is no CTranslate2 model"), "{error}");
+        assert!(error.to_string().starts_with("is not a CTranslate2 model"), "{error}");
     }
 }

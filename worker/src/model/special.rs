@@ -1,4 +1,4 @@
-//! Which tokens are special to a model: `config.json` as CTranslate2 writes it, and all the tokens that end its answers.
+//! A model's special tokens: those in CTranslate2's `config.json`, and all tokens that end an answer.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,7 +19,7 @@ pub(super) struct Special {
 }
 
 impl Special {
-    /// Models of binary versions before 6 may do without the file, or say there what is not of interest here.
+    /// Reads the file. It may be missing, or lack these fields, only for models of a binary version before 6.
     pub(super) fn read(directory: &Path, may_be_missing: bool) -> Result<Self, ModelError> {
         let path = directory.join(CONFIG);
         let fields: Map<String, Value> =
@@ -29,7 +29,7 @@ impl Special {
             None if may_be_missing => Ok(default.to_owned()),
             other => {
                 let is = other.map_or("missing".to_owned(), Value::to_string);
-                Err(ModelError::new(&path, format!("its {name} is {is}, and CTranslate2 needs a token's text there")))
+                Err(ModelError::new(&path, format!("its {name} is {is}, but CTranslate2 needs a token's text there")))
             }
         };
         token("bos_token", "<s>")?;
@@ -38,7 +38,7 @@ impl Special {
     }
 }
 
-/// One id or several.
+/// The field of `generation_config.json` that names end tokens.
 #[derive(Debug, Default, Deserialize)]
 struct GenerationConfig {
     #[serde(default)]
@@ -54,7 +54,7 @@ enum Ids {
     Several(Vec<u32>),
 }
 
-/// All the tokens that end an answer, each once: those that the user names, and those of the model's own files. At least one.
+/// All tokens that end an answer, each once: those that the user named, then those of the model's files. At least one.
 pub(super) fn ends(
     directory: &Path,
     special: &Special,
@@ -76,14 +76,14 @@ pub(super) fn ends(
         Ids::One(id) => vec![id],
         Ids::Several(ids) => ids,
     };
-    // Converters cut the vocabulary to the model's rows, and what has no row never comes.
+    // Converters cut the vocabulary to the model's rows. A token without a row is never produced.
     ends.extend(listed.into_iter().filter(|id| usize::try_from(*id).is_ok_and(|id| id < ids.len())));
     ends.extend(tokenizer.special("eos_token").and_then(|token| ids.get(token)));
     if ends.is_empty() {
         let eos = &special.eos;
         let problem = format!(
-            "its eos_token {eos:?} is not in the vocabulary, so that no answer would end: --end-token names the tokens \
-             that end one"
+            "its eos_token {eos:?} is not in the vocabulary, so no answer would end; name the tokens that end an answer with \
+             --end-token"
         );
         return Err(ModelError::new(directory.join(CONFIG), problem));
     }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_is_no_token_is_refused() {
+    fn an_end_token_outside_the_vocabulary_is_refused() {
         let scratch = scratch("no-end", r#""<eos>""#);
         let error = found(&scratch, "{}", &[]).unwrap_err().to_string();
         assert!(error.contains("eos_token \"<eos>\" is not in the vocabulary"), "{error}");
@@ -143,8 +143,8 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_no_token_is_named() {
+    fn a_field_without_a_token_is_named() {
         let error = found(&scratch("null", "null"), "{}", &[]).unwrap_err().to_string();
-        assert!(error.ends_with("its eos_token is null, and CTranslate2 needs a token's text there"), "{error}");
+        assert!(error.ends_with("its eos_token is null, but CTranslate2 needs a token's text there"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! What matters here of `tokenizer_config.json`, which models bring from where they were converted.
+//! The fields of `tokenizer_config.json` that the worker uses. Models bring this file from Hugging Face.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,10 +11,10 @@ use super::file::{ModelError, optional_json};
 /// The file's name.
 pub(crate) const FILE: &str = "tokenizer_config.json";
 
-/// The longest that a model may claim to take. Hugging Face writes 10³⁰ where nothing is known.
-const SANE: std::ops::RangeInclusive<u64> = 16..=1 << 24;
+/// The plausible values of `model_max_length`. Hugging Face writes 10³⁰ if the length is unknown.
+const PLAUSIBLE: std::ops::RangeInclusive<u64> = 16..=1 << 24;
 
-/// The file's contents; nothing of it where there is no such file.
+/// The file's contents; empty if the file does not exist.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct TokenizerConfig {
     pub(crate) chat_template: Option<Templates>,
@@ -24,7 +24,7 @@ pub struct TokenizerConfig {
     others: BTreeMap<String, Value>,
 }
 
-/// One template, or several with names.
+/// One chat template, or several with names.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Templates {
@@ -48,9 +48,9 @@ impl TokenizerConfig {
         Ok(optional_json(&directory.join(FILE))?.unwrap_or_default())
     }
 
-    /// Tokens that a prompt and its answer may have together, where the file says so in earnest.
+    /// The most tokens that a prompt and its answer may have together, if the file has a plausible value.
     pub(crate) fn most_positions(&self) -> Option<u32> {
-        self.model_max_length.filter(|length| SANE.contains(length)).and_then(|length| u32::try_from(length).ok())
+        self.model_max_length.filter(|length| PLAUSIBLE.contains(length)).and_then(|length| u32::try_from(length).ok())
     }
 
     /// The text of a special token by the name that the file gives it, such as `eos_token`.
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sane_length_counts() {
+    fn only_a_plausible_length_counts() {
         for (text, most) in [
             ("{}", None),
             (r#"{"model_max_length": 4096}"#, Some(4096)),

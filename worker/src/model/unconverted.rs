@@ -1,4 +1,4 @@
-//! What `--model` names where it is no directory that CTranslate2 converted, and how it becomes one.
+//! Recognises what `--model` names if it is not a converted model, and explains how to convert it.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -6,13 +6,13 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-/// What is said of a Hugging Face model in its `config.json`.
+/// The field by which a Hugging Face model is recognised in its `config.json`.
 #[derive(Deserialize)]
 struct HuggingFace {
     model_type: String,
 }
 
-/// Says what a path names that is no converted model; nothing where it may be one.
+/// Explains why a path is not a converted model. `None` if the path may be one.
 pub(super) fn explain(path: &Path) -> Option<String> {
     let gguf = "which CTranslate2 does not read; convert the Hugging Face model that it was made from: \
                 pillion convert SOURCE DIR";
@@ -45,7 +45,7 @@ pub(super) fn explain(path: &Path) -> Option<String> {
     }
 }
 
-/// Such as `facebook/opt-125m`.
+/// Whether a path looks like a model's name on the hub, such as `facebook/opt-125m`.
 fn is_hub_name(path: &Path) -> bool {
     let is_part = |part: &str| {
         part.starts_with(|first: char| first.is_ascii_alphanumeric())
@@ -60,20 +60,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_users_have_is_told_with_how_to_convert_it() {
+    fn the_error_says_how_to_convert_what_the_user_has() {
         let scratch = Scratch::new("unconverted");
-        let said = |path: &Path| explain(path).unwrap_or_default();
-        assert!(said(Path::new("facebook/opt-125m")).ends_with("pillion convert facebook/opt-125m DIR"));
-        assert_eq!(said(Path::new("/no/such/model")), "does not exist");
-        assert_eq!(said(&scratch.0), "");
+        let explained = |path: &Path| explain(path).unwrap_or_default();
+        assert!(explained(Path::new("facebook/opt-125m")).ends_with("pillion convert facebook/opt-125m DIR"));
+        assert_eq!(explained(Path::new("/no/such/model")), "does not exist");
+        assert_eq!(explained(&scratch.0), "");
         let file = scratch.0.join("model.gguf");
         fs::write(&file, "GGUF").unwrap();
-        assert!(said(&file).starts_with("is a GGUF file"), "{}", said(&file));
-        assert!(said(&scratch.0).starts_with("holds GGUF files"), "{}", said(&scratch.0));
+        assert!(explained(&file).starts_with("is a GGUF file"), "{}", explained(&file));
+        assert!(explained(&scratch.0).starts_with("holds GGUF files"), "{}", explained(&scratch.0));
         fs::write(scratch.0.join("config.json"), r#"{"model_type": "opt"}"#).unwrap();
-        assert!(said(&scratch.0).starts_with("holds a Hugging Face model of type \"opt\""), "{}", said(&scratch.0));
+        assert!(
+            explained(&scratch.0).starts_with("holds a Hugging Face model of type \"opt\""),
+            "{}",
+            explained(&scratch.0)
+        );
         fs::write(scratch.0.join("model.bin"), "").unwrap();
         assert_eq!(explain(&scratch.0), None);
-        assert!(said(&scratch.0.join("model.bin")).starts_with("is not a directory"));
+        assert!(explained(&scratch.0.join("model.bin")).starts_with("is not a directory"));
     }
 }

@@ -7,20 +7,20 @@ use super::file::{ModelError, json, text};
 const JSON: &str = "vocabulary.json";
 const TEXT: &str = "vocabulary.txt";
 
-/// Where a directory's vocabulary is.
+/// The path of a directory's vocabulary.
 pub(super) fn path(directory: &Path) -> PathBuf {
     let text = directory.join(TEXT);
     let json = directory.join(JSON);
     if !json.exists() && text.exists() { text } else { json }
 }
 
-/// The tokens. Where the unknown token is not among them, the engine has it besides, and never chooses it.
+/// Reads the tokens. If the unknown token is missing, the engine adds it and never chooses it.
 pub(super) fn read(directory: &Path) -> Result<Vec<String>, ModelError> {
     let path = path(directory);
     if path.ends_with(TEXT) { Ok(lines(&text(&path)?)) } else { json(&path) }
 }
 
-/// A token a line. Carriage returns are the lines' own where all of them end with one.
+/// One token per line. A carriage return belongs to the line end if every line has one.
 fn lines(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.strip_suffix('\n').unwrap_or(text).split('\n').collect();
     let all = lines.iter().all(|line| line.ends_with('\r'));
