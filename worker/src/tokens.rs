@@ -1,7 +1,7 @@
 //! Text to token ids and back.
 //!
-//! Special tokens written in a user's text are plain text; the ones that a prompt needs are added by the tokenizer's own
-//! post-processor, or by the chat template. An answer is decoded behind its prompt, without special tokens.
+//! Special tokens in a user's text are plain text. The tokenizer's post-processor or the chat template adds the special tokens
+//! that a prompt needs. An answer is decoded in the context of its prompt, without special tokens.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,22 +44,22 @@ pub struct Tokens {
     vocabulary: u32,
 }
 
-/// What a prompt was made of.
+/// The kind of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptKind {
     /// A text.
     Text,
-    /// A chat, by the model's template.
+    /// A chat, written by the model's template.
     Chat,
-    /// Ids, which may end anywhere.
+    /// Token ids, which may end in the middle of a character.
     Ids,
 }
 
 impl Tokens {
-    /// Reads a model's tokenizer and checks that it is the model's.
+    /// Reads a model's tokenizer and checks that it belongs to the model.
     ///
     /// # Errors
-    /// The file is no tokenizer, or its tokens are not those of the model.
+    /// The file is not a tokenizer, or its tokens are not those of the model.
     pub fn load(model: &Model) -> Result<Self, ModelError> {
         let path = model.directory.join("tokenizer.json");
         let tokenizer = read(&path)?;
@@ -71,7 +71,7 @@ impl Tokens {
             .map_err(|error| ModelError::new(&path, error.to_string()))
     }
 
-    /// A tokenizer whose model ends sequences with any of the tokens `ends` and has so many tokens.
+    /// A tokenizer for a model of `vocabulary` tokens whose sequences end with any of `ends`.
     fn new(
         mut tokenizer: Tokenizer,
         template: Template,
@@ -82,7 +82,7 @@ impl Tokens {
         let lengths = Lengths::of(&tokenizer);
         let chats = Chats::new(template, &mut tokenizer)?;
         let tokenizer = Arc::new(tokenizer);
-        let decoder = Decoder::of(&tokenizer, chats.likenesses());
+        let decoder = Decoder::of(&tokenizer, chats.marked_ids());
         Ok(Self { tokenizer, decoder, lengths, chats, ends, vocabulary })
     }
 
@@ -91,23 +91,23 @@ impl Tokens {
         &self.decoder
     }
 
-    /// The tokens at which a sequence ends.
+    /// The tokens that end a sequence.
     pub fn ends(&self) -> &[u32] {
         &self.ends
     }
 
-    /// How many tokens the model has.
+    /// The number of the model's tokens.
     pub fn vocabulary(&self) -> u32 {
         self.vocabulary
     }
 
-    /// Where the chat template comes from, and what is wrong with it if it cannot be used.
+    /// The chat template.
     pub fn chat_template(&self) -> &Template {
         self.chats.template()
     }
 
-    /// The ids of a text, with what the post-processor adds. A text that is sure to have more than `most` tokens is not
-    /// tokenised at all.
+    /// The ids of a text, with those that the post-processor adds. A text that is certain to have more than `most` tokens is not
+    /// tokenised.
     ///
     /// # Errors
     /// The text is too long, or the tokenizer cannot take it.
@@ -119,8 +119,8 @@ impl Tokens {
         Ok(ids(&self.tokenizer, text, true)?)
     }
 
-    /// The ids of a chat, by the model's template, which is told `kwargs` besides the messages. A text that is sure to
-    /// have more than `most` tokens is not tokenised at all.
+    /// The ids of a chat, written by the model's template with the variables `kwargs`. A chat that is certain to have more than
+    /// `most` tokens is not tokenised.
     ///
     /// # Errors
     /// The template does not take the messages, the text is too long, or the tokenizer cannot take it.
@@ -137,15 +137,15 @@ impl Tokens {
         Ok(all)
     }
 
-    /// A stop string that is exactly a special token means that token too: an answer's text has it only where the model spells
-    /// it in other tokens.
+    /// Adds the special tokens that are stop strings to the stop tokens, since special tokens do not appear in the text. The stop
+    /// strings stay: the model may spell one in other tokens.
     pub fn resolve_stops(&self, member: &mut Member) {
         member.stop_token_ids.extend(member.stop.iter().filter_map(|text| self.chats.special_id(text)));
     }
 
-    /// What decides how the text behind a prompt begins. In a text a special token stands for what has no token of its own,
-    /// or for its beginning; in other prompts a text begins behind one. Bytes depend on what is before them only within a
-    /// character.
+    /// The last ids of a prompt, which decide how the text after it begins. Special tokens in a text prompt are skipped: they
+    /// mark the beginning or an unknown word. In a chat or in ids, text begins anew after a special token. If tokens are bytes,
+    /// the prompt matters only if it ends within a character.
     ///
     /// # Errors
     /// The tokenizer's decoder fails on the ids.
@@ -172,10 +172,10 @@ fn ids(tokenizer: &Tokenizer, text: &str, add_special: bool) -> Result<Vec<u32>,
 }
 
 fn read(path: &Path) -> Result<Tokenizer, ModelError> {
-    let unfit = |error: tokenizers::Error| ModelError::new(path, format!("is no tokenizer: {error}"));
-    let mut tokenizer = Tokenizer::from_file(path).map_err(unfit)?;
-    // Both would change prompts behind the user's back.
-    tokenizer.with_truncation(None).map_err(unfit)?;
+    let not_a_tokenizer = |error: tokenizers::Error| ModelError::new(path, format!("is not a tokenizer: {error}"));
+    let mut tokenizer = Tokenizer::from_file(path).map_err(not_a_tokenizer)?;
+    // Truncation and padding would change prompts without the user's knowledge.
+    tokenizer.with_truncation(None).map_err(not_a_tokenizer)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
 }
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn special_tokens_are_not_part_of_an_answer() {
+    fn special_tokens_are_not_in_an_answer() {
         let tokens = byte_tokens();
         let mut ids = tokens.encode("ab", 100).unwrap();
         ids.push(tokens.ends()[0]);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tokenizer_that_panics_is_an_error_of_the_text() {
+    fn a_panic_of_the_tokenizer_is_an_error() {
         let tokens = panicking();
         let error = tokens.encode("a", 100).unwrap_err();
         assert!(matches!(error, PromptFailed::Tokenizer(TokenizerFailed::Panicked(_))), "{error}");
@@ -213,11 +213,15 @@ mod tests {
     fn a_stop_string_that_is_a_special_token_is_that_token() {
         let mut member = Member { stop: vec!["</s>".to_owned(), "</s> ".to_owned()], ..member("a") };
         byte_tokens().resolve_stops(&mut member);
-        assert_eq!((member.stop.len(), member.stop_token_ids), (2, vec![256]), "and it may be spelled in bytes");
+        assert_eq!(
+            (member.stop.len(), member.stop_token_ids),
+            (2, vec![256]),
+            "the string stays, since it may be spelled in bytes"
+        );
     }
 
     #[test]
-    fn a_prompts_last_words_are_context_up_to_a_special_token() {
+    fn the_context_is_the_prompts_last_tokens_up_to_a_special_token() {
         let tokens = byte_tokens();
         let none = Context::default();
         assert_eq!(tokens.context(&[1, 2, 3], PromptKind::Text).unwrap(), none, "bytes need none");

@@ -1,4 +1,4 @@
-//! One member's text as it grows: detokenised, watched for stop strings, and without what was sent before.
+//! The growing text of one member: detokenised, searched for stop strings, and without the part that was sent before.
 
 use super::decode::Decoder;
 use super::detokenise::{self, Context, Detokeniser};
@@ -10,19 +10,19 @@ use super::stop::StopMatcher;
 pub struct Answer {
     detokeniser: Detokeniser,
     matcher: StopMatcher,
-    /// Bytes that earlier attempts have sent.
+    /// Bytes to leave out, since earlier attempts sent them.
     skip: u64,
 }
 
 impl Answer {
-    /// The text of a new member that ends at any of `stop`, behind the last ids of its prompt.
+    /// The text of a new member that ends at any of `stop`. `context` holds the last ids of its prompt.
     pub fn new(context: &Context, stop: Vec<String>) -> Self {
         Self { detokeniser: Detokeniser::behind(context), matcher: StopMatcher::new(stop), skip: 0 }
     }
 
-    /// The text of a member that ends at any of `stop`, has produced these ids in earlier attempts and of whose text so
-    /// many bytes were sent: as it stood when the last attempt broke off. The text already sent is not repeated. True
-    /// where what was produced already ends with a stop string.
+    /// The text of a resumed member that ends at any of `stop`. Earlier attempts produced the ids `produced` and sent `sent`
+    /// bytes of the text; the text after these bytes is appended to `text`. Also returns whether the produced ids already
+    /// contain a stop string.
     ///
     /// # Errors
     /// The tokenizer's decoder fails on the ids.
@@ -43,42 +43,42 @@ impl Answer {
         Ok((answer, false))
     }
 
-    /// Takes an id and appends the text that may now be sent, often none. True where a stop string is complete: the
-    /// answer is over, and the stop string is no part of it.
+    /// Takes an id and appends the text that may now be sent, which is often empty. Returns true if a stop string is complete:
+    /// the answer ends before the stop string.
     ///
     /// # Errors
     /// The tokenizer's decoder fails on the ids.
     pub fn push(&mut self, decoder: &Decoder, id: u32, text: &mut String) -> Result<bool, TokenizerFailed> {
         let piece = self.detokeniser.push(decoder, id)?;
-        let mut sure = String::new();
-        let stopped = self.matcher.push(&piece, &mut sure);
-        self.say(&sure, text);
+        let mut certain = String::new();
+        let stopped = self.matcher.push(&piece, &mut certain);
+        self.append(&certain, text);
         Ok(stopped)
     }
 
-    /// The answer is over for another reason than a stop string: appends what was held back.
+    /// Ends the answer for another reason than a stop string: appends the text that was held back.
     ///
     /// # Errors
     /// The tokenizer's decoder fails on the ids.
     pub fn finish(&mut self, decoder: &Decoder, text: &mut String) -> Result<(), TokenizerFailed> {
         let tail = self.detokeniser.finish(decoder)?;
-        let mut sure = String::new();
-        if !self.matcher.push(&tail, &mut sure) {
-            self.matcher.finish(&mut sure);
+        let mut certain = String::new();
+        if !self.matcher.push(&tail, &mut certain) {
+            self.matcher.finish(&mut certain);
         }
-        self.say(&sure, text);
+        self.append(&certain, text);
         Ok(())
     }
 
-    fn say(&mut self, piece: &str, text: &mut String) {
+    fn append(&mut self, piece: &str, text: &mut String) {
         let (skipped, fresh) = skip(piece, self.skip);
         self.skip -= skipped;
         text.push_str(fresh);
     }
 }
 
-/// A whole answer behind the last ids of its prompt, decoded at once, without its first `sent` bytes: for a member whose
-/// text nobody watches or streams.
+/// Decodes a whole answer at once and leaves out its first `sent` bytes. For a member that is not streamed and has no stop
+/// strings.
 ///
 /// # Errors
 /// The tokenizer's decoder fails on the ids.
@@ -87,7 +87,7 @@ pub fn whole(decoder: &Decoder, context: &Context, ids: &[u32], sent: u64) -> Re
     Ok(skip(&text, sent).1.to_owned())
 }
 
-/// Leaves out up to `bytes` bytes at the start, by whole characters: how many were left out, and the rest.
+/// Leaves out up to `bytes` bytes at the start, in whole characters. Returns the number of bytes left out, and the rest.
 fn skip(text: &str, bytes: u64) -> (u64, &str) {
     let wanted = usize::try_from(bytes).unwrap_or(usize::MAX).min(text.len());
     let at = (0..=wanted).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     proptest! {
-        /// Broken off anywhere and continued, an answer is what it would have been in one go.
+        /// An answer that is interrupted at any token and resumed is the same as one without interruption.
         #[test]
         fn an_answer_can_be_resumed_anywhere(
             text in "[abé€ ]{0,20}",
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn characters_of_many_bytes_arrive_whole_at_every_split() {
-        // A family that is joined of four emoji, Thai with its vowels above, an e with an accent of its own.
+        // Four emoji joined to a family, Thai with combining vowels, an e with a combining accent.
         let text = "a\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467}\u{200d}\u{1f466} \u{e17}\u{e35}\u{e48} e\u{301}.";
         let tokens = byte_tokens();
         let ids = tokens.encode(text, 100).unwrap();
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_string_begins_with_the_space_that_is_before_it() {
+    fn a_stop_string_may_begin_with_a_space() {
         let tokens = byte_fallback();
         let context = tokens.context(&tokens.encode("one", 100).unwrap(), PromptKind::Text).unwrap();
         let ids = tokens.encode("one two", 100).unwrap();

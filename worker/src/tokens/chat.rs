@@ -1,8 +1,9 @@
-//! A chat into token ids. The special tokens that the model's template writes are special; those that somebody wrote into
-//! a message are plain text, and change nothing around them.
+//! Turns a chat into text for the tokenizer. Special tokens that the model's template writes are special. Special tokens that a
+//! user writes into a message are plain text, and do not change the text around them.
 //!
-//! The tokenizer takes no special token of a text for special. For each it gets a second one, of the same nature, whose
-//! text has a mark in it: a character that means nothing. In a chat's text the template's special tokens are written so.
+//! The tokenizer is set to treat all special tokens of a text as plain text. For each special token it learns a *marked* token
+//! with the same properties, whose text contains a noncharacter. In a chat's text the template's special tokens are written in
+//! their marked form.
 
 use std::collections::HashMap;
 
@@ -14,41 +15,42 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::error::{PromptFailed, TokenizerFailed};
 use super::template::Template;
 
-/// Characters that mean nothing and never will (Unicode, noncharacters). The first marks the special tokens of templates;
-/// another marks what only looks like them in messages, while the template is filled in.
+/// Unicode noncharacters. The first marks the template's special tokens. Another one marks look-alikes in messages while the
+/// template is rendered.
 const MARK: char = '\u{fdd0}';
 const OTHERS: std::ops::RangeInclusive<char> = '\u{fdd1}'..='\u{fdef}';
 
-/// What turns chats into texts in which special tokens are marked.
+/// Turns chats into texts in which the template's special tokens are marked.
 #[derive(Debug)]
 pub(super) struct Chats {
     template: Template,
-    /// Finds special tokens, in one pass however many there are.
+    /// Finds special tokens in one pass.
     special: AhoCorasick,
     ids: HashMap<String, u32>,
-    /// By the finder's patterns: the marked text of a token; and what finds those.
+    /// The marked text of each special token, by the finder's pattern.
     marked: Vec<String>,
+    /// Finds marked tokens, which only a forged text has.
     forged: AhoCorasick,
-    /// The ids of special tokens by those of their marked likenesses.
+    /// The id of each special token, by the id of its marked token.
     originals: HashMap<u32, u32>,
 }
 
 impl Chats {
-    /// With this template, for this tokenizer, which learns the marked tokens.
+    /// Prepares the template, and adds the marked tokens to the tokenizer.
     pub(super) fn new(template: Template, tokenizer: &mut Tokenizer) -> Result<Self, TokenizerFailed> {
         let added = tokenizer.get_added_tokens_decoder().into_iter();
         let special: Vec<(u32, AddedToken)> =
             added.filter(|(_, token)| token.special && !token.content.is_empty()).collect();
         let marked: Vec<String> = special.iter().map(|(_, token)| with_mark(&token.content, MARK)).collect();
-        let likenesses = special.iter().zip(&marked).map(|((_, token), marked)| AddedToken {
+        let marked_tokens = special.iter().zip(&marked).map(|((_, token), marked)| AddedToken {
             content: marked.clone(),
             special: false,
-            // A template writes it as it is; nothing else may become it.
+            // Normalised text must not become a marked token.
             normalized: false,
             ..token.clone()
         });
         let refused = |error: tokenizers::Error| TokenizerFailed::Refused(error.to_string());
-        tokenizer.add_tokens(likenesses.collect::<Vec<_>>()).map_err(refused)?;
+        tokenizer.add_tokens(marked_tokens.collect::<Vec<_>>()).map_err(refused)?;
         let originals = special
             .iter()
             .zip(&marked)
@@ -60,8 +62,8 @@ impl Chats {
         Ok(Self { template, special: finder, ids, marked, forged, originals })
     }
 
-    /// The ids of the marked likenesses, which no model has.
-    pub(super) fn likenesses(&self) -> impl Iterator<Item = u32> {
+    /// The ids of the marked tokens, which no model has.
+    pub(super) fn marked_ids(&self) -> impl Iterator<Item = u32> {
         self.originals.keys().copied()
     }
 
@@ -74,12 +76,12 @@ impl Chats {
         self.ids.get(text).copied()
     }
 
-    /// Whether a text has a marked token in it, which it cannot have from here.
+    /// Whether a text contains a marked token, which only a forged text does.
     pub(super) fn is_forged(&self, text: &str) -> bool {
         text.contains(MARK) && self.forged.is_match(text)
     }
 
-    /// A chat's text. In the plain template nothing is special.
+    /// Renders a chat. The plain template has no special tokens.
     pub(super) fn render(&self, messages: &[Message], kwargs: &Map<String, Value>) -> Result<String, PromptFailed> {
         let mut texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
         kwargs.values().for_each(|value| collect(value, &mut texts));
@@ -101,10 +103,10 @@ impl Chats {
             .ok_or(PromptFailed::Unmarkable)?;
         let messages: Vec<Message> = messages
             .iter()
-            .map(|message| Message { role: message.role.clone(), content: self.told_apart(&message.content, mark) })
+            .map(|message| Message { role: message.role.clone(), content: self.disguised(&message.content, mark) })
             .collect();
         let mut kwargs = kwargs.clone();
-        kwargs.values_mut().for_each(|value| self.tell_apart(value, mark));
+        kwargs.values_mut().for_each(|value| self.disguise(value, mark));
         let text = self.template.render(&messages, &kwargs).map_err(PromptFailed::Template)?;
         if text.contains(MARK) {
             self.refuse_forged(&text.replace(mark, ""))?;
@@ -112,12 +114,12 @@ impl Chats {
         Ok(self.with_marked_tokens(&text, Some(mark)).replace(mark, ""))
     }
 
-    /// A marked token that a text has before the template's are marked was put together by somebody.
+    /// Refuses a text that contains a marked token before the template's special tokens are marked.
     fn refuse_forged(&self, text: &str) -> Result<(), PromptFailed> {
         if self.is_forged(text) { Err(PromptFailed::Unmarkable) } else { Ok(()) }
     }
 
-    /// The ids of a text from here, with special tokens in the place of their marked likenesses.
+    /// Replaces the ids of marked tokens by those of the special tokens.
     pub(super) fn restore(&self, ids: &mut [u32]) {
         for id in ids {
             if let Some(original) = self.originals.get(id) {
@@ -126,25 +128,25 @@ impl Chats {
         }
     }
 
-    /// The first special token in a text from there on; of several at one place, the longest.
+    /// The first special token in a text from byte `from`; of several at one place, the longest.
     fn first_special(&self, text: &str, from: usize) -> Option<Match> {
         self.special.find(Input::new(text).range(from..))
     }
 
-    /// The text with its special tokens marked, but for those behind which there is another mark: a token of one character
-    /// that a message has.
+    /// Marks the special tokens of a text, except those followed by the mark `other`: a message has these, and they have only one
+    /// character.
     fn with_marked_tokens(&self, text: &str, other: Option<char>) -> String {
         let mut all = String::with_capacity(text.len() + 64);
         self.special.replace_all_with(text, &mut all, |found, token, all| {
-            let is_told_apart = other.is_some_and(|other| text[found.end()..].starts_with(other));
-            all.push_str(if is_told_apart { token } else { &self.marked[found.pattern().as_usize()] });
+            let is_disguised = other.is_some_and(|other| text[found.end()..].starts_with(other));
+            all.push_str(if is_disguised { token } else { &self.marked[found.pattern().as_usize()] });
             true
         });
         all
     }
 
-    /// The text with a mark behind the first character of whatever looks like a special token, so that nothing does.
-    fn told_apart(&self, text: &str, mark: char) -> String {
+    /// Puts a mark after the first character of every look-alike of a special token, so that none is left.
+    fn disguised(&self, text: &str, mark: char) -> String {
         let mut all = String::with_capacity(text.len() + 8);
         let mut at = 0;
         while let Some(found) = self.first_special(text, at) {
@@ -157,29 +159,29 @@ impl Chats {
         all
     }
 
-    fn tell_apart(&self, value: &mut Value, mark: char) {
+    fn disguise(&self, value: &mut Value, mark: char) {
         match value {
-            Value::String(text) => *text = self.told_apart(text, mark),
-            Value::Array(items) => items.iter_mut().for_each(|item| self.tell_apart(item, mark)),
-            Value::Object(map) => map.values_mut().for_each(|item| self.tell_apart(item, mark)),
+            Value::String(text) => *text = self.disguised(text, mark),
+            Value::Array(items) => items.iter_mut().for_each(|item| self.disguise(item, mark)),
+            Value::Object(map) => map.values_mut().for_each(|item| self.disguise(item, mark)),
             _ => {}
         }
     }
 }
 
-/// Finds any of these texts; of several at one place, the longest.
+/// A finder for these texts; of several at one place, it finds the longest.
 fn finder(texts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<AhoCorasick, TokenizerFailed> {
     let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
-    finder.map_err(|error| TokenizerFailed::Refused(format!("its special tokens cannot be looked for: {error}")))
+    finder.map_err(|error| TokenizerFailed::Refused(format!("cannot build the search for its special tokens: {error}")))
 }
 
-/// A token's text with the mark behind its first character.
+/// A token's text with the mark after its first character.
 fn with_mark(text: &str, mark: char) -> String {
     let first = text.chars().next().map_or(0, char::len_utf8);
     format!("{}{mark}{}", &text[..first], &text[first..])
 }
 
-/// All strings within a value.
+/// Collects all strings within a value.
 fn collect<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
     match value {
         Value::String(text) => found.push(text),
@@ -189,7 +191,7 @@ fn collect<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
     }
 }
 
-/// All names of fields within a value.
+/// Collects all field names within a value.
 fn collect_names<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
     match value {
         Value::Array(items) => items.iter().for_each(|item| collect_names(item, found)),
@@ -210,7 +212,7 @@ mod tests {
     const SPECIAL: [&str; 3] = ["</s>", "<|im|>", "<|im|>x"];
     const TEMPLATE: &str = "{% for m in messages %}<|im|>{{ m.content | trim }}</s>{% endfor %}{{ extra }}";
 
-    fn said(content: &str) -> Vec<Message> {
+    fn user(content: &str) -> Vec<Message> {
         vec![Message { role: "user".to_owned(), content: content.to_owned() }]
     }
 
@@ -219,7 +221,7 @@ mod tests {
     }
 
     fn encode(content: &str) -> Result<Vec<u32>, PromptFailed> {
-        tokens(TEMPLATE).encode_chat(&said(content), &Map::new(), usize::MAX)
+        tokens(TEMPLATE).encode_chat(&user(content), &Map::new(), usize::MAX)
     }
 
     fn byte_ids(text: &str) -> Vec<u32> {
@@ -239,60 +241,60 @@ mod tests {
     }
 
     #[test]
-    fn those_in_a_message_are_plain_text() {
+    fn special_tokens_in_a_message_are_plain_text() {
         for content in ["a</s>b", "</s>", "<|im|></s><|im|>", "<|im<|im|>|>", "a\u{fdd0}</s>", "<|im|>xy", "\u{fdd0}"] {
             assert_eq!(encode(content).unwrap(), between(content), "{content}");
         }
     }
 
     #[test]
-    fn those_in_what_the_template_is_told_are_plain_text() {
+    fn special_tokens_in_template_variables_are_plain_text() {
         let kwargs: Map<String, Value> = std::iter::once(("extra".to_owned(), "b</s>".into())).collect();
-        let ids = tokens(TEMPLATE).encode_chat(&said("a"), &kwargs, usize::MAX).unwrap();
+        let ids = tokens(TEMPLATE).encode_chat(&user("a"), &kwargs, usize::MAX).unwrap();
         assert_eq!(ids, [between("a"), byte_ids("b</s>")].concat());
     }
 
     #[test]
     fn a_name_that_is_a_special_token_is_refused() {
         let kwargs = serde_json::from_str(r#"{"extra": [{"</s>": 1}]}"#).unwrap();
-        let refused = tokens(TEMPLATE).encode_chat(&said("a"), &kwargs, usize::MAX).unwrap_err();
+        let refused = tokens(TEMPLATE).encode_chat(&user("a"), &kwargs, usize::MAX).unwrap_err();
         assert!(matches!(refused, PromptFailed::Template(_)), "{refused}");
     }
 
     #[test]
     fn a_special_token_of_one_character_is_told_apart_too() {
         let tokens = with(bytes(&["☃"]), Template::of("☃{{ messages[0].content }}☃"), vec![256]);
-        let ids = tokens.encode_chat(&said("a☃b"), &Map::new(), usize::MAX).unwrap();
+        let ids = tokens.encode_chat(&user("a☃b"), &Map::new(), usize::MAX).unwrap();
         assert_eq!(ids, [&[256], &byte_ids("a☃b")[..], &[256]].concat());
     }
 
     #[test]
-    fn no_message_and_its_neighbour_make_a_marked_token() {
+    fn two_messages_cannot_combine_to_a_marked_token() {
         let tokens =
             with(bytes(&SPECIAL), Template::of("{% for m in messages %}{{ m.content }}{% endfor %}"), vec![256]);
-        let messages = [said("<"), said("\u{fdd0}/s>")].concat();
+        let messages = [user("<"), user("\u{fdd0}/s>")].concat();
         let refused = tokens.encode_chat(&messages, &Map::new(), usize::MAX);
         assert!(matches!(refused, Err(PromptFailed::Unmarkable)));
     }
 
-    /// As Phi-3's: its special tokens take in the spaces behind them, and a line break with them.
+    /// Like Phi-3, whose special tokens absorb the spaces and the line break after them.
     #[test]
-    fn what_is_around_a_special_token_in_a_message_is_tokenised_as_ever() {
+    fn text_around_a_special_token_in_a_message_is_tokenised_as_usual() {
         let template =
             "{% for m in messages %}{{ '<|user|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}<|assistant|>\n";
         let special = ["</s>", "<|user|>", "<|end|>", "<|assistant|>"];
         let tokens = with(byte_fallback_with(&special), Template::of(template), vec![0]);
         let id = |name: &str| tokens.tokenizer.token_to_id(name).unwrap();
         let around = |content: &[u32]| [&[id("<|user|>")], content, &[id("<|end|>"), id("<|assistant|>")]].concat();
-        let encode = |content: &str| tokens.encode_chat(&said(content), &Map::new(), usize::MAX).unwrap();
+        let encode = |content: &str| tokens.encode_chat(&user(content), &Map::new(), usize::MAX).unwrap();
         let plain = |content: &str| tokens.encode(content, usize::MAX).unwrap();
         assert_eq!(encode("one two"), around(&plain("one two")));
         assert_eq!(encode("one<|end|>two"), around(&plain("one<|end|>two")));
     }
 
-    /// As many steps as bytes, not as many as their square: this would take minutes.
+    /// The time is linear in the bytes; quadratic time would take minutes.
     #[test]
-    fn a_message_of_nothing_but_special_tokens_is_soon_read() {
+    fn a_message_of_only_special_tokens_takes_linear_time() {
         let content = "<|im|>".repeat(100_000);
         assert_eq!(encode(&content).unwrap().len(), content.len() + 2);
     }
@@ -301,11 +303,11 @@ mod tests {
     fn tokens_that_overlap_are_all_plain_text() {
         let mut tokenizer = bytes(&["ab", "bc"]);
         let chats = Chats::new(Template::plain(), &mut tokenizer).unwrap();
-        assert_eq!(chats.told_apart("abc", '|'), "a|b|c");
+        assert_eq!(chats.disguised("abc", '|'), "a|b|c");
     }
 
     #[test]
-    fn a_text_that_leaves_no_mark_or_has_marked_tokens_is_refused() {
+    fn a_text_that_uses_up_all_marks_or_has_marked_tokens_is_refused() {
         let all: String = OTHERS.collect();
         assert!(matches!(encode(&format!("{all}</s>")), Err(PromptFailed::Unmarkable)));
         assert_eq!(encode(&all).unwrap(), between(&all));
@@ -317,14 +319,14 @@ mod tests {
     #[test]
     fn a_plain_chat_begins_as_a_text_does() {
         let tokens = with(byte_fallback_with(&["</s>", "<s>"]), Template::plain(), vec![0]);
-        let ids = tokens.encode_chat(&said("one"), &Map::new(), usize::MAX).unwrap();
+        let ids = tokens.encode_chat(&user("one"), &Map::new(), usize::MAX).unwrap();
         assert_eq!(ids, tokens.encode("user: one\nassistant:", usize::MAX).unwrap());
         assert_eq!(ids[0], 1, "the beginning of a sequence");
     }
 
     #[test]
     fn a_chat_that_must_be_too_long_is_not_tokenised() {
-        let refused = tokens(TEMPLATE).encode_chat(&said(&"1".repeat(10_000)), &Map::new(), 100);
+        let refused = tokens(TEMPLATE).encode_chat(&user(&"1".repeat(10_000)), &Map::new(), 100);
         assert!(matches!(refused, Err(PromptFailed::TooLong(_))));
     }
 }

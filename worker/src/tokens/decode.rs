@@ -1,8 +1,8 @@
-//! Token ids to text, by the tokenizer's own decoder but for two things.
+//! Turns token ids into text with the tokenizer's own decoder, with two differences.
 //!
-//! Special tokens are left out, with tokens that the tokenizer does not have. And bytes that have tokens of their own
-//! (`<0xF0>`) become the characters that they complete: the crate's decoder gives up a whole run of them for one that is
-//! incomplete. Of other bytes each becomes one U+FFFD.
+//! Special tokens and unknown ids are left out. And tokens for single bytes (`<0xF0>`) become every character that they complete;
+//! each byte that completes none becomes one U+FFFD. The crate's own decoder replaces a whole run of byte tokens if one
+//! character in it is incomplete.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use tokenizers::{Decoder as _, DecoderWrapper, Tokenizer};
 use super::error::TokenizerFailed;
 use crate::caught::caught;
 
-/// What turns ids into text.
+/// Turns ids into text.
 #[derive(Debug)]
 pub struct Decoder {
     tokenizer: Arc<Tokenizer>,
     steps: Vec<Step>,
-    /// Without a decoder the tokens are words.
+    /// The text between two tokens: a space if the tokenizer has no decoder, since its tokens are words then.
     between: &'static str,
     /// Special tokens.
     special: HashSet<u32>,
@@ -28,14 +28,14 @@ pub struct Decoder {
 
 #[derive(Debug)]
 enum Step {
-    /// Tokens of bytes become characters.
+    /// Byte tokens become characters.
     Bytes,
-    /// A step of the tokenizer's own.
+    /// A step of the tokenizer's decoder.
     Own(DecoderWrapper),
 }
 
 impl Decoder {
-    /// That of a tokenizer, in whose texts `others` have no part, as special tokens have none.
+    /// The decoder of a tokenizer. The ids `others` are left out of texts, like special tokens.
     pub(super) fn of(tokenizer: &Arc<Tokenizer>, others: impl Iterator<Item = u32>) -> Self {
         let mut steps = Vec::new();
         let between = match tokenizer.get_decoder() {
@@ -53,18 +53,18 @@ impl Decoder {
         Self { tokenizer: Arc::clone(tokenizer), steps, between, special, local, byte_level }
     }
 
-    /// Whether tokens are nothing but bytes, so that what is before them changes them only where it ends within a character.
+    /// Whether all tokens are bytes. Then earlier tokens matter only if they end within a character.
     pub(super) fn is_byte_level(&self) -> bool {
         self.byte_level
     }
 
-    /// Whether a text only grows with its tokens, and a token's part of it depends on few others: then the text of some
-    /// tokens behind others is what those add to the others' text.
+    /// Whether further tokens only add to a text, and a token's text depends on few tokens before it. Then the text of an answer
+    /// is what its tokens add to the text of the prompt's last tokens.
     pub(super) fn is_local(&self) -> bool {
         self.local
     }
 
-    /// Whether an id has a part in a text.
+    /// Whether an id adds to a text.
     pub(super) fn is_text(&self, id: u32) -> bool {
         !self.special.contains(&id) && self.tokenizer.id_to_token(id).is_some()
     }
@@ -76,7 +76,7 @@ impl Decoder {
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerFailed> {
         let ids = ids.iter().filter(|id| !self.special.contains(id));
         let tokens: Vec<String> = ids.filter_map(|&id| self.tokenizer.id_to_token(id)).collect();
-        // The decoders may rely on there being some.
+        // The tokenizer's decoders may rely on at least one token.
         if tokens.is_empty() {
             return Ok(String::new());
         }
@@ -100,15 +100,15 @@ fn flatten(decoder: &DecoderWrapper, steps: &mut Vec<Step>) {
 }
 
 impl Step {
-    /// What a step is, it says only as JSON.
+    /// Reads the step's kind from its JSON, since the crate does not expose it otherwise.
     fn is_local(&self) -> bool {
         let Self::Own(decoder) = self else { return true };
-        let said = serde_json::to_value(decoder).unwrap_or_default();
-        match said.get("type").and_then(Value::as_str) {
+        let json = serde_json::to_value(decoder).unwrap_or_default();
+        match json.get("type").and_then(Value::as_str) {
             Some("ByteLevel" | "Metaspace" | "WordPiece" | "BPEDecoder" | "Fuse") => true,
-            Some("Strip") => said.get("stop").and_then(Value::as_u64) == Some(0),
+            Some("Strip") => json.get("stop").and_then(Value::as_u64) == Some(0),
             Some("Replace") => {
-                let pattern = said.pointer("/pattern/String").and_then(Value::as_str);
+                let pattern = json.pointer("/pattern/String").and_then(Value::as_str);
                 pattern.is_some_and(|pattern| pattern.chars().count() == 1)
             }
             _ => false,
@@ -116,7 +116,7 @@ impl Step {
     }
 }
 
-/// Tokens of bytes become characters, and bytes that complete none U+FFFD; other tokens stay.
+/// Turns byte tokens into characters, and bytes that complete no character into U+FFFD. Other tokens stay.
 fn characters(tokens: Vec<String>) -> Vec<String> {
     let mut all = Vec::with_capacity(tokens.len());
     let mut bytes = Vec::new();

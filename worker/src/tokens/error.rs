@@ -1,4 +1,4 @@
-//! Why a text could not be turned into token ids, or ids not into text.
+//! Why a text could not be turned into token ids, or why ids could not be turned into text.
 
 /// The tokenizer failed on a text or on ids.
 #[derive(Debug, thiserror::Error)]

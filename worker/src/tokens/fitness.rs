@@ -1,17 +1,17 @@
-//! Whether a tokenizer is the model's own.
+//! Checks that a tokenizer belongs to the model.
 //!
-//! Ids go to the engine as token strings, so two ids with one string would collapse, and a string that the vocabulary
-//! does not have would silently become the unknown token.
+//! The engine takes tokens as strings. Two ids with one string would become the same token, and a string that the vocabulary
+//! lacks would silently become the unknown token.
 
 use std::collections::HashMap;
 
 use tokenizers::Tokenizer;
 
-/// Says what is wrong with a tokenizer for a vocabulary, if anything is.
+/// Returns what is wrong with a tokenizer for a vocabulary, if anything is.
 ///
-/// Every id that both have must mean the same token to both. Either may have more at its end: the vocabulary, padding such
-/// as OPT's `madeupword0000`; the tokenizer, tokens that the model was never given rows for, such as an added `<pad>`. Where
-/// the padding repeats a token, the engine takes the first of the two.
+/// An id that both have must be the same token in both. The vocabulary may have padding at its end, such as OPT's
+/// `madeupword0000`. The tokenizer may have more tokens at its end for which the model has no rows, such as an added `<pad>`.
+/// If the padding repeats a token, the engine takes the first of the two.
 pub(super) fn check(vocabulary: &[String], tokenizer: &Tokenizer) -> Result<(), String> {
     let known = vocabulary.len() - padding(vocabulary, tokenizer);
     let mut seen = HashMap::with_capacity(known);
@@ -38,7 +38,7 @@ pub(super) fn check(vocabulary: &[String], tokenizer: &Tokenizer) -> Result<(), 
     Ok(())
 }
 
-/// Entries at the vocabulary's end whose ids the tokenizer does not have.
+/// The number of entries at the vocabulary's end whose ids the tokenizer lacks.
 fn padding(vocabulary: &[String], tokenizer: &Tokenizer) -> usize {
     let unknown = |(id, _): &(usize, &String)| u32::try_from(*id).is_ok_and(|id| tokenizer.id_to_token(id).is_none());
     vocabulary.iter().enumerate().rev().take_while(unknown).count()

@@ -1,16 +1,15 @@
-//! How few tokens a text can have, told from its length: what is sure to be too long is refused before it is tokenised,
-//! which can take seconds.
+//! The fewest tokens that a text of some length can have. A text that is certain to be too long is refused without tokenising
+//! it, which could take seconds.
 
 use tokenizers::{ModelWrapper, NormalizedString, Normalizer as _, PreTokenizerWrapper, Tokenizer};
 
 use super::error::{PromptFailed, TokenizerFailed};
 use crate::caught::caught;
 
-/// What is known of a tokenizer's tokens.
+/// A bound on the tokens of a text.
 #[derive(Debug)]
 pub(super) struct Lengths {
-    /// The most bytes of a text that one token stands for. `None` where a token can stand for any number: an unknown word,
-    /// say.
+    /// The most bytes of a text that one token covers. `None` if a token can cover any number, such as an unknown word.
     longest: Option<usize>,
 }
 
@@ -21,7 +20,7 @@ impl Lengths {
         let is_byte_level = tokenizer.get_pre_tokenizer().is_some_and(is_byte_level);
         let vocabulary = tokenizer.get_vocab(false);
         let has = |token: String| vocabulary.contains_key(&token);
-        // Every byte has a token, so that none is left out or joined to others as unknown.
+        // If every byte has a token, no byte is left out and no run of bytes becomes one unknown token.
         let is_whole = match tokenizer.get_model() {
             ModelWrapper::BPE(bpe) if bpe.byte_fallback => (0..=u8::MAX).all(|byte| has(format!("<0x{byte:02X}>"))),
             ModelWrapper::BPE(_) if is_byte_level => {
@@ -36,7 +35,7 @@ impl Lengths {
         Self { longest: longest.filter(|_| is_whole && !strips && !deletes) }
     }
 
-    /// Refuses a text that has more than `most` tokens whatever it says.
+    /// Refuses a text that is certain to have more than `most` tokens.
     pub(super) fn check(&self, tokenizer: &Tokenizer, text: &str, most: usize) -> Result<(), PromptFailed> {
         let Some(longest) = self.longest.filter(|longest| text.len().div_ceil(*longest) > most) else { return Ok(()) };
         let bytes = match tokenizer.get_normalizer() {
@@ -46,18 +45,18 @@ impl Lengths {
                 caught(|| normalizer.normalize(&mut text))
                     .map_err(TokenizerFailed::Panicked)?
                     .map_err(|error| TokenizerFailed::Refused(error.to_string()))?;
-                // Added tokens may be looked for in the text as it was.
+                // The tokenizer may search for added tokens in the text before normalisation.
                 text.get().len().min(text.get_original().len())
             }
         };
         too_long(bytes.div_ceil(longest), most)
     }
 
-    /// The same for a chat's text, in which special tokens may take in the spaces around them.
+    /// Refuses a chat's text as [`Lengths::check`] does. Its special tokens may absorb the spaces around them.
     pub(super) fn check_chat(&self, text: &str, most: usize) -> Result<(), PromptFailed> {
         let Some(longest) = self.longest.filter(|longest| text.len().div_ceil(*longest) > most) else { return Ok(()) };
         let bytes: usize = text.split_whitespace().map(str::len).sum();
-        // A normalizer may join a few characters to one, as accents to their letters.
+        // A normalizer may join a few characters, such as an accent and its letter.
         too_long((bytes / 4).div_ceil(longest), most)
     }
 }
@@ -66,12 +65,12 @@ fn too_long(least: usize, most: usize) -> Result<(), PromptFailed> {
     if least > most { Err(PromptFailed::TooLong(least)) } else { Ok(()) }
 }
 
-/// Whether a pre-tokenizer leaves something of a text out, which only its own JSON says of all kinds.
+/// Whether a pre-tokenizer leaves out a part of a text. Only its JSON shows this for all kinds.
 fn deletes(pre_tokenizer: &PreTokenizerWrapper) -> bool {
-    let said = serde_json::to_string(pre_tokenizer).unwrap_or_default();
+    let json = serde_json::to_string(pre_tokenizer).unwrap_or_default();
     ["\"Removed\"", "\"Whitespace", "\"BertPreTokenizer\"", "\"CharDelimiterSplit\""]
         .iter()
-        .any(|name| said.contains(name))
+        .any(|name| json.contains(name))
 }
 
 fn is_byte_level(pre_tokenizer: &PreTokenizerWrapper) -> bool {
@@ -88,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_never_refused_that_has_few_enough_tokens() {
+    fn a_text_with_few_enough_tokens_is_never_refused() {
         let texts = ["", "a", "one two one two", "€€€€", "   a   ", "\n\n", "unknownunknown", "e\u{301}"];
         for (name, tokens) in families() {
             for text in texts.into_iter().map(|text| text.repeat(50)) {

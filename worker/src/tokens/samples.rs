@@ -7,7 +7,7 @@ use tokenizers::Tokenizer;
 use super::Tokens;
 use super::template::Template;
 
-/// Words that every one of them has a token for.
+/// Words for which every tokenizer has a token.
 const WORDS: [&str; 5] = ["one", "two", "a", "b", "."];
 
 fn built(parts: &Value) -> Tokenizer {
@@ -46,8 +46,8 @@ fn owned(tokens: &[&str]) -> Vec<String> {
     tokens.iter().map(|&token| token.to_owned()).collect()
 }
 
-/// A tokenizer of single bytes, as GPT-2's would be without merges: ids 0 to 255 are the bytes in the order of their
-/// names, then `extra` special tokens.
+/// A tokenizer of single bytes, like GPT-2's without merges: ids 0 to 255 are the bytes in the order of their names, then come
+/// the special tokens `extra`.
 pub(crate) fn bytes(extra: &[&str]) -> Tokenizer {
     let mut alphabet: Vec<char> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
@@ -59,8 +59,8 @@ pub(crate) fn bytes(extra: &[&str]) -> Tokenizer {
     }))
 }
 
-/// One as Llama 2's, whose special tokens take in spaces behind them, as Phi-3's: those, the bytes, a few words. Where it
-/// has `<s>`, a text begins with it.
+/// A tokenizer like Llama 2's with special tokens, the bytes and a few words. Its special tokens absorb the spaces after them,
+/// like Phi-3's. If it has `<s>`, a text begins with it.
 pub(crate) fn byte_fallback_with(extra: &[&str]) -> Tokenizer {
     let mut vocabulary = owned(extra);
     vocabulary.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
@@ -110,7 +110,7 @@ fn word_piece() -> Tokenizer {
     }))
 }
 
-/// As OpenAI's first: a word's last piece has a mark.
+/// A tokenizer like OpenAI's first one: the last piece of a word has a mark.
 fn word_ends() -> Tokenizer {
     let mut vocabulary = owned(&["<unk>", "</s>", "o", "n", "e", "t", "w", "a", "b", "on", "tw"]);
     vocabulary.extend(["e", "o", "a", "b", ".", "€", "one", "two"].map(|piece| format!("{piece}</w>")));
@@ -122,7 +122,7 @@ fn word_ends() -> Tokenizer {
     }))
 }
 
-/// Without a decoder of its own: words with spaces between them.
+/// A tokenizer of words, without a decoder.
 fn words() -> Tokenizer {
     let mut vocabulary = owned(&["[UNK]", "</s>"]);
     vocabulary.extend(owned(&WORDS));
@@ -144,12 +144,12 @@ pub(crate) fn byte_tokens() -> Tokens {
     with(bytes(&["</s>"]), Template::plain(), vec![256])
 }
 
-/// As Llama 2's.
+/// A tokenizer like Llama 2's.
 pub(crate) fn byte_fallback() -> Tokens {
     with(byte_fallback_with(&["</s>", "<s>"]), Template::plain(), vec![0])
 }
 
-/// One whose decoder takes back what it has made of the tokens before.
+/// A tokenizer whose decoder changes the text of earlier tokens.
 pub(crate) fn shrinking() -> Tokens {
     let vocabulary = owned(&["</s>", "one", "two", "a", "b"]);
     let tokenizer = built(&json!({
@@ -161,7 +161,7 @@ pub(crate) fn shrinking() -> Tokens {
     with(tokenizer, Template::plain(), vec![0])
 }
 
-/// One whose pre-tokenizer panics, since the crate cannot divide by a length of nothing.
+/// A tokenizer whose pre-tokenizer panics, since the crate divides by its length of 0.
 pub(crate) fn panicking() -> Tokens {
     let mut parts = json!({
         "pre_tokenizer": {"type": "FixedLength", "length": 0},
@@ -171,7 +171,7 @@ pub(crate) fn panicking() -> Tokens {
     with(built(&parts), Template::plain(), vec![1])
 }
 
-/// One of every kind, with its name.
+/// A tokenizer of every kind, with its name.
 pub(crate) fn families() -> Vec<(&'static str, Tokens)> {
     let made = |tokenizer| with(tokenizer, Template::plain(), vec![1]);
     vec![

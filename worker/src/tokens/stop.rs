@@ -1,9 +1,9 @@
 //! Finds stop strings in a text that comes in pieces. Pure.
 //!
-//! What could still become a stop string is held back; what can be said for sure goes on at once. How the text was cut
-//! into pieces makes no difference.
+//! Text that could still become a stop string is held back; other text is passed on at once. The result does not depend on how
+//! the text was cut into pieces.
 
-/// Watches one text.
+/// Searches one text.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StopMatcher {
     stops: Vec<String>,
@@ -11,14 +11,14 @@ pub(super) struct StopMatcher {
 }
 
 impl StopMatcher {
-    /// Watches for any of `stops`; empty ones are ignored.
+    /// Searches for any of `stops`; empty ones are ignored.
     pub(super) fn new(mut stops: Vec<String>) -> Self {
         stops.retain(|stop| !stop.is_empty());
         Self { stops, held: String::new() }
     }
 
-    /// Takes a piece of the text and appends to `out` what is sure to come before any stop string. True where a stop
-    /// string is complete: the text ends before it, and nothing more may be pushed.
+    /// Takes a piece of the text and appends to `out` the text that is certain to be before any stop string. Returns true if a
+    /// stop string is complete: the text ends before it, and the caller must push no more.
     pub(super) fn push(&mut self, piece: &str, out: &mut String) -> bool {
         if self.stops.is_empty() {
             out.push_str(piece);
@@ -30,17 +30,17 @@ impl StopMatcher {
             self.held.clear();
             return true;
         }
-        let sure = self.held.len() - self.longest_possible_start();
-        out.extend(self.held.drain(..sure));
+        let certain = self.held.len() - self.longest_possible_start();
+        out.extend(self.held.drain(..certain));
         false
     }
 
-    /// The text is over without a stop string: what was held back belongs to it.
+    /// Ends the text without a stop string: appends the text that was held back.
     pub(super) fn finish(&mut self, out: &mut String) {
         out.push_str(&std::mem::take(&mut self.held));
     }
 
-    /// Where the stop string starts that is complete first; of several complete at once, the longest.
+    /// The start of the stop string that is complete first; of several that end at one place, the longest.
     fn first_match(&self) -> Option<usize> {
         let found = self.stops.iter().filter_map(|stop| {
             let start = self.held.find(stop.as_str())?;
@@ -49,7 +49,7 @@ impl StopMatcher {
         found.min().map(|(_, start)| start)
     }
 
-    /// Bytes at the end of what is held that are the start of some stop string.
+    /// The most bytes at the end of the held text that are the start of a stop string.
     fn longest_possible_start(&self) -> usize {
         let partial = |stop: &String| {
             let longest = self.held.len().min(stop.len() - 1);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_comes_to_nothing_is_given_back() {
+    fn a_start_that_does_not_become_a_stop_string_is_returned() {
         assert_eq!(run(&owned(&["END"]), ["the E", "N", "D."]), ("the ".to_owned(), true));
         assert_eq!(run(&owned(&["END"]), ["the E", "N", "d."]), ("the ENd.".to_owned(), false));
         assert_eq!(run(&owned(&["END"]), ["the E", "N"]), ("the EN".to_owned(), false));

@@ -1,7 +1,7 @@
-//! A model's chat template: how it wants a chat to be written.
+//! A model's chat template, which writes a chat as the text that the model was trained on.
 //!
-//! Templates are Jinja's, as Hugging Face's tokenizers use them: in `chat_template.jinja`, or as `chat_template` in
-//! `tokenizer_config.json`. A model that has neither gets a plain one.
+//! Templates are written in Jinja, as Hugging Face's tokenizers use them. A template is in `chat_template.jinja`, or in the field
+//! `chat_template` of `tokenizer_config.json`. A model that has neither gets a plain template.
 
 use std::path::Path;
 
@@ -14,20 +14,20 @@ use serde_json::Map;
 use crate::model::file::{ModelError, optional_text};
 use crate::model::tokenizer_config::{FILE as CONFIG, Templates, TokenizerConfig};
 
-/// For models that have none: each message on a line behind its role, and then the assistant's turn.
+/// The plain template: each message on a line after its role, then the assistant's role.
 const PLAIN: &str = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:";
 
 const FILE: &str = "chat_template.jinja";
 const NAME: &str = "chat";
-/// The special tokens that templates know by these names.
+/// The names by which templates use special tokens.
 const SPECIAL: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
-/// A template, ready to be filled in, or what is wrong with it.
+/// A template that is ready to be rendered, or the reason why it cannot be used.
 #[derive(Debug)]
 pub struct Template {
     environment: Result<Environment<'static>, String>,
     special: Vec<(&'static str, String)>,
-    /// The file that it was in; none for the plain one.
+    /// The template's file; `None` for the plain template.
     file: Option<&'static str>,
 }
 
@@ -35,7 +35,7 @@ impl Template {
     /// The template of the model in this directory.
     ///
     /// # Errors
-    /// A file cannot be read. One that holds no template that can be used is refused when a chat comes.
+    /// A file cannot be read. If a file holds no usable template, only chats are refused.
     pub(super) fn load(directory: &Path, config: &TokenizerConfig) -> Result<Self, ModelError> {
         let (file, source) = match (optional_text(&directory.join(FILE))?, &config.chat_template) {
             (Some(source), _) => (Some(FILE), Ok(source)),
@@ -46,43 +46,43 @@ impl Template {
             }
             (None, None) => (None, Ok(PLAIN.to_owned())),
         };
-        let environment = source.and_then(|source| environment(&source).map_err(|error| told(&error)));
+        let environment = source.and_then(|source| environment(&source).map_err(|error| describe(&error)));
         let special = SPECIAL.map(|name| (name, config.special(name).unwrap_or_default().to_owned())).to_vec();
         Ok(Self { environment, special, file })
     }
 
-    /// The plain one.
+    /// The plain template.
     #[cfg(test)]
     pub(super) fn plain() -> Self {
         Self { file: None, ..Self::of(PLAIN) }
     }
 
-    /// That of a file of its own.
+    /// The template of a `chat_template.jinja`.
     #[cfg(test)]
     pub(super) fn of(source: &str) -> Self {
-        let environment = environment(source).map_err(|error| told(&error));
+        let environment = environment(source).map_err(|error| describe(&error));
         Self { environment, special: vec![("bos_token", "<s>".to_owned())], file: Some(FILE) }
     }
 
-    /// The file that it was in, if it is the model's own.
+    /// The template's file; `None` for the plain template.
     pub fn file(&self) -> Option<&'static str> {
         self.file
     }
 
-    /// Whether it is the one for models that have none.
+    /// Whether this is the plain template.
     pub fn is_plain(&self) -> bool {
         self.file.is_none()
     }
 
-    /// Why it cannot be used, if it cannot.
+    /// Why the template cannot be used, if so.
     pub fn problem(&self) -> Option<&str> {
         self.environment.as_ref().err().map(String::as_str)
     }
 
-    /// The chat as a text, with the beginning of the assistant's answer. `kwargs` are variables beside the messages.
+    /// Renders a chat up to the beginning of the assistant's answer. `kwargs` are variables besides the messages.
     ///
     /// # Errors
-    /// The template cannot be used, refuses the messages, or cannot be filled in: why.
+    /// The template cannot be used, refuses the messages, or fails: the reason.
     pub(super) fn render(
         &self,
         messages: &[Message],
@@ -92,19 +92,20 @@ impl Template {
             let file = self.file.unwrap_or(FILE);
             format!("the model's chat template ({file}) cannot be used: {problem}")
         })?;
-        let said = |message: &Message| context! { role => &message.role, content => &message.content };
+        let variables_of = |message: &Message| context! { role => &message.role, content => &message.content };
         let mut variables = self.special.iter().map(|(name, token)| ((*name).to_owned(), Value::from(token.as_str())));
         let mut all: std::collections::BTreeMap<String, Value> = variables.by_ref().collect();
         all.extend(["tools", "documents"].map(|name| (name.to_owned(), Value::from(()))));
         all.insert("add_generation_prompt".to_owned(), true.into());
         all.extend(kwargs.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))));
-        all.insert("messages".to_owned(), messages.iter().map(said).collect::<Vec<Value>>().into());
-        let fill = || environment.get_template(NAME)?.render(Value::from(all));
-        fill().map_err(|error| format!("the model's chat template does not take these messages: {}", told(&error)))
+        all.insert("messages".to_owned(), messages.iter().map(variables_of).collect::<Vec<Value>>().into());
+        let render = || environment.get_template(NAME)?.render(Value::from(all));
+        render()
+            .map_err(|error| format!("the model's chat template does not take these messages: {}", describe(&error)))
     }
 }
 
-/// As Hugging Face sets Jinja up.
+/// Jinja with the settings and functions of Hugging Face.
 fn environment(source: &str) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
@@ -116,13 +117,13 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
         let now = jiff::fmt::strtime::format(&format, &jiff::Zoned::now());
         now.map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {error}")))
     });
-    // Nothing can be gone through like a list of nothing, but to Jinja it is none.
+    // minijinja can iterate over none; Jinja cannot, so its test `iterable` is false for none.
     environment.add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_template_owned(NAME, without_generation_blocks(source))?;
     Ok(environment)
 }
 
-/// `{% generation %}` marks what the assistant said, for training; to what is rendered it means nothing.
+/// Replaces `{% generation %}` blocks, which mark the assistant's text for training and do not change what is rendered.
 fn without_generation_blocks(source: &str) -> String {
     let mut all = String::with_capacity(source.len());
     let mut rest = source;
@@ -142,7 +143,7 @@ fn without_generation_blocks(source: &str) -> String {
     all + rest
 }
 
-fn told(error: &Error) -> String {
+fn describe(error: &Error) -> String {
     match (error.detail(), error.line()) {
         (Some(detail), _) if error.kind() == ErrorKind::InvalidOperation => detail.to_owned(),
         (_, Some(line)) => format!("{error} (line {line})"),
@@ -156,12 +157,17 @@ mod tests {
 
     use super::*;
 
-    fn said(role: &str, content: &str) -> Message {
+    fn message(role: &str, content: &str) -> Message {
         Message { role: role.to_owned(), content: content.to_owned() }
     }
 
     fn chat() -> Vec<Message> {
-        vec![said("system", "Be brief."), said("user", " 2+3? "), said("assistant", "5"), said("user", "And 4?")]
+        vec![
+            message("system", "Be brief."),
+            message("user", " 2+3? "),
+            message("assistant", "5"),
+            message("user", "And 4?"),
+        ]
     }
 
     fn render(source: &str, messages: &[Message]) -> Result<String, String> {
@@ -176,7 +182,7 @@ mod tests {
 
     #[test]
     fn templates_use_what_jinja_and_python_have() {
-        // In the manner of those that come with models: blocks that leave no lines, methods of Python's strings, a namespace.
+        // Like templates of real models: blocks that leave no lines, methods of Python strings, a namespace.
         let source = "{%- set ns = namespace(last='') %}\n{{ bos_token }}{% for message in messages %}\n    \
             {% if message['role'] not in ['system', 'user', 'assistant'] %}\n    \
             {{ raise_exception('Unknown role: ' + message['role']) }}\n    {% endif %}\n\
@@ -185,12 +191,12 @@ mod tests {
             {% if add_generation_prompt and ns.last != 'assistant' %}<|im_start|>assistant\n{% endif %}";
         let text = render(source, &chat()[1..3]).unwrap();
         assert_eq!(text, "<s><|im_start|>USER\n2+3?<|im_end|>\n<|im_start|>ASSISTANT\n5<|im_end|>\n");
-        let refused = render(source, &[said("tool", "x")]).unwrap_err();
+        let refused = render(source, &[message("tool", "x")]).unwrap_err();
         assert!(refused.ends_with(": Unknown role: tool"), "{refused}");
     }
 
     #[test]
-    fn what_is_marked_for_training_is_rendered_as_all_else() {
+    fn text_marked_for_training_is_rendered_normally() {
         let source = "{% for m in messages %}{%- if m.role == 'assistant' %}{%- generation -%} {{ m.content }}! \
             {%- endgeneration %}{% else %}{{ m.content }}{% endif %}\n{%endfor%}{% generation %}{% endgeneration %}";
         assert_eq!(render(source, &chat()[2..]).unwrap(), "5!And 4?");
@@ -204,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_no_tools_and_what_a_client_tells_arrives() {
+    fn there_are_no_tools_and_variables_of_the_client_arrive() {
         let source = "{% if tools is none and documents is none and tools is not iterable %}none{% endif %}\
             {% if enable_thinking is defined and enable_thinking is false %} no thinking{% endif %}";
         assert_eq!(render(source, &[]).unwrap(), "none");
@@ -212,8 +218,8 @@ mod tests {
         assert_eq!(Template::of(source).render(&[], &kwargs).unwrap(), "none no thinking");
     }
 
-    /// Published templates, filled in by transformers' own code: `tests/models/run` writes the cases and names their file. One
-    /// whose date has changed since is not compared.
+    /// Compares with published templates that transformers itself rendered. `tests/models/run` writes the cases and names their
+    /// file.
     #[test]
     fn published_templates_are_rendered_as_by_transformers() {
         #[derive(serde::Deserialize)]
@@ -233,7 +239,7 @@ mod tests {
             match (&rendered, &case.rendered) {
                 (Ok(ours), Some(theirs)) if ours == theirs => equal += 1,
                 (Err(_), None) => equal += 1,
-                // They go through the tools though there are none: to Jinja an error, here as if the list were empty.
+                // These iterate over tools that are none: an error in Jinja, an empty list here.
                 (Ok(_), None) if case.name.contains("tool_use") => {}
                 _ => {
                     let (count, _) = faults.entry(&case.name).or_insert((0, (rendered.clone(), &case.rendered)));
@@ -253,19 +259,19 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("pillion-template-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let load = |config: &str| Template::load(&folder, &serde_json::from_str(config).unwrap()).unwrap();
-        let said = |template: &Template| template.render(&[said("user", "hello")], &Map::new());
+        let rendered = |template: &Template| template.render(&[message("user", "hello")], &Map::new());
         let plain = load("{}");
-        assert_eq!((said(&plain).unwrap().as_str(), plain.file()), ("user: hello\nassistant:", None));
+        assert_eq!((rendered(&plain).unwrap().as_str(), plain.file()), ("user: hello\nassistant:", None));
         let own = r#"{"bos_token": {"content": "<s>"}, "chat_template": "{{ bos_token }}{{ messages[0].content }}"}"#;
-        assert_eq!((said(&load(own)).unwrap().as_str(), load(own).file()), ("<s>hello", Some(CONFIG)));
+        assert_eq!((rendered(&load(own)).unwrap().as_str(), load(own).file()), ("<s>hello", Some(CONFIG)));
         let named = r#"{"chat_template": [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]}"#;
-        assert_eq!(said(&load(named)).unwrap(), "yes");
+        assert_eq!(rendered(&load(named)).unwrap(), "yes");
         let nameless = load(r#"{"chat_template": [{"name": "rag", "template": "no"}]}"#);
-        assert!(said(&nameless).unwrap_err().contains("none is named \"default\""));
+        assert!(rendered(&nameless).unwrap_err().contains("none is named \"default\""));
         fs::write(folder.join(FILE), "from {{ 'its own file' }}").unwrap();
-        assert_eq!((said(&load(own)).unwrap().as_str(), load(own).file()), ("from its own file", Some(FILE)));
+        assert_eq!((rendered(&load(own)).unwrap().as_str(), load(own).file()), ("from its own file", Some(FILE)));
         fs::write(folder.join(FILE), "{% if %}").unwrap();
-        let error = said(&load(own)).unwrap_err();
+        let error = rendered(&load(own)).unwrap_err();
         assert!(error.starts_with("the model's chat template (chat_template.jinja) cannot be used: "), "{error}");
         assert!(load(own).problem().is_some() && !load(own).is_plain());
         fs::remove_dir_all(&folder).unwrap();
