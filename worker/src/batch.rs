@@ -1,5 +1,5 @@
-//! A batch on its way through the worker: from the wire's members to members that the engine can take, and what comes
-//! back.
+//! A batch inside the worker: the members prepared for the engine, the signals that the session sends to them, and the events
+//! that come back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Sender;
 use crate::cohort::Shape;
 use crate::tokens::{Answer, Context, Tokens};
 
-/// What the session may still tell a batch that has left it.
+/// Signals from the session to a batch that an engine thread has.
 #[derive(Debug)]
 pub struct BatchSignals {
     cancelled: Vec<AtomicBool>,
@@ -21,29 +21,29 @@ pub struct BatchSignals {
 }
 
 impl BatchSignals {
-    /// For a batch of so many members.
+    /// The signals of a batch of this many members.
     pub fn new(members: usize) -> Self {
         Self { cancelled: (0..members).map(|_| AtomicBool::new(false)).collect(), yielding: AtomicBool::new(false) }
     }
 
-    /// Nobody waits for this member any more. A member that is none is ignored: it may have been heard of late.
+    /// Cancels a member. An index that the batch does not have is ignored.
     pub fn cancel(&self, member: MemberIndex) {
         if let Some(flag) = self.cancelled.get(member as usize) {
             flag.store(true, Relaxed);
         }
     }
 
-    /// Nobody waits for any of them.
+    /// Cancels all members.
     pub fn cancel_all(&self) {
         self.cancelled.iter().for_each(|flag| flag.store(true, Relaxed));
     }
 
-    /// Unfinished members are wanted back.
+    /// Asks for the unfinished members back, so that another worker can continue them.
     pub fn request_yield(&self) {
         self.yielding.store(true, Relaxed);
     }
 
-    /// Why a member should end before its answer does, if it should.
+    /// How a member must end now, if it must end before its answer is complete.
     pub fn interruption(&self, member: MemberIndex, deadline: Instant, now: Instant) -> Option<Ending> {
         if self.cancelled.get(member as usize).is_some_and(|flag| flag.load(Relaxed)) {
             Some(Ending::Finished(FinishReason::Cancelled))
@@ -62,29 +62,29 @@ impl BatchSignals {
 pub struct PreparedMember {
     /// Its index in the batch.
     pub index: MemberIndex,
-    /// What to feed: the prompt, and then what earlier attempts have produced.
+    /// The tokens to feed: the prompt, then what earlier attempts produced. New tokens are added.
     pub tokens: Vec<u32>,
-    /// How many of `tokens` are the prompt.
+    /// The number of `tokens` that are the prompt.
     pub prompt: u32,
-    /// The most tokens to produce, those already produced included.
+    /// The most tokens to produce, including those already produced.
     pub most: u32,
-    /// No end of sequence before so many, those already produced included.
+    /// Tokens to produce before the sequence may end, including those already produced.
     pub least: u32,
-    /// When it ends with what there is.
+    /// When the member ends with what it has produced so far.
     pub deadline: Instant,
-    /// Whether its tokens are wanted as they come.
+    /// Whether the client streams the member's tokens.
     pub stream: bool,
     /// Its stop strings.
     pub stop: Vec<String>,
-    /// Tokens at which it ends, besides the model's own.
+    /// Tokens that end the member, besides the model's own.
     pub stop_token_ids: Vec<u32>,
-    /// The last ids of its prompt, which decide how its text begins; none once the session knows of them.
+    /// The last ids of the prompt, which decide how the text begins. Empty once they were reported to the session.
     pub context: Context,
-    /// Its text, made here only where stop strings must be found in it.
+    /// The member's text, made here only to find stop strings in it.
     pub answer: Option<Answer>,
-    /// Text that is ready and has not left yet.
+    /// Text that is ready and not yet reported.
     pub text: String,
-    /// How many of `tokens` need not be reported: the prompt, what earlier attempts produced, and what was reported since.
+    /// The number of `tokens` that need no report: the prompt, what earlier attempts produced, and what was reported since.
     pub reported: usize,
 }
 
@@ -94,9 +94,9 @@ impl PreparedMember {
         u32::try_from(self.tokens.len()).unwrap_or(u32::MAX).saturating_sub(self.prompt)
     }
 
-    /// Takes a new token, and says how the member ends where it ends with it.
+    /// Takes a new token. Returns how the member ends, if it ends with this token.
     pub fn push(&mut self, id: u32, tokens: &Tokens) -> Option<Ending> {
-        // The engine sees to it that the model's own end tokens do not come before the least, but knows of no others.
+        // The engine holds the model's own end tokens back until `least`; it does not know the request's stop tokens.
         if tokens.ends().contains(&id) || (self.stop_token_ids.contains(&id) && self.produced() >= self.least) {
             return Some(Ending::Finished(FinishReason::Stop));
         }
@@ -114,9 +114,9 @@ impl PreparedMember {
         (self.produced() >= self.most).then_some(Ending::Finished(FinishReason::Length))
     }
 
-    /// Puts what the member has produced since it was last reported of into `progress`.
+    /// Moves what the member has produced since the last report into `progress`.
     pub fn report(&mut self, progress: &mut Progress) {
-        // Where its text is made here, the session makes none.
+        // If the text is made here, the session needs no context.
         if self.stop.is_empty() && !self.context.is_empty() {
             progress.contexts.push((self.index, std::mem::take(&mut self.context)));
         }
@@ -130,7 +130,7 @@ impl PreparedMember {
         self.reported = self.tokens.len();
     }
 
-    /// Ends the member: its last tokens and its end go into `progress`.
+    /// Ends the member: its last tokens and its end are added to `progress`.
     pub fn end(&mut self, mut how: Ending, tokens: &Tokens, progress: &mut Progress) {
         if let (Ending::Finished(_), Some(mut answer)) = (&how, self.answer.take())
             && let Err(error) = answer.finish(tokens.decoder(), &mut self.text)
@@ -142,7 +142,7 @@ impl PreparedMember {
         progress.ended.push(Ended { member: self.index, how, prompt_tokens: self.prompt, completion_tokens });
     }
 
-    /// What the engine needs to know to place it.
+    /// The member's lengths, by which it is put into a cohort.
     pub fn shape(&self) -> Shape {
         Shape {
             prompt: u32::try_from(self.tokens.len()).unwrap_or(u32::MAX),
@@ -152,56 +152,56 @@ impl PreparedMember {
     }
 }
 
-/// A batch for the engine.
+/// A batch that is ready for the engine.
 #[derive(Debug)]
 pub struct PreparedBatch {
     /// Its number.
     pub id: BatchId,
     /// Decoding options.
     pub options: Options,
-    /// Its members, but those that were found unfit.
+    /// Its members, without those that ended during preparation.
     pub members: Vec<PreparedMember>,
-    /// What the session has to say meanwhile.
+    /// Signals from the session.
     pub signals: Arc<BatchSignals>,
-    /// Where its events go. Once the session is gone, nobody takes them.
+    /// Sends events to the session. Sending fails once the session is gone.
     pub events: Sender<Event>,
-    /// The batch's place in the worker: given back when the job is dropped.
+    /// The batch's place in the worker, which is free again when this is dropped.
     pub place: OwnedSemaphorePermit,
 }
 
-/// What happened to a batch, in the order in which it is to be reported.
+/// An event of a batch. Events must be handled in their order.
 #[derive(Debug, PartialEq)]
 pub enum Event {
-    /// Members have produced something, or have ended.
+    /// Members have produced tokens or have ended.
     Progress(Progress),
-    /// The batch is predicted to end within the lead of a credit; at most once for each batch.
+    /// The batch is predicted to end within the credit's lead. Sent at most once for each batch.
     EndsSoon(BatchId),
     /// Every member has ended.
     Done(BatchId, BatchCost),
 }
 
-/// What members of one batch produced, and which of them ended with it.
+/// The tokens that members of one batch have produced, and the members that have ended.
 #[derive(Debug, Default, PartialEq)]
 pub struct Progress {
     /// The batch's number.
     pub batch: u64,
     /// The last ids of a member's prompt, before the first of its tokens.
     pub contexts: Vec<(MemberIndex, Context)>,
-    /// A token of a member whose text is made by the session.
+    /// Tokens of members whose text the session makes.
     pub tokens: Vec<(MemberIndex, u32)>,
-    /// Several tokens of a member, with their text where it was made on the engine's side.
+    /// Several tokens of a member, with their text if an engine thread made it.
     pub chunks: Vec<Chunk>,
     /// Members that ended.
     pub ended: Vec<Ended>,
 }
 
 impl Progress {
-    /// Nothing yet of this batch.
+    /// The progress of a batch that has none yet.
     pub fn of(batch: BatchId) -> Self {
         Self { batch: batch.0, ..Self::default() }
     }
 
-    /// Whether there is nothing to tell.
+    /// Whether there is nothing to report.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty() && self.chunks.is_empty() && self.ended.is_empty()
     }
@@ -214,7 +214,7 @@ pub struct Chunk {
     pub member: MemberIndex,
     /// The tokens.
     pub ids: Vec<u32>,
-    /// Their text where the member has stop strings; else the session makes it.
+    /// Their text, if the member has stop strings; else the session makes it.
     pub text: Option<String>,
 }
 
@@ -227,17 +227,17 @@ pub struct Ended {
     pub how: Ending,
     /// Tokens in its prompt.
     pub prompt_tokens: u32,
-    /// Tokens it produced in all attempts, an end-of-sequence token not counted.
+    /// Tokens that the member produced in all attempts, without an end-of-sequence token.
     pub completion_tokens: u32,
 }
 
 /// How a member ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Well.
+    /// The answer is complete.
     Finished(FinishReason),
-    /// Badly: for the proxy's program, and for people.
+    /// The member failed, with a code for the proxy and a message for people.
     Failed(FailureCode, String),
-    /// Given back unfinished.
+    /// The member goes back to the proxy unfinished.
     Yielded,
 }

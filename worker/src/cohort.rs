@@ -1,24 +1,25 @@
-//! Which members of a batch share a call of the engine. Pure.
+//! Splits a batch into cohorts: the members of a cohort share one engine call. Pure.
 //!
-//! A call holds one `min_length` for all, feeds one-token prompts another way than longer ones, and shows options that
-//! look back over the output the forced prompt tokens of longer members. So members are kept apart wherever sharing
-//! would make an answer depend on who rode along.
+//! A member's answer must not depend on the other members of its call. Three properties of CTranslate2 would break this, so
+//! such members are kept apart. A call has one `min_length` for all members. It feeds one-token prompts in another way than
+//! longer ones. And options that look back over the output see the prompt tokens that longer members feed step by step.
 //!
-//! Beyond a sliding window it answers all but the first member of a call wrongly, so that such members go alone.
+//! If a prompt is longer than the model's sliding window, CTranslate2 answers only the first member of a call correctly. Such
+//! a member gets a call of its own.
 //!
-//! And it feeds only the shortest prompt in bulk, all that is longer one decode step at a time. So members of very
-//! different lengths are kept apart too, where two calls are predicted to take less time than one.
+//! CTranslate2 feeds only the length of the shortest prompt in bulk, and the rest of longer prompts one decode step at a time.
+//! So members of very different lengths are kept apart too, if two calls are predicted to take less time than one.
 
 use pillion_protocol::frame::UnitCost;
 
 use crate::memory::{Allowance, Size};
 
-/// What the engine needs to know of a member to place it.
+/// The lengths of a member, by which it is put into a cohort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Tokens to feed before the first new one; at least 1.
     pub prompt: u32,
-    /// New tokens before which there is no end of sequence.
+    /// New tokens that the member gets before its sequence may end.
     pub least: u32,
     /// The most new tokens.
     pub most: u32,
@@ -31,12 +32,12 @@ impl Shape {
     }
 }
 
-/// What the engine's work costs, in nanoseconds. With all of it zero, members are only kept apart where they must be.
+/// The costs of the engine's work, in nanoseconds. If all costs are zero, only members that must not share are kept apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// A call, however little it does.
+    /// A call, before it does anything.
     pub call: u64,
-    /// A decode step, however many members it has.
+    /// A decode step, for any number of members.
     pub step: u64,
     /// A member in a decode step.
     pub member: u64,
@@ -50,32 +51,32 @@ impl From<Cost> for UnitCost {
     }
 }
 
-/// What members must have in common to share a call.
+/// The rules by which members share a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// Whether the decoding options look back over the output: then only equally long prompts share.
+    /// Whether the decoding options look back over the output. Then only prompts of equal length share.
     pub look_back: bool,
-    /// The most tokens, prompts and answers together, unless a single member has more.
+    /// The most tokens of a call, prompts and answers together. A member that has more gets a call of its own.
     pub max_tokens: u64,
-    /// The memory that a call may take, unless a single member needs more.
+    /// The memory that a call may take. A member that needs more gets a call of its own.
     pub allowance: Allowance,
-    /// How far the model looks back; 0 where that has no limit.
+    /// The model's sliding window in tokens; 0 means no window.
     pub window: u32,
-    /// For keeping different lengths apart.
+    /// The costs by which different lengths are kept apart.
     pub cost: Cost,
 }
 
-/// Splits members into cohorts: lists of places in `shapes`, each member in exactly one, none empty, shortest prompts
-/// first.
+/// Splits members into cohorts, which are lists of indexes in `shapes`. Each member is in exactly one cohort; no cohort is
+/// empty. Cohorts with shorter prompts come first.
 pub fn split(shapes: &[Shape], rules: Rules) -> Vec<Vec<usize>> {
-    let class = |place: &usize| {
-        let shape = shapes[*place];
+    let class = |index: &usize| {
+        let shape = shapes[*index];
         (shape.least, if rules.look_back { shape.prompt } else { shape.prompt.min(2) })
     };
-    // All of a prompt but its last token is fed in bulk.
-    let is_beyond = |place: &usize| rules.window > 0 && shapes[*place].prompt - 1 > rules.window;
+    // The engine feeds all of a prompt except its last token in bulk.
+    let is_beyond = |index: &usize| rules.window > 0 && shapes[*index].prompt - 1 > rules.window;
     let (beyond, mut order): (Vec<usize>, Vec<usize>) = (0..shapes.len()).partition(is_beyond);
-    order.sort_by_key(|place| (class(place), shapes[*place].prompt, *place));
+    order.sort_by_key(|index| (class(index), shapes[*index].prompt, *index));
     let mut cohorts = Vec::new();
     for alike in order.chunk_by(|a, b| class(a) == class(b)) {
         let mut rest = alike;
@@ -85,12 +86,12 @@ pub fn split(shapes: &[Shape], rules: Rules) -> Vec<Vec<usize>> {
             rest = later;
         }
     }
-    cohorts.extend(beyond.into_iter().map(|place| vec![place]));
+    cohorts.extend(beyond.into_iter().map(|index| vec![index]));
     cohorts
 }
 
-/// Where to cut a row of members, ascending by prompt, so that all calls together are predicted to take the least time:
-/// the lengths of the pieces. Among equals, the fewest pieces.
+/// Cuts a row of members, sorted by the length of their prompts, into calls so that all calls together are predicted to take
+/// the least time. Returns the lengths of the pieces. Of equally fast cuts, the one with the fewest pieces is taken.
 fn cut(shapes: &[Shape], row: &[usize], rules: Rules) -> Vec<usize> {
     // best[end]: the least time for the members before `end`, the pieces it takes, and where the last of them starts.
     let mut best: Vec<(u64, usize, usize)> = vec![(0, 0, 0)];
@@ -102,7 +103,7 @@ fn cut(shapes: &[Shape], row: &[usize], rules: Rules) -> Vec<usize> {
             if piece.tokens > rules.max_tokens && start + 1 < end {
                 break;
             }
-            // With a shorter prompt among them, less is fed in bulk: more members may need less.
+            // With a shorter prompt in the call, less is fed in bulk: a larger call may need less memory, so the loop goes on.
             if !rules.allowance.fits(piece.size()) && start + 1 < end {
                 continue;
             }
@@ -145,7 +146,7 @@ impl Piece {
         Size { members: self.members, shortest: self.shortest, tokens: self.tokens }
     }
 
-    /// The time of the call if every member takes all its tokens: each is in every step until its own last.
+    /// The predicted time of the call if every member uses all its tokens. A member is in every step until its own last.
     fn time(self, cost: Cost) -> u64 {
         let fed = self.shortest.saturating_sub(1).saturating_mul(self.members);
         let member_steps = self.tokens.saturating_sub(self.shortest.saturating_mul(self.members));
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn very_different_lengths_ride_apart_and_similar_ones_together() {
+    fn very_different_lengths_are_kept_apart_and_similar_ones_share_a_call() {
         // As measured on a model of 125 million parameters on two processor cores.
         let cost = Cost { call: 0, step: 13_500_000, member: 600_000, fed: 300_000 };
         assert_eq!(sizes(&[[10; 8], [200; 8]].concat(), cost), [8, 8]);
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_the_memory_together_goes_apart() {
+    fn members_that_do_not_fit_the_memory_together_are_kept_apart() {
         let split_of = |mib: u64, prompts: &[u32]| {
             let shapes: Vec<Shape> = prompts.iter().map(|&prompt| Shape { prompt, least: 0, most: 10 }).collect();
             let allowance = Allowance { need: llama(), bytes: mib << 20 };
@@ -210,7 +211,7 @@ mod tests {
         };
         assert_eq!(split_of(10_000, &[2_000; 8]), [8]);
         assert_eq!(split_of(900, &[2_000; 8]).iter().max(), Some(&4));
-        assert_eq!(split_of(1, &[2_000; 3]), [1, 1, 1], "each was let in for itself");
+        assert_eq!(split_of(1, &[2_000; 3]), [1, 1, 1], "each was accepted by itself");
         assert_eq!(split_of(500, &[20, 2_000, 2_000]), [3], "beside a short prompt the others are fed step by step");
     }
 
@@ -223,12 +224,12 @@ mod tests {
         }
 
         #[test]
-        fn nobody_rides_where_it_would_change_an_answer(shapes in shapes(), rules in rules()) {
+        fn no_member_shares_a_call_that_would_change_its_answer(shapes in shapes(), rules in rules()) {
             for cohort in split(&shapes, rules) {
                 let first = shapes[cohort[0]];
                 let mut tokens = 0;
-                for &place in &cohort {
-                    let shape = shapes[place];
+                for &index in &cohort {
+                    let shape = shapes[index];
                     prop_assert_eq!(shape.least, first.least);
                     prop_assert_eq!(shape.prompt == 1, first.prompt == 1);
                     prop_assert!(!rules.look_back || shape.prompt == first.prompt);
@@ -251,7 +252,7 @@ mod tests {
             let time = |cohorts: &[Vec<usize>]| -> u64 {
                 cohorts.iter().map(|cohort| {
                     let mut piece = Piece::default();
-                    cohort.iter().rev().for_each(|&place| piece.extend(shapes[place]));
+                    cohort.iter().rev().for_each(|&index| piece.extend(shapes[index]));
                     piece.time(rules.cost)
                 }).sum()
             };

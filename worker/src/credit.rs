@@ -1,91 +1,90 @@
-//! When the worker asks for the next batch. Pure.
+//! Decides when the worker grants the proxy a credit, which asks for the next batch. Pure.
 //!
-//! A credit given early lets the proxy's batch arrive and be tokenised while the engine is still busy; given too early
-//! it takes requests out of the proxy's queue that would have ridden together with later ones. So a slot's next credit
-//! is due when its running batch is predicted to end within a short lead, or at its end.
+//! After an early credit the next batch arrives and is tokenised while the engine is still busy. But a credit that is too
+//! early takes requests out of the proxy's queue that could have shared a batch with later ones. So a slot's next credit is
+//! due when its running batch is predicted to end within a short lead, and at the latest when it ends.
 
 use std::time::Duration;
 
-/// The least lead: the way to the proxy and back.
+/// The shortest lead: a round trip to the proxy.
 const SHORTEST_LEAD: Duration = Duration::from_micros(300);
-/// The most: a batch that takes longer to tokenise is large, and its engine slow.
+/// The longest lead. A batch that takes longer to tokenise is large, so its engine calls are slow.
 const LONGEST_LEAD: Duration = Duration::from_millis(20);
-/// A batch that comes so long after its credit had to be waited for: that says nothing of the way here.
-const LONGEST_WAY: Duration = Duration::from_millis(1);
+/// A batch that arrives later than this after its credit was not waiting in the proxy. Its time does not count as a handover.
+const LONGEST_HANDOVER: Duration = Duration::from_millis(1);
 
-/// The account of one connection.
+/// The credit account of one connection.
 #[derive(Debug)]
 pub struct Credit {
     slots: u32,
-    /// Granted, and no batch has come into it yet.
+    /// Credits that are granted and that no batch has used.
     unused: u32,
     /// Batches that are running or waiting.
     batches: u32,
-    /// Of them, those that will have ended by the time another could start.
+    /// Batches of these that end before another batch could start.
     ending: u32,
 }
 
-/// A batch came without credit for it.
+/// A batch came without a credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a batch came without credit")]
 pub struct NoCredit;
 
 impl Credit {
-    /// The account of a worker that runs so many batches at once, with nothing granted yet.
+    /// The account of a worker that runs `slots` batches at once. No credit is granted yet.
     pub fn new(slots: u32) -> Self {
         Self { slots, unused: 0, batches: 0, ending: 0 }
     }
 
-    /// Credits that are due and not granted: the slots that are free, or about to be, less what is on its way to them.
+    /// Credits to grant now: the slots that are free or soon will be, minus the credits and batches on their way to them.
     pub fn due(&self) -> u32 {
         (self.slots + self.ending).saturating_sub(self.unused + self.batches)
     }
 
-    /// Credits that were sent and into which no batch has come yet.
+    /// Credits that were sent and that no batch has used.
     pub fn unused(&self) -> u32 {
         self.unused
     }
 
-    /// So many credits were sent.
+    /// Records that credits were sent.
     pub fn grant(&mut self, credits: u32) {
         self.unused += credits;
     }
 
-    /// A batch came.
+    /// Records that a batch came.
     ///
     /// # Errors
-    /// There was no credit for it.
+    /// There was no credit for the batch.
     pub fn spend(&mut self) -> Result<(), NoCredit> {
         self.unused = self.unused.checked_sub(1).ok_or(NoCredit)?;
         self.batches += 1;
         Ok(())
     }
 
-    /// A batch is predicted to end within the lead; said at most once for each.
+    /// Records that a batch is predicted to end within the lead. Called at most once for each batch.
     pub fn ends_soon(&mut self) {
         self.ending = (self.ending + 1).min(self.batches);
     }
 
-    /// A batch has ended, which [`ends_soon`](Self::ends_soon) had announced or not.
+    /// Records that a batch has ended. `announced` says whether [`ends_soon`](Self::ends_soon) was called for it.
     pub fn done(&mut self, announced: bool) {
         self.batches = self.batches.saturating_sub(1);
         self.ending = self.ending.saturating_sub(u32::from(announced));
     }
 }
 
-/// How long before a batch's end the next one should be asked for, where batches are ready for an engine `handover` after
-/// they were asked for.
+/// The time before a batch's end at which the next batch should be asked for. `handover` is the time from asking for a batch
+/// until it is ready for an engine.
 pub fn lead(handover: Duration) -> Duration {
     handover.clamp(SHORTEST_LEAD, LONGEST_LEAD)
 }
 
-/// Whether a batch that came so long after its credit was there already, waiting for it.
-pub fn came_at_once(way: Duration) -> bool {
-    way <= LONGEST_WAY
+/// Whether a batch that came this long after its credit had been waiting in the proxy.
+pub fn came_at_once(after: Duration) -> bool {
+    after <= LONGEST_HANDOVER
 }
 
-/// Whether a call that may go on for `steps` more steps, each taking `step` on average, ends within `lead`. Not where
-/// nothing has been measured.
+/// Whether a call with at most `steps` more steps of `step` each ends within `lead`. False if no step has been measured.
 pub fn ends_within(lead: Duration, steps: u64, step: Duration) -> bool {
     let step = u64::try_from(step.as_nanos()).unwrap_or(u64::MAX);
     step > 0 && u128::from(steps.saturating_mul(step)) <= lead.as_nanos()
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_about_to_be_free_has_its_next() {
+    fn a_slot_that_is_soon_free_has_its_next_credit() {
         let mut credit = Credit::new(1);
         credit.grant(1);
         credit.spend().unwrap();
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn near_means_within_the_lead() {
+    fn a_call_that_ends_within_the_lead_ends_soon() {
         let step = Duration::from_micros(100);
         assert!(ends_within(Duration::from_micros(300), 3, step));
         assert!(!ends_within(Duration::from_micros(300), 4, step));

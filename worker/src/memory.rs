@@ -1,7 +1,7 @@
-//! Memory: what is left, what calls need, and so how large one may be.
+//! The memory that is free, the memory that a call needs, and so the largest call that may be made.
 //!
-//! On a processor a call that is too much would end the process, since the kernel kills it; on a GPU the call fails. Neither is
-//! left to chance: what a call needs is computed from the shapes in `model.bin` before it is made.
+//! On a processor the kernel kills the process if a call needs too much memory; on a GPU the call fails. To avoid both, the
+//! worker computes what a call needs from the shapes in `model.bin` before it makes the call.
 
 mod free;
 mod need;
@@ -11,28 +11,28 @@ pub use free::{device, system};
 pub(crate) use need::tests::llama;
 pub use need::{Need, Size};
 
-/// The part of the free memory that calls may take: the rest is for prompts on their way, and for whoever else wants it.
+/// The part of the free memory that calls may take. The rest is for prompts in flight and for other programs.
 const PART: (u64, u64) = (3, 4);
 
-/// What one call may take: a part of what is free, shared by so many calls at once.
+/// Bytes that one call may take of `free` bytes when `calls` calls run at once.
 pub fn share(free: u64, calls: u64) -> u64 {
     free / PART.1 * PART.0 / calls.max(1)
 }
 
-/// What a worker's calls need, and the most that one may take.
+/// How much memory a call needs, and how much it may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance {
-    /// What calls need.
+    /// Computes what a call needs.
     pub need: Need,
-    /// Bytes that one may take. `u64::MAX` where nobody knows what is free.
+    /// Bytes that one call may take; `u64::MAX` if the free memory is unknown.
     pub bytes: u64,
 }
 
-/// A request that is always let in, however little memory there seems to be: so many prompt tokens and new ones.
+/// The prompt tokens and new tokens of a request that is always accepted, however little memory is free.
 const LEAST: (u32, u32) = (256, 256);
 
 impl Allowance {
-    /// For a worker whose calls need this, and may take so much; but at least what a short request takes.
+    /// An allowance of `bytes`, but at least what a short request needs.
     pub fn new(need: Need, bytes: u64) -> Self {
         Self { need, bytes: bytes.max(need.bytes(Size::alone(LEAST.0, LEAST.1))) }
     }
@@ -42,32 +42,32 @@ impl Allowance {
         self.need.bytes(size) <= self.bytes
     }
 
-    /// The most prompt tokens that one request may have which wants so many new tokens; at most `most`.
+    /// The longest prompt, of at most `most` tokens, that one request with `new` new tokens may have.
     pub fn longest_prompt(&self, new: u32, most: u32) -> u32 {
         largest(most, |prompt| self.fits(Size::alone(prompt, new)))
     }
 
-    /// The most new tokens that one request may have behind so many prompt tokens; at most `most`.
+    /// The most new tokens, at most `most`, that one request with a prompt of `prompt` tokens may have.
     pub fn longest_answer(&self, prompt: u32, most: u32) -> u32 {
         largest(most, |new| self.fits(Size::alone(prompt, new)))
     }
 }
 
-/// The largest number up to `most` that will do, if every smaller one does too; 0 if none does.
-fn largest(most: u32, will_do: impl Fn(u32) -> bool) -> u32 {
-    if will_do(most) {
+/// The largest number up to `most` that fits, given that every smaller one fits too; 0 if none fits.
+fn largest(most: u32, fits: impl Fn(u32) -> bool) -> u32 {
+    if fits(most) {
         return most;
     }
-    let (mut good, mut bad) = (0, most);
-    while good + 1 < bad {
-        let middle = u32::midpoint(good, bad);
-        if will_do(middle) {
-            good = middle;
+    let (mut largest, mut too_large) = (0, most);
+    while largest + 1 < too_large {
+        let middle = u32::midpoint(largest, too_large);
+        if fits(middle) {
+            largest = middle;
         } else {
-            bad = middle;
+            too_large = middle;
         }
     }
-    good
+    largest
 }
 
 #[cfg(test)]
@@ -84,7 +84,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_largest_that_will_do_is_found() {
+    fn the_largest_that_fits_is_found() {
         for most in [0, 1, 7, 100, u32::MAX] {
             for limit in [0, 1, 6, 7, 99, 100, u32::MAX] {
                 assert_eq!(largest(most, |number| number <= limit), limit.min(most));

@@ -1,4 +1,4 @@
-//! How fast things go here, measured as they go: what the next batch's time is predicted from.
+//! Measures how long calls take. The time of the next call is predicted from this.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -55,15 +55,15 @@ impl Mean {
     }
 }
 
-/// The measured pace, shared by the threads. Zero where nothing has been measured yet.
+/// The measured times, shared by the threads. A time is zero until it is first measured.
 #[derive(Debug, Default)]
 pub struct Pace {
     step: Mean,
     fed_token: Mean,
     handover: Mean,
-    /// How far handovers are from their mean.
+    /// The mean deviation of handovers from their mean.
     deviation: Mean,
-    /// What calls cost, by what they do; nothing before the warm-up.
+    /// The cost of calls by the work they do; `None` before the warm-up.
     calls: Mutex<Option<ServiceTime>>,
 }
 
@@ -72,7 +72,7 @@ fn nanos(time: Duration) -> u64 {
 }
 
 impl Pace {
-    /// A call of the engine has ended.
+    /// Records the time of a call.
     pub fn called(&self, time: CallTime) {
         if let Some(step) = nanos(time.rest).checked_div(time.steps) {
             self.step.take(step);
@@ -83,7 +83,7 @@ impl Pace {
         }
     }
 
-    /// Steps of one member took so long, and steps of `members` so long: what is learned of calls begins with that.
+    /// Sets the first estimate of costs: a step of one member took `one`, a step of `members` members took `many`.
     pub fn compared(&self, one: Duration, members: u32, many: Duration) {
         let member = many.saturating_sub(one) / members.saturating_sub(1).max(1);
         let step = one.saturating_sub(member);
@@ -91,25 +91,25 @@ impl Pace {
         *self.calls() = Some(ServiceTime::new(&UnitCost { step_ns, member_ns, prompt_ns }));
     }
 
-    /// A call that did all this has taken an engine so long.
+    /// Improves the estimate of costs by a call that did this work in this time.
     pub fn learn(&self, load: &Load, time: Duration) {
         if let Some(calls) = &mut *self.calls() {
             calls.learn(load, time);
         }
     }
 
-    /// What the engine's work costs.
+    /// The estimated costs.
     pub fn cost(&self) -> Cost {
         let [call, step, member, fed] = self.calls().as_ref().map(ServiceTime::nanos).unwrap_or_default();
         Cost { call, step, member, fed }
     }
 
-    /// Held for a few instructions, once or twice a call.
+    /// The lock is held for a few instructions, once or twice a call.
     fn calls(&self) -> MutexGuard<'_, Option<ServiceTime>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A batch was ready for an engine so long after it had been asked for.
+    /// Records the time from asking for a batch until it was ready for an engine.
     pub fn handed_over(&self, time: Duration) {
         let mean = self.handover.get();
         if mean > Duration::ZERO {
@@ -118,18 +118,18 @@ impl Pace {
         self.handover.take(nanos(time));
     }
 
-    /// A decode step.
+    /// The mean time of a decode step.
     pub fn step(&self) -> Duration {
         self.step.get()
     }
 
-    /// Feeding so many prompt tokens in bulk.
+    /// The predicted time to feed `tokens` prompt tokens in bulk.
     pub fn feeding(&self, tokens: u64) -> Duration {
         Duration::from_nanos(nanos(self.fed_token.get()).saturating_mul(tokens))
     }
 
-    /// From asking for a batch to having it ready for an engine, as nearly all take: the mean and four times the mean deviation
-    /// (as round trips are estimated in TCP: Jacobson, 1988). Zero where nothing has been measured.
+    /// A time within which nearly every batch is ready for an engine after it was asked for: the mean plus four times the mean
+    /// deviation, as TCP estimates round trips (Jacobson, 1988). Zero if nothing has been measured.
     pub fn handover(&self) -> Duration {
         self.handover.get() + 4 * self.deviation.get()
     }
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_tells_steps_and_prefill_apart() {
+    fn a_call_shows_the_time_of_a_step_and_of_prefill() {
         let pace = Pace::default();
         let millis = Duration::from_millis;
         pace.called(CallTime { first: millis(12), rest: millis(20), steps: 10, fed: 100, member_steps: 11 });
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn two_batch_sizes_tell_a_step_and_its_members_apart() {
+    fn two_batch_sizes_show_the_cost_of_a_step_and_of_a_member() {
         let pace = Pace::default();
         assert_eq!(pace.cost(), Cost::default());
         pace.compared(Duration::from_nanos(110), 11, Duration::from_nanos(210));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_calls_cost_is_learned_while_they_run() {
+    fn costs_are_learned_from_calls() {
         let pace = Pace::default();
         pace.compared(Duration::from_micros(110), 11, Duration::from_micros(210));
         for call in 0..200u64 {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handover_is_judged_by_how_much_it_varies() {
+    fn a_handover_that_varies_counts_as_longer() {
         let pace = Pace::default();
         let micros = Duration::from_micros;
         assert_eq!(pace.handover(), Duration::ZERO);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_of_one_step_tells_nothing_of_steps() {
+    fn a_call_of_one_step_shows_no_step_time() {
         let pace = Pace::default();
         pace.called(CallTime { first: Duration::from_millis(1), rest: Duration::ZERO, ..CallTime::default() });
         assert_eq!((pace.step(), pace.feeding(9)), (Duration::ZERO, Duration::ZERO));

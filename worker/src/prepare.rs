@@ -1,4 +1,5 @@
-//! From a batch as it came to riders that the engine can take. A member that is unfit fails alone, before the call.
+//! Prepares the members of a received batch for the engine: tokenises and checks them. An invalid member fails alone, before
+//! the call.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +11,14 @@ use crate::memory::Size;
 use crate::shared::Limits;
 use crate::tokens::{Answer, PromptFailed, PromptKind, TokenizerFailed, Tokens};
 
-/// Deadlines further away than this are as good as none.
+/// Deadlines further away than this are cut to it.
 const FARTHEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Why a member cannot be served.
 #[derive(Debug, PartialEq, Eq)]
-struct Unfit(FailureCode, String);
+struct Invalid(FailureCode, String);
 
-impl From<TokenizerFailed> for Unfit {
+impl From<TokenizerFailed> for Invalid {
     fn from(error: TokenizerFailed) -> Self {
         match error {
             TokenizerFailed::Refused(_) => invalid(error.to_string()),
@@ -26,23 +27,23 @@ impl From<TokenizerFailed> for Unfit {
     }
 }
 
-/// What keeps a prompt from being tokenised, for a model of so many positions.
-fn untokenised(error: PromptFailed, positions: u32) -> Unfit {
+/// The failure of a member whose prompt could not be tokenised.
+fn untokenised(error: PromptFailed, positions: u32) -> Invalid {
     match error {
         PromptFailed::Tokenizer(failed) => failed.into(),
         PromptFailed::TooLong(_) => {
             let message = format!("{error}, which is more than the model's {positions} positions");
-            Unfit(FailureCode::TooManyTokens, message)
+            Invalid(FailureCode::TooManyTokens, message)
         }
         other => invalid(other.to_string()),
     }
 }
 
-fn invalid(message: impl Into<String>) -> Unfit {
-    Unfit(FailureCode::InvalidRequest, message.into())
+fn invalid(message: impl Into<String>) -> Invalid {
+    Invalid(FailureCode::InvalidRequest, message.into())
 }
 
-/// Readies members that came at `received`. Those that end at once, well or badly, go into `progress`.
+/// Prepares the members of a batch that was received at `received`. Members that end at once are added to `progress` instead.
 pub fn members(
     members: Vec<Member>,
     options: &Options,
@@ -51,17 +52,17 @@ pub fn members(
     limits: &Limits,
     progress: &mut Progress,
 ) -> Vec<PreparedMember> {
-    let unfit = check_options(options, tokens, limits).err();
+    let invalid_options = check_options(options, tokens, limits).err();
     let mut ready = Vec::with_capacity(members.len());
     for (index, member) in (0..).zip(members) {
-        let prepared = match &unfit {
-            Some(Unfit(code, message)) => Err(Unfit(*code, message.clone())),
+        let prepared = match &invalid_options {
+            Some(Invalid(code, message)) => Err(Invalid(*code, message.clone())),
             None => prepare(index, member, options, received, tokens, limits),
         };
         match prepared {
             Ok((member, None)) => ready.push(member),
             Ok((mut member, Some(reason))) => member.end(Ending::Finished(reason), tokens, progress),
-            Err(Unfit(code, message)) => progress.ended.push(Ended {
+            Err(Invalid(code, message)) => progress.ended.push(Ended {
                 member: index,
                 how: Ending::Failed(code, message),
                 prompt_tokens: 0,
@@ -72,8 +73,8 @@ pub fn members(
     ready
 }
 
-/// A member is continued with what it has produced, except where its options look back over the output: the engine would
-/// take that for prompt. Then it starts again, if nothing of it was sent.
+/// Drops what a member has produced if it cannot be continued: with options that look back over the output, the engine would
+/// take produced tokens for prompt. Such a member starts again, if nothing of it was sent.
 pub fn forget_what_cannot_be_continued(member: &mut Member, options: &Options) {
     if options.look_back() && member.sent == 0 {
         member.produced = Vec::new();
@@ -87,33 +88,28 @@ fn prepare(
     received: Instant,
     tokens: &Tokens,
     limits: &Limits,
-) -> Result<(PreparedMember, Option<FinishReason>), Unfit> {
+) -> Result<(PreparedMember, Option<FinishReason>), Invalid> {
     let Member { prompt, max_new_tokens: mut most, fit, min_new_tokens: least, stop, deadline_ms, stream, .. } = member;
     let Member { produced, sent, stop_token_ids, chat_template_kwargs: kwargs, .. } = member;
     if options.look_back() && !produced.is_empty() {
         let message = "a part was sent, and repetition_penalty or no_repeat_ngram_size allow no continuation elsewhere";
-        return Err(Unfit(FailureCode::NotResumable, message.to_owned()));
+        return Err(Invalid(FailureCode::NotResumable, message.to_owned()));
     }
     if most == 0 {
-        return Err(invalid("max_new_tokens is 0, at least 1 is needed"));
+        return Err(invalid("max_new_tokens is 0, but it must be at least 1"));
     }
     if least > most {
-        return Err(invalid(format!("min_new_tokens {least} is over max_new_tokens {most}")));
+        return Err(invalid(format!("min_new_tokens {least} is larger than max_new_tokens {most}")));
     }
     let longest = limits.positions as usize;
-    let kind = match prompt {
-        Prompt::Text(_) => PromptKind::Text,
-        Prompt::Chat(_) => PromptKind::Chat,
-        Prompt::Ids(_) => PromptKind::Ids,
+    let (kind, ids) = match prompt {
+        Prompt::Text(text) => (PromptKind::Text, tokens.encode(&text, longest)),
+        Prompt::Chat(messages) => (PromptKind::Chat, tokens.encode_chat(&messages, &kwargs, longest)),
+        Prompt::Ids(ids) => (PromptKind::Ids, Ok(ids)),
     };
-    let mut ids = match prompt {
-        Prompt::Text(text) => tokens.encode(&text, longest),
-        Prompt::Ids(ids) => Ok(ids),
-        Prompt::Chat(messages) => tokens.encode_chat(&messages, &kwargs, longest),
-    }
-    .map_err(|error| untokenised(error, limits.positions))?;
+    let mut ids = ids.map_err(|error| untokenised(error, limits.positions))?;
     if ids.is_empty() {
-        return Err(Unfit(FailureCode::EmptyPrompt, "the prompt has no tokens".to_owned()));
+        return Err(Invalid(FailureCode::EmptyPrompt, "the prompt has no tokens".to_owned()));
     }
     let prompt = u32::try_from(ids.len()).unwrap_or(u32::MAX);
     if fit {
@@ -125,14 +121,17 @@ fn prepare(
         let positions = limits.positions;
         let message =
             format!("{prompt} prompt tokens and {most} new tokens are more than the model's {positions} positions");
-        return Err(Unfit(FailureCode::TooManyTokens, message));
+        return Err(Invalid(FailureCode::TooManyTokens, message));
     }
-    // What was produced before is fed with the prompt.
+    // Tokens of earlier attempts are fed with the prompt.
     let fed = prompt.saturating_add(u32::try_from(produced.len()).unwrap_or(u32::MAX)).min(prompt.saturating_add(most));
     check_memory(fed, prompt.saturating_add(most).saturating_sub(fed), !produced.is_empty(), limits)?;
     let vocabulary = tokens.vocabulary();
     if let Some(id) = ids.iter().chain(&produced).find(|id| **id >= vocabulary) {
-        return Err(invalid(format!("there is no token {id}, only 0 to {}", vocabulary.saturating_sub(1))));
+        return Err(invalid(format!(
+            "there is no token {id}: the vocabulary has tokens 0 to {}",
+            vocabulary.saturating_sub(1)
+        )));
     }
     let context = tokens.context(&ids, kind)?;
     let mut text = String::new();
@@ -142,7 +141,7 @@ fn prepare(
         let (answer, stopped) = Answer::resume(tokens.decoder(), &context, stop.clone(), &produced, sent, &mut text)?;
         ((!stopped).then_some(answer), stopped)
     };
-    let over = if stopped {
+    let ending = if stopped {
         Some(FinishReason::Stop)
     } else {
         (produced.len() >= most as usize).then_some(FinishReason::Length)
@@ -165,11 +164,11 @@ fn prepare(
         text,
         reported,
     };
-    Ok((member, over))
+    Ok((member, ending))
 }
 
-/// Refuses a member that would need more memory alone than a call may take.
-fn check_memory(fed: u32, new: u32, resumed: bool, limits: &Limits) -> Result<(), Unfit> {
+/// Fails a member that alone needs more memory than a call may take.
+fn check_memory(fed: u32, new: u32, resumed: bool, limits: &Limits) -> Result<(), Invalid> {
     const MIB: u64 = 1 << 20;
     let Limits { allowance, positions, .. } = limits;
     let size = Size::alone(fed, new);
@@ -178,41 +177,43 @@ fn check_memory(fed: u32, new: u32, resumed: bool, limits: &Limits) -> Result<()
     }
     let (needs, has) = (allowance.need.bytes(size) / MIB, allowance.bytes / MIB);
     if resumed {
-        let message = format!("to go on, {fed} tokens would be fed again: that takes {needs} MiB, and there are {has}");
-        return Err(Unfit(FailureCode::NotResumable, message));
+        let message = format!(
+            "to continue, {fed} tokens must be fed again, which takes {needs} MiB of memory; this worker has {has} MiB for a request"
+        );
+        return Err(Invalid(FailureCode::NotResumable, message));
     }
-    let would = match allowance.longest_prompt(new, positions.saturating_sub(new)) {
-        0 => format!("with any prompt, {} new tokens would fit", allowance.longest_answer(1, positions - 1)),
-        prompt => format!("with so many new tokens, a prompt of {prompt} would fit"),
+    let alternative = match allowance.longest_prompt(new, positions.saturating_sub(new)) {
+        0 => format!("up to {} new tokens would fit with a short prompt", allowance.longest_answer(1, positions - 1)),
+        prompt => format!("with that many new tokens, a prompt of {prompt} tokens would fit"),
     };
     let message = format!(
-        "{fed} prompt tokens and {new} new ones take {needs} MiB of memory, and this worker has {has} for a request; {would}"
+        "{fed} prompt tokens and {new} new tokens take {needs} MiB of memory, and this worker has {has} MiB for a request; {alternative}"
     );
-    Err(Unfit(FailureCode::TooManyTokens, message))
+    Err(Invalid(FailureCode::TooManyTokens, message))
 }
 
-fn check_options(options: &Options, tokens: &Tokens, limits: &Limits) -> Result<(), Unfit> {
+fn check_options(options: &Options, tokens: &Tokens, limits: &Limits) -> Result<(), Invalid> {
     let Options { sampling_topk, sampling_topp, sampling_temperature, repetition_penalty, no_repeat_ngram_size: _ } =
         *options;
     let vocabulary = tokens.vocabulary();
     if sampling_topk > vocabulary {
         return Err(invalid(format!(
-            "sampling_topk {sampling_topk} is over the {vocabulary} tokens of the vocabulary"
+            "sampling_topk {sampling_topk} is larger than the vocabulary of {vocabulary} tokens"
         )));
     }
     if !(sampling_topp > 0.0 && sampling_topp <= 1.0) {
-        return Err(invalid(format!("sampling_topp {sampling_topp} is not over 0 and at most 1")));
+        return Err(invalid(format!("sampling_topp {sampling_topp} must be greater than 0 and at most 1")));
     }
     for (name, value) in [("sampling_temperature", sampling_temperature), ("repetition_penalty", repetition_penalty)] {
         if !(value > 0.0 && value.is_finite()) {
-            return Err(invalid(format!("{name} {value} is not over 0")));
+            return Err(invalid(format!("{name} {value} must be greater than 0 and finite")));
         }
     }
     let candidates = if sampling_topk == 0 { vocabulary } else { sampling_topk };
     if sampling_topp < 1.0 && candidates > limits.top_p_candidates {
         let most = limits.top_p_candidates;
         return Err(invalid(format!(
-            "sampling_topp below 1 needs sampling_topk from 1 to {most} on this device, and it is {sampling_topk}"
+            "with sampling_topp below 1, sampling_topk must be from 1 to {most} on this device, but it is {sampling_topk}"
         )));
     }
     Ok(())
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn where_fewer_will_do_an_answer_may_have_what_the_prompt_leaves() {
+    fn a_fitting_answer_may_have_the_positions_that_the_prompt_leaves() {
         let options = Options::default();
         let fitting = |text: &str| Member { max_new_tokens: 20, fit: true, ..member(text) };
         assert_eq!(ready(fitting("twelve bytes"), &options).unwrap().most, 8);
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_the_memory_is_refused_with_the_number_that_would() {
+    fn a_request_that_does_not_fit_the_memory_is_refused_with_a_number_that_fits() {
         let limits =
             |mib: u64| Limits { positions: 30_000, allowance: Allowance { need: llama(), bytes: mib << 20 }, ..LIMITS };
         let ready = |member: Member, limits: &Limits| {
@@ -273,10 +274,10 @@ mod tests {
         };
         let long = || member(&"a".repeat(11_000));
         let Err(Ending::Failed(FailureCode::TooManyTokens, message)) = ready(long(), &limits(2_000)) else { panic!() };
-        let (_, would) = message.split_once("a prompt of ").expect(&message);
-        let would: usize = would.split(' ').next().unwrap().parse().unwrap();
-        assert!(ready(member(&"a".repeat(would)), &limits(2_000)).is_ok());
-        assert!(ready(member(&"a".repeat(would + 1)), &limits(2_000)).is_err());
+        let (_, fitting) = message.split_once("a prompt of ").expect(&message);
+        let longest: usize = fitting.split(' ').next().unwrap().parse().unwrap();
+        assert!(ready(member(&"a".repeat(longest)), &limits(2_000)).is_ok());
+        assert!(ready(member(&"a".repeat(longest + 1)), &limits(2_000)).is_err());
         assert!(ready(long(), &limits(6_000)).is_ok());
         let fitting = Member { max_new_tokens: 29_000, fit: true, ..member("a") };
         let most = ready(fitting, &limits(300)).unwrap().most;
@@ -288,8 +289,8 @@ mod tests {
 
     #[test]
     fn a_chat_becomes_a_prompt() {
-        let said = Message { role: "user".to_owned(), content: "a".to_owned() };
-        let chat = Member { prompt: Prompt::Chat(vec![said]), ..member("") };
+        let message = Message { role: "user".to_owned(), content: "a".to_owned() };
+        let chat = Member { prompt: Prompt::Chat(vec![message]), ..member("") };
         let limits = Limits { positions: 100, ..LIMITS };
         let mut progress = Progress::default();
         let options = Options::default();
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_produced_is_fed_again_and_counts() {
+    fn tokens_of_earlier_attempts_are_fed_again_and_count() {
         let resumed = Member { produced: vec![7, 8, 9], ..member("ab") };
         let member = ready(resumed, &Options::default()).unwrap();
         assert_eq!((member.tokens.len(), member.prompt, member.produced()), (5, 2, 3));

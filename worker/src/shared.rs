@@ -1,4 +1,4 @@
-//! What the threads of a worker share.
+//! The state that the main thread and the engine threads share.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -13,58 +13,59 @@ use crate::tokens::Tokens;
 /// Engine threads of each slot: while one waits for a call, the other prepares the next batch.
 pub const THREADS_PER_SLOT: usize = 2;
 
-/// What a worker can take.
+/// The limits of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Positions of the model: the most tokens that prompt and answer may have together.
+    /// The model's positions: the most tokens that a prompt and its answer may have together.
     pub positions: u32,
-    /// Batches run at once.
+    /// Batches that run at once.
     pub slots: usize,
     /// The most candidates that top-p sampling may choose among.
     pub top_p_candidates: u32,
     /// The memory that a call may take.
     pub allowance: Allowance,
-    /// How far the model looks back; 0 where that has no limit.
+    /// The model's sliding window in tokens; 0 means no window.
     pub window: u32,
 }
 
-/// What the threads of a worker share.
+/// The state that the threads share.
 #[derive(Debug)]
 pub struct Shared {
     /// The tokenizer.
     pub tokens: Tokens,
-    /// How fast things go here.
+    /// Measured speeds.
     pub pace: Pace,
-    /// Whether the engines make progress.
+    /// The progress of the engines.
     pub liveness: Liveness,
-    /// What the worker can take: as it was when it had loaded.
+    /// The limits when the model was loaded. [`Shared::limits`] has the present ones.
     pub limits: Limits,
-    /// Bytes of memory that a call may take by now.
+    /// Bytes of memory that a call may take now.
     pub memory: AtomicU64,
-    /// Whether it is the system's memory, which may be looked at again.
+    /// Whether calls take the system's memory. Only then is the free memory measured again later.
     pub is_on_processor: bool,
-    /// What one call of it may have.
+    /// The most tokens of one call.
     pub budget: Budget,
-    /// How long what nobody streams may stay here before the proxy is told of it: so much is lost with the worker.
+    /// The longest that tokens of a member that is not streamed stay in the worker before they are sent. If the worker dies, no
+    /// more than these are lost.
     pub held_back: Duration,
 }
 
 impl Limits {
-    /// Whether a call of this member alone fits the memory.
+    /// Whether a call of a member alone fits the memory.
     pub fn allows(&self, shape: Shape) -> bool {
         self.allowance.fits(Size::alone(shape.prompt, shape.most))
     }
 }
 
 impl Shared {
-    /// What the worker can take by now.
+    /// The present limits.
     pub fn limits(&self) -> Limits {
         let allowance = Allowance { bytes: self.memory.load(Relaxed), ..self.limits.allowance };
         Limits { allowance, ..self.limits }
     }
 
-    /// So much memory may a call take now that none runs. More than before counts: another program may have held it
-    /// when this one had loaded. Less does not, since the engine keeps what calls have given back.
+    /// Raises the memory that a call may take, measured while no call runs. Another program may have held the memory when the
+    /// model was loaded. The memory is never lowered, since the engine keeps buffers that calls have freed.
     pub fn found_memory(&self, bytes: u64) {
         self.memory.fetch_max(bytes, Relaxed);
     }
@@ -78,7 +79,7 @@ pub(crate) mod tests {
     use crate::memory::tests::UNKNOWN;
     use crate::tokens::samples::byte_tokens;
 
-    /// Of a worker with so many slots that has measured nothing yet.
+    /// The state of a worker that has measured nothing yet.
     pub(crate) fn shared(slots: usize) -> Shared {
         Shared {
             tokens: byte_tokens(),

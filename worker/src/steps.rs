@@ -1,19 +1,19 @@
-//! Where one call of the engine stands, told from its callbacks alone. Pure.
+//! Follows the progress of one engine call from its callbacks alone. Pure.
 //!
-//! The engine says "member m, step s, token t" and never "this step is over". But it is known who will be heard in a
-//! step: every member that is alive and whose prompt is fed. The shortest prompt is fed in bulk, and a member that is
-//! `behind` it by n tokens is first heard in step n. The order within a step is the engine's own affair.
+//! The engine reports "member m, step s, token t", but never that a step is over. [`Steps`] knows which members have a token
+//! in a step: every member that has not ended and whose prompt is fed. The engine feeds the shortest prompt in bulk, so a
+//! member whose prompt is n tokens longer has its first token in step n. Members come in any order within a step.
 
 /// The progress of a call.
 #[derive(Debug)]
 pub struct Steps {
-    /// How far each member is behind the shortest prompt, ascending.
+    /// How many tokens each prompt is longer than the shortest, ascending.
     behind: Vec<u32>,
-    /// Members by the step after their last possible one, ascending; the ended ones are popped lazily.
+    /// Each member with the step after its last possible one, ascending. Ended members are removed lazily.
     until: Vec<(u64, usize)>,
     ended: Vec<bool>,
     step: u64,
-    /// Members whose prompt is fed at `step`.
+    /// Members whose prompt is fed by `step`.
     joined: usize,
     ended_before: usize,
     ended_now: usize,
@@ -23,7 +23,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// A call whose members have these (tokens to feed, the most new tokens).
+    /// A call whose members have these numbers of tokens to feed and most new tokens.
     pub fn new(members: impl IntoIterator<Item = (u32, u32)>) -> Self {
         let members: Vec<(u32, u32)> = members.into_iter().collect();
         let shortest = members.iter().map(|&(prompt, _)| prompt).min().unwrap_or(0);
@@ -58,8 +58,7 @@ impl Steps {
         self.seen + self.ended_before >= self.joined
     }
 
-    /// Steps that may still follow the present one: how long the longest living member can go on. Before the first
-    /// callback, all steps of the call.
+    /// The most steps that may still follow the present one. Before the first callback, all steps of the call.
     pub fn remaining(&mut self) -> u64 {
         while self.until.last().is_some_and(|&(_, member)| self.ended[member]) {
             self.until.pop();
@@ -67,12 +66,12 @@ impl Steps {
         self.until.last().map_or(0, |&(until, _)| until.saturating_sub(self.taken()))
     }
 
-    /// Steps taken so far, silent ones included.
+    /// Steps so far, including those without a callback.
     pub fn taken(&self) -> u64 {
         if self.started { self.step.saturating_add(1) } else { 0 }
     }
 
-    /// Of them, those in which some member only fed its prompt.
+    /// Steps so far in which some member only fed its prompt.
     pub fn forced(&self) -> u64 {
         self.taken().min(self.behind.last().map_or(0, |&behind| u64::from(behind)))
     }
@@ -85,8 +84,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_is_over_when_everyone_due_was_heard() {
-        // Member 1 is two tokens behind: it is first heard in step 2.
+    fn a_step_is_over_when_every_member_due_has_a_token() {
+        // The prompt of member 1 is two tokens longer, so its first token comes in step 2.
         let mut steps = Steps::new([(3, 5), (5, 5), (3, 5)]);
         assert_eq!(steps.remaining(), 7);
         assert!(!steps.on_token(0, 2, false));
@@ -99,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_steps_are_counted() {
+    fn steps_without_a_callback_are_counted() {
         let mut steps = Steps::new([(2, 5), (9, 1)]);
         assert!(steps.on_token(0, 0, true));
         assert!(steps.on_token(7, 1, true));
@@ -107,7 +106,7 @@ mod tests {
     }
 
     proptest! {
-        /// Plays calls as the engine does, in any order within a step, and compares with what is really the case.
+        /// Plays calls as the engine runs them, in any order within a step.
         #[test]
         fn the_last_callback_of_every_step_is_known(
             members in proptest::collection::vec((1u32..6, 1u32..6, 1u32..6), 1..8),

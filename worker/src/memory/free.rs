@@ -1,5 +1,5 @@
-//! What memory is left for this process. Linux tells it in files, and the driver of a GPU through `nvidia-smi`; where that is
-//! missing, nothing is concluded.
+//! The memory that this process can still take, from Linux's files or, on a GPU, from `nvidia-smi`. It is unknown if these are
+//! missing.
 
 use std::fs;
 use std::io::Read;
@@ -7,13 +7,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long the driver's program may take to answer.
+/// The longest that `nvidia-smi` may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Limits above this are none: version 1 of control groups says the largest number of whole pages.
+/// A larger limit means no limit: version 1 of control groups then shows the largest number of whole pages.
 const NO_LIMIT: u64 = 1 << 60;
 
-/// Bytes of the system's memory that this process can take yet: what the system has left, or what its control groups allow
-/// if that is less.
+/// Bytes of the system's memory that this process can still take: the system's free memory, or less if its control groups
+/// allow less.
 pub fn system() -> Option<u64> {
     let available = field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -21,11 +21,11 @@ pub fn system() -> Option<u64> {
     Some(left.map_or(available, |left| left.min(available)))
 }
 
-/// The files of one version of control groups.
+/// The file names and fields of one version of control groups.
 struct Version {
     most: &'static str,
     taken: &'static str,
-    /// In `memory.stat`: what caches files, and the part of it that is no copy of any.
+    /// The fields of `memory.stat` for the page cache, and for the part of it that no file backs.
     files: &'static str,
     shared: &'static str,
 }
@@ -38,9 +38,9 @@ const ONE: Version = Version {
 };
 const TWO: Version = Version { most: "memory.max", taken: "memory.current", files: "file ", shared: "shmem " };
 
-/// What the strictest of a process's control groups and those above them leaves, if any sets a limit. `own` is what
-/// `/proc/self/cgroup` says: `0::PATH` in version 2, a line `N:memory:PATH` in version 1. The path may be one that this
-/// process does not see; then the root is its group.
+/// The least memory that a process's control groups and their parents leave, if any sets a limit. `own` is the content of
+/// `/proc/self/cgroup`: `0::PATH` in version 2, a line `N:memory:PATH` in version 1. If the process does not see that path,
+/// the root is its group.
 fn groups(root: &Path, own: &str) -> Option<u64> {
     let mut all = Vec::new();
     for line in own.lines() {
@@ -58,26 +58,25 @@ fn groups(root: &Path, own: &str) -> Option<u64> {
 }
 
 impl Version {
-    /// Bytes below the limit of one group. What only caches files counts as free: the kernel gives it up when asked.
+    /// Bytes left below the limit of one group. The page cache of files counts as free, since the kernel drops it when needed.
     fn left(&self, group: &Path) -> Option<u64> {
         let read = |name| fs::read_to_string(group.join(name)).ok();
         let most: u64 = read(self.most)?.trim().parse().ok().filter(|most| *most < NO_LIMIT)?;
         let taken: u64 = read(self.taken)?.trim().parse().ok()?;
         let stat = read("memory.stat")?;
         let field = |name| stat.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok()).unwrap_or(0);
-        let given_up = field(self.files).saturating_sub(field(self.shared));
-        Some(most.saturating_sub(taken.saturating_sub(given_up)))
+        let reclaimable = field(self.files).saturating_sub(field(self.shared));
+        Some(most.saturating_sub(taken.saturating_sub(reclaimable)))
     }
 }
 
-/// Bytes of a CUDA device's memory that nobody has taken, as the driver's `nvidia-smi` says; none where that is not there or
-/// does not know the device by its number.
+/// Free bytes of a CUDA device's memory, from `nvidia-smi`. `None` if the program is missing or does not know the device.
 pub fn device(index: u32) -> Option<u64> {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let name = device_name(index, visible.as_deref())?;
-    let asked = ["--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id", &name];
+    let arguments = ["--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id", &name];
     let mut child = Command::new("nvidia-smi")
-        .args(asked)
+        .args(arguments)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .stdin(Stdio::null())
@@ -86,19 +85,18 @@ pub fn device(index: u32) -> Option<u64> {
     let start = Instant::now();
     while child.try_wait().ok()?.is_none() {
         if start.elapsed() > PATIENCE {
-            // It ends, or it hangs in the driver: nobody waits for that.
+            // If the program hangs in the driver, it may not end; the worker does not wait for it.
             let _ = child.kill();
             return None;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let mut said = String::new();
-    child.stdout.take()?.read_to_string(&mut said).ok()?;
-    mebibytes(&said)
+    let mut output = String::new();
+    child.stdout.take()?.read_to_string(&mut output).ok()?;
+    mebibytes(&output)
 }
 
-/// What the driver calls the device that has this number among those that are visible to this process: a number of its own,
-/// or the device's name.
+/// The driver's number or name of the device that has this number among the devices visible to the process.
 fn device_name(index: u32, visible: Option<&str>) -> Option<String> {
     match visible {
         None => Some(index.to_string()),
@@ -108,12 +106,12 @@ fn device_name(index: u32, visible: Option<&str>) -> Option<String> {
     }
 }
 
-/// A line of a whole number of MiB.
-fn mebibytes(said: &str) -> Option<u64> {
-    said.lines().next()?.trim().parse::<u64>().ok()?.checked_mul(1 << 20)
+/// Bytes, from a line with a whole number of MiB.
+fn mebibytes(output: &str) -> Option<u64> {
+    output.lines().next()?.trim().parse::<u64>().ok()?.checked_mul(1 << 20)
 }
 
-/// A line of the form `NAME 12 kB`, in bytes.
+/// Bytes, from the line `NAME 12 kB` of a text.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)

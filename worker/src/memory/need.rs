@@ -1,26 +1,26 @@
-//! What a call takes of the memory, from the model's shapes. Pure.
+//! Computes the memory that a call needs from the model's shapes. Pure.
 
 use crate::model::Description;
 
-/// Bytes that the engine takes besides, whatever the call.
+/// Bytes that the engine takes for any call.
 const BASE: u64 = 16 << 20;
-/// Copies of a step's logits: as computed, as probabilities, and what is sorted of them.
+/// Copies of a step's logits: as computed, as probabilities, and sorted.
 const LOGITS: u64 = 3;
-/// Copies of what a layer makes of a token: its input, its output, and what lies between.
+/// Copies of a token's activations in a layer: its input, its output, and those between.
 const ACTIVATIONS: u64 = 3;
 
-/// What a model's calls need.
+/// The memory that a model's calls need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Need {
     heads: u64,
     layers: u64,
     /// Bytes of a token's keys and values in all layers.
     token: u64,
-    /// Bytes of what a layer makes of a token.
+    /// Bytes of a token's activations in a layer.
     activation: u64,
     /// Bytes of one member's logits.
     logits: u64,
-    /// Bytes of an element.
+    /// Bytes of one element.
     element: u64,
     window: u64,
 }
@@ -30,24 +30,24 @@ pub struct Need {
 pub struct Size {
     /// Members.
     pub members: u64,
-    /// Tokens of the shortest prompt: so many are fed in bulk for each member.
+    /// Tokens of the shortest prompt: the engine feeds this many in bulk for each member.
     pub shortest: u64,
-    /// Tokens of all prompts and answers.
+    /// Tokens of all prompts and answers together.
     pub tokens: u64,
 }
 
 impl Size {
-    /// One member with a prompt of so many tokens, and so many new ones.
+    /// The size of a call of one member with `prompt` prompt tokens and `new` new tokens.
     pub fn alone(prompt: u32, new: u32) -> Self {
         Self { members: 1, shortest: prompt.into(), tokens: u64::from(prompt) + u64::from(new) }
     }
 }
 
 impl Need {
-    /// For models of which nothing is known.
+    /// Calls that need no memory, for a model whose shapes are unknown.
     pub const NOTHING: Self = Self { heads: 0, layers: 1, token: 0, activation: 0, logits: 0, element: 0, window: 0 };
 
-    /// Of a model whose elements take so many bytes where they are computed.
+    /// The need of a model whose activations take `element` bytes per element.
     pub fn of(model: &Description, element: u64) -> Self {
         Self {
             heads: model.heads,
@@ -65,11 +65,11 @@ impl Need {
         self.token
     }
 
-    /// The bytes that a call takes at its largest. While prompts are fed in bulk, each head has a score for every pair of
-    /// their tokens; after that there are the keys and values of all tokens, one layer's once more while they grow.
+    /// The most bytes that a call takes at a time. While the engine feeds prompts in bulk, each head has a score for every pair
+    /// of tokens. After that the keys and values of all tokens take the memory, and one layer's a second time as they grow.
     pub fn bytes(&self, size: Size) -> u64 {
         let fed = size.shortest.saturating_sub(1);
-        // Beyond a window, prompts are fed in pieces of its length, which look back over it.
+        // A prompt longer than the window is fed in pieces of the window's length that attend to the piece before.
         let (rows, columns) = match self.window {
             0 => (fed, fed),
             window => (fed.min(window), fed.min(2 * window)),
@@ -81,7 +81,7 @@ impl Need {
         let all = product(&[size.tokens, self.token]);
         let growing = all / self.layers;
         let decoding = all.saturating_add(growing).saturating_add(product(&[size.members, self.logits]));
-        // Beside the scores there are queries, keys and values; when the feed-forward part comes, the scores are gone.
+        // Queries, keys and values exist at the same time as the scores. The feed-forward part runs after the scores are freed.
         let feeding = scores.saturating_add(activations / 2).max(activations).saturating_add(fed);
         BASE.saturating_add(feeding.max(decoding))
     }
@@ -107,8 +107,8 @@ pub(crate) mod tests {
         Need::of(&model, 4)
     }
 
-    /// Measured on such a model, a worker's peak over what it had when it was loaded: 66 MiB with 1,000 prompt tokens, 180
-    /// with 2,000, 628 with 4,000, 2,241 with 8,000; 468 with 8 prompts of 1,000 and 278 with 20 of 300.
+    /// Measured on such a model, as the peak above the memory of the loaded worker: 66 MiB with 1,000 prompt tokens, 180 with
+    /// 2,000, 628 with 4,000, 2,241 with 8,000; 468 with 8 prompts of 1,000 and 278 with 20 of 300.
     #[test]
     fn attention_grows_with_the_square_of_the_prompt() {
         let bytes = |prompt| llama().bytes(Size::alone(prompt, 10)) / MIB;
