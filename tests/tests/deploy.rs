@@ -251,7 +251,7 @@ async fn what_cannot_be_served_is_told_with_an_exit_code() {
         (&["--slots", "none"], 64, "--slots does not take \"none\""),
         (&["--no-such-flag"], 64, "there is no flag --no-such-flag"),
         (&["--socket", "/no/such/folder/worker.sock"], 64, "/no/such/folder is not"),
-        (&["--device", "cuda"], 69, "--device cuda is not to be had"),
+        (&["--device", "cuda"], 69, "--device cuda is not available"),
     ] {
         let mut local = match flags {
             // The later one counts.

@@ -1,7 +1,7 @@
 //! One connection to a proxy, from HELLO to GOODBYE.
 //!
-//! The session does no work of its own but text: it hands batches to the engines' threads, turns the engines' events into
-//! frames, and keeps the account of credit. It never waits for an engine, and reads on while it writes.
+//! The session submits batches to the engine threads, turns their events into frames, makes text from tokens, and keeps the
+//! credit account. It never waits for an engine, and it reads while it writes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,26 +34,26 @@ use end::Trouble;
 pub use handshake::HandshakeError;
 use in_flight::InFlight;
 
-/// Events on their way from the engines: past this, an engine waits for the session.
+/// Events that may be unread. An engine thread that sends more waits for the session.
 const EVENTS: usize = 256;
-/// Bytes on their way to the proxy: past this, the session takes no events until some have left.
+/// Bytes that may be unsent. With more, the session takes no events until some bytes have left.
 const UNSENT: usize = 16 * 1024 * 1024;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// What a session needs of the worker.
+/// The parts of the worker that a session needs.
 #[derive(Debug)]
 pub struct Worker {
-    /// What the worker says it is.
+    /// The worker's HELLO, without its age.
     pub hello: Hello,
-    /// When it had loaded its model.
+    /// When the model was loaded.
     pub loaded: Instant,
-    /// How it is, for those who ask.
+    /// The state that `pillion-worker check` asks for.
     pub health: Health,
-    /// What its threads share.
+    /// The state that the threads share.
     pub shared: Arc<Shared>,
-    /// The way in.
+    /// The engine threads.
     pub engines: EnginePool,
-    /// Places for batches, running or waiting, of whatever connection: two for each slot.
+    /// Places for batches, running or waiting, of all connections: two for each slot.
     pub places: Arc<Semaphore>,
     /// How long a drain may take.
     pub drain_timeout: Duration,
@@ -61,10 +61,10 @@ pub struct Worker {
     pub log_prompts: bool,
 }
 
-/// Serves one connection. Members that are under way when it ends are cancelled: nobody waits for them here any more.
+/// Serves one connection. When the connection ends, all members in flight are cancelled.
 ///
 /// # Errors
-/// The proxy did not answer HELLO as it should.
+/// The proxy did not answer HELLO with WELCOME.
 pub async fn run<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     reader: R,
     writer: W,
@@ -96,15 +96,16 @@ struct Session<'a, W> {
     writer: FrameWriter<W>,
     events: mpsc::Sender<Event>,
     credit: Credit,
-    /// Places of the credits that no batch has come into yet.
+    /// The places of credits that no batch has used.
     granted: Vec<OwnedSemaphorePermit>,
     in_flight: InFlight,
-    /// When the last credit was sent, until a batch comes.
-    asked: Option<std::time::Instant>,
-    /// Set by the order to drain: when it has taken too long.
+    /// When the last credit was sent; `None` after a batch has come.
+    requested: Option<std::time::Instant>,
+    /// When the drain times out; `None` while the worker does not drain.
     draining: Option<Instant>,
+    /// Whether the proxy has released the worker from serving.
     released: bool,
-    /// Since when something was to be sent and nothing left.
+    /// Since when unsent bytes have waited without any leaving.
     stalled: Option<Instant>,
 }
 
@@ -118,7 +119,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
             credit: Credit::new(slots),
             granted: Vec::new(),
             in_flight: InFlight::default(),
-            asked: None,
+            requested: None,
             draining: None,
             released: false,
             stalled: None,
@@ -184,7 +185,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
         !self.released && self.credit.due() > 0
     }
 
-    /// Sends the credits that are due, as far as there are places.
+    /// Sends the credits that are due and for which there are places.
     fn grant(&mut self) -> Result<(), Trouble> {
         let mut grant = u32::try_from(self.granted.len()).unwrap_or(0).saturating_sub(self.credit.unused());
         while self.wants_credit() && grant < self.credit.due() {
@@ -194,7 +195,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
         }
         if grant > 0 {
             self.credit.grant(grant);
-            self.asked = Some(std::time::Instant::now());
+            self.requested = Some(std::time::Instant::now());
             self.writer.put(&Frame::Credit { grant })?;
         }
         Ok(())
@@ -222,9 +223,9 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
     fn on_batch(&mut self, id: BatchId, mut batch: Batch) -> Result<(), Trouble> {
         let protocol = |message: &str| Trouble::Protocol(format!("{id}: {message}"));
         self.credit.spend().map_err(|error| protocol(&error.to_string()))?;
-        let place = self.granted.pop().ok_or_else(|| protocol("a batch without a place"))?;
+        let place = self.granted.pop().ok_or_else(|| protocol("a batch came for which no place was reserved"))?;
         if batch.members.is_empty() || batch.members.len() > pillion_protocol::codec::MAX_BATCH_MEMBERS {
-            return Err(protocol("a batch of no members, or of too many"));
+            return Err(protocol("a batch came with no members or with too many"));
         }
         if self.worker.log_prompts {
             for (member, text) in batch.members.iter().enumerate() {
@@ -237,11 +238,12 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
         }
         let signals = Arc::new(BatchSignals::new(batch.members.len()));
         if !self.in_flight.add(id, &batch.members, &signals) {
-            return Err(protocol("a batch of this name is under way"));
+            return Err(protocol("a batch of this number is in flight already"));
         }
         let at = std::time::Instant::now();
-        let asked = self.asked.take().filter(|&asked| credit::came_at_once(at.saturating_duration_since(asked)));
-        let received = ReceivedBatch { id, batch, at, asked, signals, events: self.events.clone(), place };
+        let requested =
+            self.requested.take().filter(|&requested| credit::came_at_once(at.saturating_duration_since(requested)));
+        let received = ReceivedBatch { id, batch, at, requested, signals, events: self.events.clone(), place };
         self.worker.engines.submit(received).map_err(|error| Trouble::Internal(error.to_string()))
     }
 
@@ -283,14 +285,14 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
 
     fn drain(&mut self) -> Result<(), Trouble> {
         if self.draining.is_none() {
-            tracing::info!(timeout = ?self.worker.drain_timeout, "draining: serving on until the proxy needs no more");
+            tracing::info!(timeout = ?self.worker.drain_timeout, "told to stop: serving on until the proxy releases this worker or the timeout passes");
             self.draining = Some(Instant::now() + self.worker.drain_timeout);
             self.writer.put(&Frame::Draining)?;
         }
         Ok(())
     }
 
-    /// The last frame. The connection ends either way, so it gets a second and no more.
+    /// Sends the last frame. The connection ends anyway, so sending may take a second and no more.
     async fn goodbye(&mut self, reason: GoodbyeReason, message: &str) {
         let goodbye = Goodbye { reason, message: message.to_owned() };
         if self.writer.put(&Frame::Goodbye(goodbye)).is_ok() {
@@ -304,7 +306,7 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
             draining = self.draining.is_some(),
             unsent_bytes = self.writer.pending(),
             places_free = self.worker.places.available_permits(),
-            "dump: connected"
+            "dump: connected to a proxy"
         );
         self.in_flight.dump();
     }

@@ -56,7 +56,7 @@ pub(super) fn run(mut batch: PreparedBatch, thread: EngineThread<'_>, turn: Mute
             }
         }
     }
-    // If the session is gone, nobody needs the event.
+    // If the session is gone, the event is not needed.
     let _ = batch.events.blocking_send(Event::Done(batch.id, cost));
 }
 

@@ -1,4 +1,4 @@
-//! CTranslate2 as an [`Engine`]. The only file that names it.
+//! Implements [`Engine`] with CTranslate2. No other file names the crate ct2rs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const CUDA_TOP_P_CANDIDATES: u32 = 8192;
 /// The package on PyPI with the cuBLAS that this build opens at run time.
 const CUBLAS: &str = if PROCESSOR { "nvidia-cublas-cu12" } else { "nvidia-cublas==13.*" };
 
-const NO_DEVICE: &str = "there is no CUDA device, or no driver recent enough for it";
+const NO_DEVICE: &str = "there is no CUDA device, or its driver is too old";
 
 /// Whether this build has kernels for the processor: CTranslate2 built from source has none.
 const PROCESSOR: bool = cfg!(feature = "ready-made");
@@ -51,38 +51,40 @@ pub enum Device {
 }
 
 impl Device {
-    /// The device that was asked for.
+    /// Chooses the device for the user's flags.
     ///
     /// # Errors
-    /// It is not to be had, or its number is none.
+    /// The device is not available, or no device has this number.
     pub fn choose(choice: DeviceChoice, index: u32) -> Result<Self, LoadError> {
         Self::of(PROCESSOR, u32::try_from(get_device_count(Ct2Device::CUDA)).unwrap_or(0), choice, index)
     }
 
-    /// The same in a build with or without the processor's kernels, where so many CUDA devices are there.
+    /// Chooses as [`Device::choose`] does. `processor` says whether the build has kernels for the processor, `devices` is the
+    /// number of CUDA devices.
     fn of(processor: bool, devices: u32, choice: DeviceChoice, index: u32) -> Result<Self, LoadError> {
         match choice {
             DeviceChoice::Cuda if devices == 0 => {
-                Err(LoadError::Device(format!("--device cuda is not to be had: {NO_DEVICE}")))
+                Err(LoadError::Device(format!("--device cuda is not available: {NO_DEVICE}")))
             }
             DeviceChoice::Cuda | DeviceChoice::Auto if devices > 0 => {
                 if index < devices {
                     Ok(Self::Cuda(index))
                 } else {
-                    let allowed = format!("0 to {}, the CUDA devices that are there", devices - 1);
+                    let allowed = format!("0 to {}, the CUDA devices of this machine", devices - 1);
                     Err(FlagError::refused("--device-index", &index.to_string(), &allowed).into())
                 }
             }
             DeviceChoice::Cpu if !processor => Err(LoadError::Device(
-                "--device cpu is not to be had: this pillion-worker was built without the processor's kernels"
+                "--device cpu is not available: this pillion-worker was built without the processor's kernels"
                     .to_owned(),
             )),
             DeviceChoice::Auto if !processor => Err(LoadError::Device(format!(
-                "--device auto finds none: {NO_DEVICE}, and this pillion-worker was built without the processor's \
+                "--device auto finds no device: {NO_DEVICE}, and this pillion-worker was built without the processor's \
                  kernels"
             ))),
             _ if index != 0 => {
-                Err(FlagError::refused("--device-index", &index.to_string(), "0 where the processor serves").into())
+                Err(FlagError::refused("--device-index", &index.to_string(), "0 when computing on the processor")
+                    .into())
             }
             DeviceChoice::Auto => {
                 tracing::info!("--device auto: computing on the processor, since {NO_DEVICE}");
@@ -92,12 +94,12 @@ impl Device {
         }
     }
 
-    /// What serves where this device has turned out not to: the processor, unless the user asked for the device.
+    /// The device to use if this one turns out not to work: the processor, unless the user asked for this device.
     pub fn instead(self, choice: DeviceChoice) -> Option<Self> {
         (self != Self::Cpu && choice == DeviceChoice::Auto && PROCESSOR).then_some(Self::Cpu)
     }
 
-    /// The most candidates that top-p sampling may choose among.
+    /// The most candidates that top-p sampling may choose from.
     pub fn top_p_candidates(self) -> u32 {
         match self {
             Self::Cpu => u32::MAX,
@@ -116,19 +118,19 @@ pub struct Ct2 {
 /// How to load a model.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
-    /// Where.
+    /// The device.
     pub device: Device,
-    /// With which arithmetic.
+    /// The arithmetic.
     pub compute_type: ComputeType,
-    /// How many copies, for as many calls at once.
+    /// Copies of the model, and so calls that run at once.
     pub slots: u32,
 }
 
 impl Ct2 {
-    /// Loads a model, whose `vocabulary` is the model's own, with so many processor threads for each slot.
+    /// Loads a model with `threads` processor threads for each slot. `vocabulary` is the model's own, shared between loads.
     ///
     /// # Errors
-    /// The device does not have the arithmetic or the memory, or CTranslate2 does not take the model.
+    /// The device lacks the arithmetic or the memory, or CTranslate2 does not take the model.
     pub fn load(
         model: &Model,
         vocabulary: &Arc<Vec<String>>,
@@ -173,7 +175,7 @@ impl Engine for Ct2 {
             on_token(NewToken {
                 step: result.step as u64,
                 member: result.batch_id,
-                // The vocabulary has fewer than 2^32 entries; one that is none ends as any unknown id would.
+                // The vocabulary has fewer than 2^32 entries, so an id beyond that is treated like any unknown id.
                 id: u32::try_from(result.token_id).unwrap_or(u32::MAX),
             })
         };
@@ -182,11 +184,11 @@ impl Engine for Ct2 {
     }
 }
 
-/// What CTranslate2 says where memory is short: its CUDA allocators, cuBLAS, its own allocator on a processor, C++.
+/// Parts of the messages for too little memory: of CTranslate2's CUDA allocators, cuBLAS, its allocator on a processor, C++.
 const NO_MEMORY: [&str; 4] = ["out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "failed to allocate", "bad_alloc"];
 
-/// What it says where a GPU is there, but not what computes on it: cuBLAS, opened by the first product of matrices, or kernels
-/// for so old a card.
+/// Parts of the messages for a GPU that cannot be used: cuBLAS, which the first matrix product opens, is missing, or the card is
+/// too old for the kernels.
 const NO_CUDA: [&str; 3] = ["libcublas", "no kernel image", "CUBLAS_STATUS_NOT_INITIALIZED"];
 
 fn says(message: &str, words: &[&str]) -> bool {
@@ -203,12 +205,14 @@ fn failed(message: String) -> EngineFailed {
     }
 }
 
-/// What is said where a GPU is there, but not what computes on it.
+/// The message for a GPU that is there but cannot be used.
 pub fn unusable(message: &str) -> String {
-    format!("the GPU cannot be used: {message} (pip install {CUBLAS} brings cuBLAS; LD_LIBRARY_PATH names its folder)")
+    format!(
+        "the GPU cannot be used: {message} (if cuBLAS is missing: pip install {CUBLAS}, and set LD_LIBRARY_PATH to its folder)"
+    )
 }
 
-/// A call's options. The prompt must not be part of the result: else it would not be fed in bulk.
+/// A call's options. If the prompt were part of the result, CTranslate2 would not feed it in bulk.
 fn options(call: &Call<'_>, ends: &[String]) -> GenerationOptions<String, String, String> {
     let Options { sampling_topk, sampling_topp, sampling_temperature, repetition_penalty, no_repeat_ngram_size } =
         call.options;
@@ -245,20 +249,21 @@ fn compute_type(compute_type: ComputeType) -> Ct2ComputeType {
     }
 }
 
-/// What CTranslate2's message means for whoever started the worker.
+/// Explains CTranslate2's message to the user who started the worker.
 fn explain(message: &str, directory: &Path, setting: Setting) -> LoadError {
     let message = message.trim();
     if message.contains("compute type") {
-        let asked = setting.compute_type.to_string();
-        return FlagError::refused("--compute-type", &asked, &format!("what this device can do ({message})")).into();
+        let flag = setting.compute_type.to_string();
+        return FlagError::refused("--compute-type", &flag, &format!("a type that this device supports ({message})"))
+            .into();
     }
     if matches!(setting.device, Device::Cuda(_)) {
-        // Too little memory is nothing that the processor should step in for: it may be there in a moment.
+        // With too little memory the processor must not take over: the memory may be free again in a moment.
         if says(message, &NO_CUDA) && !says(message, &NO_MEMORY) {
             return LoadError::Unusable(unusable(message));
         }
         if says(message, &["CUDA", "cuBLAS", "CUBLAS", "libcu", "out of memory"]) {
-            return LoadError::Device(format!("the CUDA device is not to be had: {message}"));
+            return LoadError::Device(format!("the CUDA device is not available: {message}"));
         }
     }
     ModelError::new(directory, format!("is not a model that CTranslate2 takes: {message}")).into()
@@ -269,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_is_had_where_it_is_there() {
+    fn the_device_that_was_asked_for_is_chosen_if_it_is_there() {
         use DeviceChoice::{Auto, Cpu, Cuda};
         for (processor, devices, choice, index, device) in [
             (true, 0, Auto, 0, Device::Cpu),
@@ -285,10 +290,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_to_be_had_is_told_with_the_reason() {
+    fn a_device_that_is_missing_is_refused_with_the_reason() {
         use DeviceChoice::{Auto, Cpu, Cuda};
         for (processor, devices, choice, reason) in [
-            (true, 0, Cuda, "no driver recent enough for it"),
+            (true, 0, Cuda, "its driver is too old"),
             (false, 1, Cpu, "was built without the processor's kernels"),
             (false, 0, Auto, "was built without the processor's kernels"),
         ] {
@@ -301,14 +306,14 @@ mod tests {
     }
 
     #[test]
-    fn the_processor_steps_in_for_a_gpu_that_nobody_asked_for() {
+    fn the_processor_replaces_a_gpu_that_the_user_did_not_ask_for() {
         assert_eq!(Device::Cuda(0).instead(DeviceChoice::Auto).is_some(), PROCESSOR);
         assert_eq!(Device::Cuda(0).instead(DeviceChoice::Cuda), None);
         assert_eq!(Device::Cpu.instead(DeviceChoice::Auto), None);
     }
 
     #[test]
-    fn a_call_that_wants_too_much_memory_is_told_from_other_failures() {
+    fn too_little_memory_is_recognised() {
         for message in
             ["CUDA failed with error out of memory", "aligned_alloc: failed to allocate memory", "std::bad_alloc"]
         {
@@ -320,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_without_memory_for_the_model_is_no_unusable_one() {
+    fn a_gpu_without_memory_for_the_model_is_still_usable() {
         let setting = Setting { device: Device::Cuda(0), compute_type: ComputeType::Default, slots: 1 };
         let explained = |message| explain(message, Path::new("/m"), setting);
         assert!(matches!(explained("CUDA failed with error out of memory"), LoadError::Device(_)));

@@ -1,8 +1,8 @@
-//! The threads that feed the engines.
+//! The engine threads.
 //!
-//! Each slot has two, which take turns: while one waits for the last call of its batch, the other tokenises the next batch
-//! and has its first call ready in the engine's own queue. So the engine goes from one call to the next without waiting
-//! for a thread to wake up and hand it over.
+//! Each slot has two threads that take turns. While one waits for the last call of its batch, the other tokenises the next
+//! batch and puts its first call into the engine's own queue. So the engine begins the next call without waiting for a thread
+//! to wake up.
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,32 +22,32 @@ use crate::batch::{BatchSignals, Event, PreparedBatch, Progress};
 use crate::prepare;
 use crate::shared::{Shared, THREADS_PER_SLOT};
 
-/// A batch as it came.
+/// A batch as the session received it.
 #[derive(Debug)]
 pub struct ReceivedBatch {
-    /// Its name.
+    /// Its number.
     pub id: BatchId,
     /// The batch.
     pub batch: Batch,
-    /// When it came: deadlines count from here.
+    /// When the batch came. Deadlines count from here.
     pub at: Instant,
-    /// When it was asked for, if it came without having been waited for.
-    pub asked: Option<Instant>,
-    /// What the session has to say to it later.
+    /// When the batch was requested, if it had been waiting in the proxy.
+    pub requested: Option<Instant>,
+    /// Signals from the session.
     pub signals: Arc<BatchSignals>,
-    /// Where its events go.
+    /// Sends events to the session.
     pub events: Sender<Event>,
-    /// Its place in the worker, given back at its end.
+    /// The batch's place in the worker, which is free again when the batch ends.
     pub place: OwnedSemaphorePermit,
 }
 
-/// More batches came than there are places for, or the threads are gone.
+/// The pool already has as many batches as it can hold, or its threads are gone.
 #[derive(Debug, thiserror::Error)]
 #[error("the engines take no more batches")]
 pub struct PoolFull;
 
-/// Two threads per slot, each serving one batch at a time. Dropping the pool lets every thread finish the batches it was
-/// given, and waits for that.
+/// Two threads per slot, each of which serves one batch at a time. Dropping the pool waits until the threads have served all
+/// submitted batches.
 #[derive(Debug)]
 pub struct EnginePool {
     batches: Option<SyncSender<ReceivedBatch>>,
@@ -59,12 +59,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl EnginePool {
-    /// Starts the threads of as many slots as there are.
+    /// Starts the threads of all slots.
     ///
     /// # Errors
-    /// The system gives no more threads.
+    /// The system refuses a thread.
     pub fn start(engine: &Arc<dyn Engine>, shared: &Arc<Shared>) -> std::io::Result<Self> {
-        // Of each slot: whoever holds it may make calls. It is given up with a batch's last call.
+        // One turn for each slot. The thread that holds it may make calls, and gives it up with its batch's last call.
         let turns: Vec<_> = (0..shared.limits().slots).map(|_| Arc::new(Mutex::new(()))).collect();
         let replicas = Arc::new(Replicas::new(turns.len(), Instant::now()));
         let (sender, receiver) = sync_channel(2 * turns.len());
@@ -88,16 +88,16 @@ impl EnginePool {
         Ok(Self { batches: Some(sender), threads })
     }
 
-    /// Takes a batch, without waiting.
+    /// Submits a batch, without waiting.
     ///
     /// # Errors
-    /// More batches are on the way than there can be places for, or the threads are gone.
+    /// The pool already has as many batches as it can hold, or its threads are gone.
     pub fn submit(&self, batch: ReceivedBatch) -> Result<(), PoolFull> {
         let Some(sender) = &self.batches else { return Err(PoolFull) };
         sender.try_send(batch).map_err(|(TrySendError::Full(_) | TrySendError::Disconnected(_))| PoolFull)
     }
 
-    /// Leaves the threads to themselves: for a process that ends at once, whatever runs.
+    /// Lets the threads run on without waiting for them. For a process that ends at once.
     pub fn abandon(mut self) {
         self.batches = None;
         self.threads.clear();
@@ -108,15 +108,15 @@ fn next(batches: &Mutex<Receiver<ReceivedBatch>>) -> Option<ReceivedBatch> {
     lock(batches).recv().ok()
 }
 
-/// Tokenises a batch. `None` where nobody in it needs an engine.
+/// Prepares a batch. Returns `None` if no member of it needs the engine.
 fn prepare(batch: ReceivedBatch, shared: &Shared) -> Option<PreparedBatch> {
-    let ReceivedBatch { id, batch: Batch { options, members }, at, asked, signals, events, place } = batch;
+    let ReceivedBatch { id, batch: Batch { options, members }, at, requested, signals, events, place } = batch;
     let mut progress = Progress::of(id);
     let members = prepare::members(members, &options, at, &shared.tokens, &shared.limits(), &mut progress);
-    if let Some(asked) = asked {
-        shared.pace.handed_over(asked.elapsed());
+    if let Some(requested) = requested {
+        shared.pace.handed_over(requested.elapsed());
     }
-    // A session that is gone has cancelled every member, and the engine will find that out.
+    // If the session is gone, it has cancelled every member, which the engine thread sees later.
     if !progress.is_empty() {
         let _ = events.blocking_send(Event::Progress(progress));
     }
@@ -150,7 +150,7 @@ mod tests {
     use crate::shared::tests::shared;
     use crate::tokens::samples::member;
 
-    /// An engine that cancels member 0 before its third step, and counts what it computes for it after that.
+    /// An engine that cancels member 0 before its third step, and counts the tokens that it computes for member 0 after that.
     #[derive(Debug)]
     struct Cancelling {
         engine: Script,
@@ -189,7 +189,7 @@ mod tests {
         let batch = Batch { options: Options::default(), members: vec![member("ab"), member("cd")] };
         let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let id = BatchId(1);
-        pool.submit(ReceivedBatch { id, batch, at: Instant::now(), asked: None, signals, events, place }).unwrap();
+        pool.submit(ReceivedBatch { id, batch, at: Instant::now(), requested: None, signals, events, place }).unwrap();
         drop(pool);
         let mut produced = [0; 2];
         while let Ok(event) = inbox.try_recv() {

@@ -1,8 +1,8 @@
-//! When each replica of the engine last did something, so that a call's time counts from its real beginning: a call may have
-//! waited inside the engine for those before it.
+//! Records when each replica of the engine was last active, so that a call's time counts from its real beginning: a call may
+//! wait inside the engine for earlier calls.
 //!
-//! Calls go into one queue, and whichever replica is free takes the next, so a call does not know whose it is until its first
-//! token comes: on the replica's own thread. Where there is one replica, every thread speaks for it.
+//! All calls go into one queue, and a free replica takes the next one. A call's replica is known when its first token comes,
+//! since the token comes on the replica's own thread. If there is only one replica, every token is from it.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ThreadId};
@@ -13,35 +13,35 @@ use std::time::{Duration, Instant};
 pub(super) struct Replicas {
     is_one: bool,
     started: Instant,
-    /// A few at most, found by looking at all of them.
+    /// The last activity of each replica: a short list that is searched in full.
     active: Mutex<Vec<(Option<ThreadId>, Instant)>>,
 }
 
 /// A call's time on its replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReplicaTime {
-    /// When the replica began it: at once, or as soon as it was free.
+    /// When the replica began the call: at once, or as soon as it was free.
     pub(super) began: Instant,
-    /// For how long the replica was idle before.
+    /// How long the replica was idle before the call.
     pub(super) idle: Duration,
-    /// How long it took.
+    /// How long the call took.
     pub(super) busy: Duration,
 }
 
 impl Replicas {
-    /// So many replicas that have done nothing before `now`.
+    /// Replicas that have done nothing before `now`.
     pub(super) fn new(replicas: usize, now: Instant) -> Self {
         Self { is_one: replicas == 1, started: now, active: Mutex::default() }
     }
 
-    /// The replica whose thread this is does something; when it did something before that.
+    /// Records that the replica of this thread is active. Returns when it was active before.
     pub(super) fn is_active(&self, now: Instant) -> Instant {
         self.replace((!self.is_one).then(|| thread::current().id()), now)
     }
 
-    /// The time of a call, made at `called`, that ended without a word from a replica.
+    /// The time of a call, made at `called`, that ended without a token.
     pub(super) fn silent(&self, called: Instant, now: Instant) -> ReplicaTime {
-        // Of several it could be any.
+        // If there are several replicas, it is unknown which one had the call.
         let before = if self.is_one { self.replace(None, now) } else { called };
         ReplicaTime::new(called, before, now)
     }
@@ -57,7 +57,7 @@ impl Replicas {
 }
 
 impl ReplicaTime {
-    /// A call that was made at `called` and ended at `ended`; its replica had been active until `before`.
+    /// The time of a call made at `called` that ended at `ended`, on a replica that had been active until `before`.
     pub(super) fn new(called: Instant, before: Instant, ended: Instant) -> Self {
         let began = called.max(before).min(ended);
         Self { began, idle: called.saturating_duration_since(before), busy: ended.saturating_duration_since(began) }
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_waited_for_the_one_before_counts_from_its_end() {
+    fn a_call_that_waited_for_another_counts_from_the_end_of_that() {
         let start = Instant::now();
         let replicas = Replicas::new(1, start);
         let time = |called, ended| {
@@ -92,7 +92,7 @@ mod tests {
     fn of_two_replicas_each_counts_its_own_calls() {
         let start = Instant::now();
         let replicas = Replicas::new(2, start);
-        // Tokens of two calls that run side by side, every ten milliseconds, the one's five after the other's.
+        // Two calls run side by side. Each has a token every ten milliseconds, five milliseconds apart.
         let run = |called: u64, ended: u64| {
             let mut before = None;
             for now in (called + 10..=ended).step_by(10) {

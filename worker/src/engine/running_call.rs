@@ -1,7 +1,7 @@
 //! One call of the engine while it runs.
 //!
 //! [`RunningCall::on_token`] runs on the engine's thread, between two decode steps of all members of the call, so it must be
-//! short. For a member that nobody streams it pushes an id and compares a few numbers; it makes text only to find stop
+//! short. For a member that is not streamed it pushes an id and compares a few numbers; it makes text only to find stop
 //! strings. It must not panic, since its caller is C++.
 
 use std::time::{Duration, Instant};
@@ -30,17 +30,17 @@ pub(super) struct RunningCall<'a> {
     steps: Steps,
     /// Steps of the members that have ended.
     member_steps: u64,
-    /// What is not sent yet.
+    /// Tokens and ends that are not sent yet.
     progress: Progress,
     /// Whether this call is the batch's last and the batch's end is still to be announced.
     announce: bool,
-    /// Whether the session is gone: nobody receives the events.
+    /// Whether the session is gone, so that events are not received.
     abandoned: bool,
     /// When the present step began.
     now: Instant,
-    /// When members that nobody streams were last reported.
+    /// When members that are not streamed were last reported.
     reported: Instant,
-    /// Whether the present step reports members that nobody streams. With options that look back, no step does: another
+    /// Whether the present step reports members that are not streamed. With options that look back, no step does: another
     /// worker could not continue from what was reported.
     reports_all: bool,
     first: Option<(Instant, u64)>,

@@ -1,8 +1,8 @@
-//! An engine for tests that behaves as CTranslate2 does, seen from outside: the shortest prompt is fed in bulk, longer
-//! ones step by step without callbacks, the longest come first within a step, an exception fails the whole call, and calls
-//! made at the same time run one after the other.
+//! An engine for tests that behaves like CTranslate2. It feeds the shortest prompt in bulk and longer ones step by step without
+//! callbacks. Within a step, members with longer prompts come first. An error fails the whole call, and calls made at the same
+//! time run one after the other.
 //!
-//! After the character `x` comes the one after it; after `~` comes `!`, or the end of the sequence where asked for.
+//! Each character is followed by the next one of ASCII. `~` is followed by `!`, or by the end of the sequence if `ends` is set.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,10 +14,10 @@ use super::call::{Call, Engine, EngineFailed, NewToken};
 const LAST: u32 = 93;
 const EOS: u32 = 256;
 
-/// What the engine is to do.
+/// How the engine behaves.
 #[derive(Debug, Default)]
 pub(crate) struct Script {
-    /// Where there is a gate, every step waits for a word through it.
+    /// If there is a gate, every step waits for a message through it.
     pub(crate) gate: Option<Mutex<Receiver<()>>>,
     /// A prompt with this character makes its call fail in this step.
     pub(crate) poison: Option<(char, u64)>,
@@ -27,12 +27,12 @@ pub(crate) struct Script {
     pub(crate) ends: bool,
     /// The prompt lengths of every call.
     pub(crate) calls: Mutex<Vec<Vec<usize>>>,
-    /// Held by the call that runs: there is one replica, and further calls wait for it.
+    /// The one replica, locked by the call that runs.
     pub(crate) replica: Mutex<()>,
 }
 
 impl Script {
-    /// With a gate, and what opens it for a step.
+    /// A script with a gate. Each message to the sender lets the engine make one step.
     pub(crate) fn gated() -> (Self, Sender<()>) {
         let (sender, receiver) = channel();
         (Self { gate: Some(Mutex::new(receiver)), ..Self::default() }, sender)
@@ -49,8 +49,8 @@ impl Script {
 
     fn wait(&self) -> Result<(), EngineFailed> {
         let Some(gate) = &self.gate else { return Ok(()) };
-        let word = gate.lock().unwrap().recv_timeout(Duration::from_secs(20));
-        word.map_err(|_| EngineFailed::Other("the gate is shut".to_owned()))
+        let message = gate.lock().unwrap().recv_timeout(Duration::from_secs(20));
+        message.map_err(|_| EngineFailed::Other("the gate is shut".to_owned()))
     }
 }
 
@@ -83,9 +83,9 @@ impl Engine for Script {
                 let behind = (call.prompts[member].len() - shortest) as u64;
                 let Some(before) = last[member].filter(|_| step >= behind) else { continue };
                 let id = self.next(before, step - behind >= call.least.into());
-                let told = on_token(NewToken { step, member, id });
+                let stops = on_token(NewToken { step, member, id });
                 let over = id == EOS || step + 1 == behind + u64::from(call.most);
-                last[member] = (!told && !over).then_some(id);
+                last[member] = (!stops && !over).then_some(id);
             }
             step += 1;
         }

@@ -1,4 +1,4 @@
-//! What one engine thread works with.
+//! The context in which an engine thread serves batches.
 
 use super::call::Engine;
 use super::replicas::Replicas;

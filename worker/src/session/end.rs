@@ -6,35 +6,35 @@ use std::time::Duration;
 use pillion_protocol::frame::{Goodbye, GoodbyeReason};
 use pillion_protocol::{EncodeError, ReadError};
 
-/// How long the proxy may take nothing of what is to be sent.
+/// The longest that unsent bytes may wait without the proxy reading any.
 pub(super) const LONGEST_STALL: Duration = Duration::from_secs(10);
 
 /// How a session ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
-    /// The proxy released the worker, and everything was answered.
+    /// The proxy released the worker, and every member has ended.
     Drained,
-    /// The drain took too long, with so many members left.
+    /// The drain timed out with this many members unfinished.
     DrainTimeout(usize),
-    /// Told to quit at once, with so many members left.
+    /// The worker was told to stop at once with this many members unfinished.
     Quit(usize),
     /// The proxy said goodbye.
     Goodbye {
-        /// What it said.
+        /// The proxy's GOODBYE.
         goodbye: Goodbye,
-        /// Whether the worker had been told to drain: then this is its end too.
+        /// Whether the worker was draining. Then the worker ends too.
         draining: bool,
     },
-    /// The connection is gone, or was given up.
+    /// The connection was lost, or the worker closed it.
     Lost {
-        /// Why.
+        /// The reason.
         reason: String,
-        /// As above.
+        /// Whether the worker was draining. Then the worker ends too.
         draining: bool,
     },
 }
 
-/// What ends a session from within.
+/// Why a session ends early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Trouble {
     #[error("the connection failed: {0}")]
@@ -43,7 +43,7 @@ pub(super) enum Trouble {
     Read(#[from] ReadError),
     #[error("the proxy closed the connection")]
     Closed,
-    #[error("the proxy took nothing for {} seconds", LONGEST_STALL.as_secs())]
+    #[error("the proxy read nothing for {} seconds", LONGEST_STALL.as_secs())]
     Stalled,
     #[error("the proxy broke the protocol: {0}")]
     Protocol(String),
@@ -64,7 +64,7 @@ impl From<EncodeError> for Trouble {
 }
 
 impl Trouble {
-    /// The reason to give the proxy, where there still is one to talk to.
+    /// The reason for the proxy. `None` if the connection is gone.
     pub(super) fn goodbye(&self) -> Option<GoodbyeReason> {
         match self {
             Self::Protocol(_) | Self::Read(ReadError::Decode(_)) => Some(GoodbyeReason::Protocol),

@@ -1,4 +1,4 @@
-//! HELLO, and what the proxy says to it.
+//! The handshake: the worker sends HELLO and the proxy answers with WELCOME.
 
 use std::io;
 use std::time::Duration;
@@ -8,34 +8,36 @@ use pillion_protocol::frame::{Goodbye, GoodbyeReason, Hello};
 use pillion_protocol::{Frame, ReadError, VERSIONS};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// How long the proxy may take to answer.
+/// The longest that the proxy may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why a connection came to nothing.
+/// Why the handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// The proxy wants none of it.
+    /// The proxy refused the worker.
     #[error("the proxy refused this worker: {}", .0.message)]
     Refused(Goodbye),
     /// The proxy chose a version that was not offered.
-    #[error("the proxy speaks protocol version {0}, and this worker {VERSIONS:?}")]
+    #[error(
+        "the proxy speaks protocol version {0}, but this worker speaks {VERSIONS:?}: run proxy and worker of one release"
+    )]
     Version(u8),
-    /// The proxy said nothing in time.
+    /// The proxy did not answer in time.
     #[error("the proxy did not answer within {} seconds", PATIENCE.as_secs())]
     Silence,
-    /// The proxy said something else.
+    /// The proxy answered with another frame.
     #[error("the proxy did not answer HELLO with WELCOME")]
     Other,
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
-    /// The proxy's answer is no frame, or is cut short.
+    /// The proxy's answer is not a frame, or is cut short.
     #[error("{0}")]
     Read(#[from] ReadError),
 }
 
 impl HandshakeError {
-    /// Whether trying again at once is pointless, since both sides would say the same again.
+    /// Whether the versions do not match, so that trying again at once is pointless.
     pub fn is_about_versions(&self) -> bool {
         match self {
             Self::Refused(goodbye) => goodbye.reason == GoodbyeReason::Version,
@@ -45,7 +47,7 @@ impl HandshakeError {
     }
 }
 
-/// Says HELLO and awaits WELCOME.
+/// Sends HELLO and waits for WELCOME.
 pub(super) async fn greet<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     reader: &mut FrameReader<R>,
     writer: &mut FrameWriter<W>,

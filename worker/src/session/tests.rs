@@ -1,4 +1,4 @@
-//! A session between a hand-written proxy, over an in-memory pipe, and real threads with a scripted engine.
+//! Tests of a session between a simulated proxy, over an in-memory pipe, and real engine threads with a scripted engine.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ mod credit;
 mod ending;
 mod members;
 
-/// A worker around a scripted engine.
+/// A worker with a scripted engine.
 pub(crate) fn worker(engine: &Arc<Script>, slots: u32) -> Worker {
     let shared = Arc::new(shared(slots as usize));
     let engine: Arc<dyn Engine> = Arc::<Script>::clone(engine);
@@ -53,14 +53,14 @@ pub(crate) fn worker(engine: &Arc<Script>, slots: u32) -> Worker {
     }
 }
 
-/// The proxy's end.
+/// The proxy's end of the connection.
 pub(crate) struct Proxy {
     pub(crate) reader: FrameReader<ReadHalf<DuplexStream>>,
     pub(crate) writer: FrameWriter<WriteHalf<DuplexStream>>,
     pub(crate) controls: mpsc::Sender<Control>,
 }
 
-/// What came of one batch.
+/// The result of one batch.
 #[derive(Debug, Default)]
 struct Outcome {
     text: Vec<String>,
@@ -72,7 +72,7 @@ struct Outcome {
 }
 
 impl Proxy {
-    /// Says WELCOME to the HELLO that comes first.
+    /// Answers the first frame, HELLO, with WELCOME.
     pub(crate) async fn welcome(&mut self) {
         assert!(matches!(self.next().await, Frame::Hello(_)));
         self.send(&Frame::Welcome(Welcome { version: 1, max_batch_size: 50 })).await;
@@ -87,18 +87,18 @@ impl Proxy {
         self.send(&Frame::Batch(BatchId(id), Batch { options, members })).await;
     }
 
-    /// The next frame that is no heartbeat.
+    /// The next frame that is not a heartbeat.
     pub(crate) async fn next(&mut self) -> Frame {
         loop {
-            match self.reader.next().await.unwrap().expect("the worker hung up") {
+            match self.reader.next().await.unwrap().expect("the worker closed the connection") {
                 Frame::Heartbeat(_) => {}
                 frame => return frame,
             }
         }
     }
 
-    /// The next frame that concerns a batch, or the end.
-    async fn told(&mut self) -> Frame {
+    /// The next frame that is neither a heartbeat nor a credit.
+    async fn answer(&mut self) -> Frame {
         loop {
             match self.next().await {
                 Frame::Credit { .. } => {}
@@ -111,7 +111,7 @@ impl Proxy {
         assert_eq!(self.next().await, Frame::Credit { grant });
     }
 
-    /// Gathers what comes of a batch, and checks that TOKENS precede a member's one end, and DONE follows them all.
+    /// Collects the frames of a batch. Checks that every member ends once, after its TOKENS, and that DONE comes last.
     async fn outcome(&mut self, id: u64, members: usize) -> Outcome {
         let mut outcome =
             Outcome { text: vec![String::new(); members], ids: vec![Vec::new(); members], ..Outcome::default() };
@@ -122,9 +122,9 @@ impl Proxy {
             let frame = self.next().await;
             match frame.clone() {
                 Frame::Credit { .. } => {}
-                Frame::Tokens(batch, said) => {
+                Frame::Tokens(batch, tokens) => {
                     assert_eq!(batch, BatchId(id));
-                    for MemberTokens { member, ids, text } in said {
+                    for MemberTokens { member, ids, text } in tokens {
                         outcome.text[member as usize].push_str(&text);
                         outcome.ids[member as usize].extend(ids);
                     }
@@ -155,7 +155,7 @@ impl Proxy {
     }
 }
 
-/// Two ends of a pipe: the worker's halves, and a proxy with the worker's controls.
+/// The two ends of a pipe: the worker's halves, and a proxy with the worker's controls.
 pub(crate) fn pipe() -> ((ReadHalf<DuplexStream>, WriteHalf<DuplexStream>), Proxy, mpsc::Receiver<Control>) {
     let (near, far) = tokio::io::duplex(1 << 20);
     let (reader, writer) = tokio::io::split(far);
@@ -164,7 +164,7 @@ pub(crate) fn pipe() -> ((ReadHalf<DuplexStream>, WriteHalf<DuplexStream>), Prox
     (tokio::io::split(near), proxy, receiver)
 }
 
-/// Plays a proxy that has been welcomed against a worker, and returns how the session ended.
+/// Runs a session with a simulated proxy after the handshake. Returns how the session ended.
 fn play(worker: &Worker, proxy: impl AsyncFnOnce(Proxy)) -> End {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

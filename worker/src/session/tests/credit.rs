@@ -1,8 +1,8 @@
-//! Batches come only into credit, and what a batch may still be told.
+//! Tests of credit, and of signals to a batch that runs.
 
 use super::*;
 
-/// Lets the engine make so many steps.
+/// Lets the engine make this many steps.
 fn steps(gate: &std::sync::mpsc::Sender<()>, steps: usize) {
     (0..steps).for_each(|_| gate.send(()).unwrap());
 }
@@ -52,7 +52,7 @@ fn every_slot_has_a_credit_and_every_done_brings_one() {
 fn the_next_credit_comes_before_a_predictable_end() {
     let (script, gate) = Script::gated();
     let worker = worker(&Arc::new(script), 1);
-    // A step takes a tenth of a millisecond, as far as anybody has measured.
+    // The pace has measured a step of a tenth of a millisecond.
     let time = crate::pace::CallTime { rest: Duration::from_micros(100), steps: 1, ..Default::default() };
     worker.shared.pace.called(time);
     play(&worker, async |mut proxy: Proxy| {
@@ -75,8 +75,8 @@ fn a_short_member_is_done_while_a_long_one_runs() {
         proxy.expect_credit(1).await;
         proxy.batch(1, Options::default(), vec![member("ab", 200), member("xa", 5)]).await;
         steps(&gate, 5);
-        assert!(matches!(proxy.told().await, Frame::Tokens(_, said) if said[0].text == "bcdef"));
-        assert!(matches!(proxy.told().await, Frame::Finished(_, members) if members[0].member == 1));
+        assert!(matches!(proxy.answer().await, Frame::Tokens(_, tokens) if tokens[0].text == "bcdef"));
+        assert!(matches!(proxy.answer().await, Frame::Finished(_, members) if members[0].member == 1));
         steps(&gate, 195);
         let mut frames = Vec::new();
         while !matches!(frames.last(), Some(Frame::Done(..))) {
@@ -90,8 +90,8 @@ fn a_short_member_is_done_while_a_long_one_runs() {
     });
 }
 
-/// Lets the engine make a step after every TOKENS frame, until `until` has come. However late the session reads what the
-/// proxy has said, it takes effect within these steps.
+/// Lets the engine make a step after every TOKENS frame, until a frame fulfils `until`. However late the session reads the
+/// proxy's last frame, it takes effect within these steps.
 async fn step_until(
     proxy: &mut Proxy,
     gate: &std::sync::mpsc::Sender<()>,
@@ -99,7 +99,7 @@ async fn step_until(
 ) -> Vec<Frame> {
     let mut frames = Vec::new();
     loop {
-        let frame = proxy.told().await;
+        let frame = proxy.answer().await;
         if matches!(frame, Frame::Tokens(..)) {
             steps(gate, 1);
         }
@@ -111,7 +111,7 @@ async fn step_until(
 }
 
 #[test]
-fn a_cancelled_member_leaves_at_its_next_token() {
+fn a_cancelled_member_ends_at_its_next_token() {
     let (script, gate) = Script::gated();
     let worker = worker(&Arc::new(script), 1);
     play(&worker, async |mut proxy: Proxy| {
@@ -119,7 +119,7 @@ fn a_cancelled_member_leaves_at_its_next_token() {
         let stream = Member { stream: true, ..member("xa", 900) };
         proxy.batch(1, Options::default(), vec![stream, member("yA", 900)]).await;
         steps(&gate, 1);
-        assert!(matches!(proxy.told().await, Frame::Tokens(..)));
+        assert!(matches!(proxy.answer().await, Frame::Tokens(..)));
         proxy.send(&Frame::Cancel(BatchId(1), vec![0, 99])).await;
         steps(&gate, 1);
         let frames = step_until(&mut proxy, &gate, |frame| matches!(frame, Frame::Finished(..))).await;
@@ -137,7 +137,7 @@ fn a_cancelled_member_leaves_at_its_next_token() {
 }
 
 #[test]
-fn yielded_members_come_back_with_what_they_have() {
+fn yielded_members_come_back_with_their_tokens() {
     let (script, gate) = Script::gated();
     let worker = worker(&Arc::new(script), 1);
     play(&worker, async |mut proxy: Proxy| {
@@ -146,17 +146,19 @@ fn yielded_members_come_back_with_what_they_have() {
         let stopping = Member { stop: vec!["!\"zz".to_owned()], ..member("y~", 900) };
         proxy.batch(1, Options::default(), vec![stream, stopping, member("z0", 900)]).await;
         steps(&gate, 1);
-        assert!(matches!(proxy.told().await, Frame::Tokens(..)));
+        assert!(matches!(proxy.answer().await, Frame::Tokens(..)));
         proxy.send(&Frame::Yield(BatchId(1))).await;
         steps(&gate, 1);
         let frames = step_until(&mut proxy, &gate, |frame| matches!(frame, Frame::Done(..))).await;
-        // YIELD may come in the middle of a step, so members may leave a step apart.
+        // YIELD may come in the middle of a step, so members may end a step apart.
         let mut yielded = Vec::new();
         let mut ids = vec![Vec::new(); 3];
         for frame in frames {
             match frame {
                 Frame::Yielded(_, members) => yielded.extend(members),
-                Frame::Tokens(_, said) => said.into_iter().for_each(|said| ids[said.member as usize].extend(said.ids)),
+                Frame::Tokens(_, tokens) => {
+                    tokens.into_iter().for_each(|tokens| ids[tokens.member as usize].extend(tokens.ids));
+                }
                 Frame::Done(..) => {}
                 other => panic!("{other:?}"),
             }
@@ -179,7 +181,7 @@ fn a_lost_connection_frees_its_places() {
         steps(&gate, 1);
     });
     assert!(matches!(end, End::Lost { draining: false, .. }));
-    // Cancelled by the loss, the member leaves with its next token, though it could go on for 900.
+    // The loss cancels the member, so it ends with its next token, although it may have 900.
     steps(&gate, 2);
     drop(gate);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

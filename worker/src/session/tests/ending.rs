@@ -1,11 +1,11 @@
-//! How a session ends, and what it leaves behind.
+//! Tests of how a session ends.
 
 use pillion_protocol::frame::{Goodbye, GoodbyeReason};
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_says_at_each_connection_how_long_ago_it_loaded_its_model() {
+async fn each_hello_has_the_time_since_the_model_was_loaded() {
     let worker = worker(&Arc::default(), 1);
     for seconds in [2, 4] {
         tokio::time::advance(Duration::from_secs(2)).await;
@@ -30,34 +30,34 @@ fn a_draining_worker_serves_until_it_is_released() {
         proxy.batch(1, Options::default(), vec![member("ab", 3)]).await;
         assert_eq!(proxy.outcome(1, 1).await.text, ["cde"]);
         proxy.send(&Frame::Release).await;
-        assert!(matches!(proxy.told().await, Frame::Goodbye(Goodbye { reason: GoodbyeReason::Drained, .. })));
+        assert!(matches!(proxy.answer().await, Frame::Goodbye(Goodbye { reason: GoodbyeReason::Drained, .. })));
     });
     assert_eq!(end, End::Drained);
 }
 
 #[test]
-fn a_released_worker_gives_back_what_it_holds() {
+fn a_released_worker_yields_its_members() {
     let (script, gate) = Script::gated();
     let worker = worker(&Arc::new(script), 1);
     let end = play(&worker, async |mut proxy: Proxy| {
         proxy.expect_credit(1).await;
         proxy.batch(1, Options::default(), vec![member("ab", 900)]).await;
         proxy.controls.send(Control::Drain).await.unwrap();
-        assert_eq!(proxy.told().await, Frame::Draining);
+        assert_eq!(proxy.answer().await, Frame::Draining);
         proxy.send(&Frame::Release).await;
-        // The session has heard it by then: it runs on this thread.
+        // The session runs on this thread, so it has read the frame by then.
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
         gate.send(()).unwrap();
         let outcome = proxy.outcome(1, 1).await;
         assert_eq!(outcome.yielded, [0]);
-        assert!(matches!(proxy.told().await, Frame::Goodbye(Goodbye { reason: GoodbyeReason::Drained, .. })));
+        assert!(matches!(proxy.answer().await, Frame::Goodbye(Goodbye { reason: GoodbyeReason::Drained, .. })));
     });
     assert_eq!(end, End::Drained);
 }
 
-/// Whoever takes it on would feed all of it at once, which the memory does not hold.
+/// Another worker would have to feed its prompt and answer at once, for which the memory is too small.
 #[test]
 fn a_member_that_could_not_be_fed_again_is_finished_here() {
     let (script, gate) = Script::gated();
@@ -66,7 +66,7 @@ fn a_member_that_could_not_be_fed_again_is_finished_here() {
         proxy.expect_credit(1).await;
         proxy.batch(1, Options::default(), vec![Member { stream: true, ..member("ab", 3) }]).await;
         gate.send(()).unwrap();
-        assert!(matches!(proxy.told().await, Frame::Tokens(..)), "it has been let in, and runs");
+        assert!(matches!(proxy.answer().await, Frame::Tokens(..)), "the member was accepted and runs");
         worker.shared.memory.store(0, std::sync::atomic::Ordering::Relaxed);
         proxy.send(&Frame::Yield(BatchId(1))).await;
         for _ in 0..10 {
@@ -83,14 +83,14 @@ fn a_member_that_could_not_be_fed_again_is_finished_here() {
 }
 
 #[test]
-fn a_second_signal_ends_at_once_and_counts_what_is_left() {
+fn a_second_signal_ends_at_once_and_counts_unfinished_members() {
     let (script, gate) = Script::gated();
     let worker = worker(&Arc::new(script), 1);
     let end = play(&worker, async |mut proxy: Proxy| {
         proxy.expect_credit(1).await;
         proxy.batch(1, Options::default(), vec![member("ab", 900), member("xa", 1)]).await;
         gate.send(()).unwrap();
-        assert!(matches!(proxy.told().await, Frame::Tokens(..)));
+        assert!(matches!(proxy.answer().await, Frame::Tokens(..)));
         proxy.controls.send(Control::Drain).await.unwrap();
         proxy.controls.send(Control::Quit).await.unwrap();
         while proxy.reader.next().await.unwrap().is_some() {}
@@ -100,7 +100,7 @@ fn a_second_signal_ends_at_once_and_counts_what_is_left() {
 }
 
 #[test]
-fn a_release_that_nobody_asked_for_breaks_the_protocol() {
+fn a_release_without_a_drain_breaks_the_protocol() {
     let worker = worker(&Arc::default(), 1);
     let end = play(&worker, async |mut proxy: Proxy| {
         proxy.expect_credit(1).await;
@@ -151,7 +151,7 @@ fn heartbeats_come_every_second() {
 }
 
 #[test]
-fn a_proxy_that_says_nothing_is_left() {
+fn a_proxy_that_does_not_answer_is_given_up() {
     let worker = worker(&Arc::default(), 1);
     paused(async {
         let ((reader, writer), proxy, mut controls) = pipe();

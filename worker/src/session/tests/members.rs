@@ -1,10 +1,10 @@
-//! What a member gets, whoever rides along.
+//! Tests of a member's answer, which does not depend on the other members of its batch.
 
 use pillion_protocol::frame::FailureCode;
 
 use super::*;
 
-/// Serves one batch and returns what came of it.
+/// Serves one batch. Returns its outcome and the prompt lengths of the engine's calls.
 fn serve(script: Script, options: Options, members: Vec<Member>) -> (Outcome, Vec<Vec<usize>>) {
     let script = Arc::new(script);
     let worker = worker(&script, 1);
@@ -29,18 +29,18 @@ fn members_of_all_lengths_get_their_own_answers() {
 }
 
 #[test]
-fn a_batch_that_is_too_much_for_the_device_is_split_until_it_fits_and_stays_so() {
+fn a_batch_that_is_too_large_for_the_device_is_split_and_later_calls_stay_small() {
     let script = Script { memory: Some(30), ..Script::default() };
     let members: Vec<Member> = (0..8).map(|_| member("abcd", 6)).collect();
     let (outcome, calls) = serve(script, Options::default(), members);
     assert_eq!(outcome.text, vec!["efghij"; 8]);
-    // 80 tokens are too much, and so are 40; 20 are not, and no call asks for more after that.
+    // Calls of 80 and of 40 tokens are too large. A call of 20 fits, and no later call is larger.
     let sizes: Vec<usize> = calls.iter().map(Vec::len).collect();
     assert_eq!(sizes, [8, 4, 2, 2, 2, 2]);
 }
 
 #[test]
-fn a_member_that_is_too_much_for_the_device_fails_alone() {
+fn a_member_that_is_too_large_for_the_device_fails_alone() {
     let script = Script { memory: Some(30), ..Script::default() };
     let members = vec![member("abcd", 6), member("abcd", 200), member("abcd", 6)];
     let (outcome, _) = serve(script, Options::default(), members);
@@ -49,8 +49,8 @@ fn a_member_that_is_too_much_for_the_device_fails_alone() {
     assert!(outcome.failed[0].message.contains("not enough memory"), "{:?}", outcome.failed);
 }
 
-/// Every frame of a whole answer of four tokens, with nothing held back.
-fn told_before_the_end(options: Options, stop: Vec<String>) -> Vec<Frame> {
+/// The frames of an answer of four tokens that is not streamed, if every step is reported.
+fn frames_of(options: Options, stop: Vec<String>) -> Vec<Frame> {
     let (script, gate) = Script::gated();
     let mut worker = worker(&Arc::default(), 1);
     worker.shared = Arc::new(Shared { held_back: Duration::ZERO, ..shared(1) });
@@ -66,29 +66,29 @@ fn told_before_the_end(options: Options, stop: Vec<String>) -> Vec<Frame> {
     frames
 }
 
-/// The ids and the text of each TOKENS.
-fn said(frames: &[Frame]) -> Vec<(Vec<u32>, String)> {
-    let said = |frame: &Frame| match frame {
-        Frame::Tokens(_, said) => Some((said[0].ids.clone(), said[0].text.clone())),
+/// The ids and the text of each TOKENS frame.
+fn tokens_of(frames: &[Frame]) -> Vec<(Vec<u32>, String)> {
+    let tokens = |frame: &Frame| match frame {
+        Frame::Tokens(_, members) => Some((members[0].ids.clone(), members[0].text.clone())),
         _ => None,
     };
-    frames.iter().filter_map(said).collect()
+    frames.iter().filter_map(tokens).collect()
 }
 
 #[test]
-fn what_nobody_streams_is_told_from_time_to_time_so_that_little_is_lost_with_the_worker() {
+fn a_member_that_is_not_streamed_is_reported_from_time_to_time_so_that_little_is_lost_with_the_worker() {
     let letter = |letter: char| vec![u32::from(letter) - 33];
     let none = String::new;
-    let frames = told_before_the_end(Options::default(), Vec::new());
+    let frames = frames_of(Options::default(), Vec::new());
     let last = (letter('e'), "bcde".to_owned());
-    assert_eq!(said(&frames), [(letter('b'), none()), (letter('c'), none()), (letter('d'), none()), last]);
-    // With stop strings its text is made as it comes.
-    let frames = told_before_the_end(Options::default(), vec!["~".into()]);
-    assert_eq!(said(&frames).into_iter().map(|(_, text)| text).collect::<String>(), "bcde");
-    assert_eq!(said(&frames).len(), 4);
-    // What was told under options that look back could not be gone on with.
+    assert_eq!(tokens_of(&frames), [(letter('b'), none()), (letter('c'), none()), (letter('d'), none()), last]);
+    // With stop strings, the text is made with each token.
+    let frames = frames_of(Options::default(), vec!["~".into()]);
+    assert_eq!(tokens_of(&frames).into_iter().map(|(_, text)| text).collect::<String>(), "bcde");
+    assert_eq!(tokens_of(&frames).len(), 4);
+    // With options that look back, another worker could not continue from a report.
     let looks_back = Options { repetition_penalty: 1.2, ..Options::default() };
-    assert_eq!(said(&told_before_the_end(looks_back, Vec::new())).len(), 1);
+    assert_eq!(tokens_of(&frames_of(looks_back, Vec::new())).len(), 1);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_sequence_ends_without_its_end_token() {
 }
 
 #[test]
-fn a_minimum_holds_off_the_end() {
+fn a_minimum_of_tokens_delays_the_end() {
     let script = Script { ends: true, ..Script::default() };
     let members = vec![Member { min_new_tokens: 5, ..member("aX{", 99) }, member("bX{", 99)];
     let (outcome, calls) = serve(script, Options::default(), members);
@@ -109,7 +109,7 @@ fn a_minimum_holds_off_the_end() {
 }
 
 #[test]
-fn a_stop_string_ends_the_member_and_is_no_part_of_it() {
+fn a_stop_string_ends_the_member_and_is_not_in_its_text() {
     let members = vec![
         Member { stop: vec!["de".to_owned()], ..member("xa", 9) },
         Member { stop: vec!["de".to_owned()], stream: true, ..member("ya", 9) },
@@ -121,25 +121,25 @@ fn a_stop_string_ends_the_member_and_is_no_part_of_it() {
 }
 
 #[test]
-fn only_streams_are_told_of_before_their_end_and_all_of_a_step_at_once() {
+fn only_streams_are_reported_before_their_end_and_all_of_a_step_in_one_frame() {
     let stream = |text| Member { stream: true, ..member(text, 4) };
     let members = vec![stream("ab"), stream("cd"), member("ef", 4)];
     let (outcome, _) = serve(Script::default(), Options::default(), members);
     assert_eq!(outcome.text, ["cdef", "efgh", "ghij"]);
-    let told: Vec<usize> = outcome
+    let reported: Vec<usize> = outcome
         .frames
         .iter()
         .filter_map(|frame| match frame {
-            Frame::Tokens(_, said) => Some(said.len()),
+            Frame::Tokens(_, members) => Some(members.len()),
             _ => None,
         })
         .collect();
-    assert_eq!(told, [2, 2, 2, 3]);
+    assert_eq!(reported, [2, 2, 2, 3]);
     assert_eq!(outcome.frames.iter().filter(|frame| matches!(frame, Frame::Finished(..))).count(), 1);
 }
 
 #[test]
-fn a_resumed_member_goes_on_where_it_was() {
+fn a_resumed_member_continues_where_it_was() {
     let tokens = byte_tokens();
     let produced = tokens.encode("bcd", 100).unwrap();
     let resumed = Member { produced: produced.clone(), sent: 3, ..member("xa", 6) };
@@ -153,7 +153,7 @@ fn a_resumed_member_goes_on_where_it_was() {
     assert_eq!(outcome.text, ["efg", "defg", "", "bcdefg", "cd"]);
     let (stop, length) = (FinishReason::Stop, FinishReason::Length);
     assert_eq!(reasons(&outcome), [(length, 6), (length, 6), (stop, 5), (length, 6), (length, 3)]);
-    assert_eq!(outcome.ids[0], tokens.encode("efg", 100).unwrap(), "only new ids are told");
+    assert_eq!(outcome.ids[0], tokens.encode("efg", 100).unwrap(), "only new ids are reported");
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_member_that_breaks_the_engine_fails_alone() {
 }
 
 #[test]
-fn a_deadline_that_has_passed_leaves_the_engine_alone() {
+fn a_member_past_its_deadline_needs_no_call() {
     let members = vec![Member { deadline_ms: 0, ..member("ab", 5) }];
     let (outcome, calls) = serve(Script::default(), Options::default(), members);
     assert_eq!(reasons(&outcome), [(FinishReason::Deadline, 0)]);
@@ -195,7 +195,7 @@ fn a_deadline_that_has_passed_leaves_the_engine_alone() {
 }
 
 #[test]
-fn unfit_members_fail_and_the_others_are_served() {
+fn invalid_members_fail_and_the_others_are_served() {
     let (outcome, _) =
         serve(Script::default(), Options::default(), vec![member("", 5), member("ab", 1), member("x", 1000)]);
     assert_eq!(outcome.text[1], "c");
