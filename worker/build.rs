@@ -1,14 +1,14 @@
-//! Where the worker finds the engine's library at run time: in the tree, in an image, in the wheel.
+//! Tells the loader where to find the engine's library at run time: in the source tree, in an image, or in the wheel.
 
 use std::env;
 use std::path::{Component, Path, PathBuf};
 
-/// In an image, from `/usr/bin`, and in the wheel, from `site-packages/pillion/bin`.
+/// The library's folder in an image, seen from `/usr/bin`, and in the wheel, seen from `site-packages/pillion/bin`.
 const INSTALLED: [&str; 2] = ["../lib/pillion", "../../ctranslate2.libs"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // CTranslate2 built from source becomes a part of the program.
+    // CTranslate2 that is built from source is linked into the program.
     if env::var_os("CARGO_FEATURE_READY_MADE").is_none() {
         return;
     }
@@ -16,13 +16,15 @@ fn main() {
     let engine = package.parent().expect("the package lies in the tree").join("deploy/engine/lib");
     println!("cargo::rerun-if-changed={}", engine.display());
     if !engine.is_dir() {
-        println!("cargo::error=the engine is not there yet: run deploy/setup once, which fetches it");
+        println!(
+            "cargo::error=the engine's library is missing in deploy/engine: run deploy/setup once, which fetches it"
+        );
         return;
     }
-    // TARGET/PROFILE/build/pillion-worker-HASH/out; programs lie in TARGET/PROFILE, tests and examples in folders of it.
+    // OUT_DIR is TARGET/PROFILE/build/pillion-worker-HASH/out. Programs are in TARGET/PROFILE, tests and examples in its folders.
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let programs = out.ancestors().nth(3).expect("cargo's layout");
-    // The loader takes a program's real path for $ORIGIN, and the target folder may be a link.
+    // The loader uses the program's real path for $ORIGIN, and the target folder may be a link.
     let real = |folder: &Path| folder.canonicalize().expect("it is there");
     let in_tree = relative(&real(programs), &real(&engine));
     for folder in [in_tree.clone(), Path::new("..").join(in_tree)].iter().map(PathBuf::as_path) {
@@ -33,7 +35,7 @@ fn main() {
     }
 }
 
-/// The way from one folder to another.
+/// The relative path from one folder to another.
 fn relative(from: &Path, to: &Path) -> PathBuf {
     let (from, to): (Vec<Component>, Vec<Component>) = (from.components().collect(), to.components().collect());
     let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();

@@ -1,9 +1,9 @@
-//! The engine alone, in the worker's own build of it: what no server in front of it can be much faster than.
+//! Measures the engine alone, in the same build as the worker's. No server in front of the engine can be faster.
 //!
-//! Says `{"ready": true}`, then runs once for every line of standard input, `{"batch": 40, "seconds": 5}`: every slot
-//! serves batches of that size, one after another, tokens in and tokens out; with `"watched": true` each step is told by
-//! a callback, as a server that streams needs it. Then it prints, as one line of JSON, how
-//! many prompts were `answered` in how many `seconds`, what a call took (`p50`, `p99`, `max`, in milliseconds), and the
+//! The program prints `{"ready": true}` and then runs once for every line of standard input, such as
+//! `{"batch": 40, "seconds": 5}`. Every slot serves batches of that size one after another, from tokens to tokens. With
+//! `"watched": true` each step has a callback, as a server that streams needs. After a run the program prints one line of JSON:
+//! the number of prompts `answered` in `seconds`, the time of a call (`p50`, `p99`, `max`, in milliseconds), and the
 //! `least_tokens` and `most_tokens` of an answer.
 
 use std::error::Error;
@@ -26,7 +26,7 @@ struct Flags {
     model: PathBuf,
     #[arg(long, value_enum, default_value = "cpu")]
     device: On,
-    /// Copies of the model, each with batches of its own
+    /// Copies of the model, each of which serves its own batches
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     slots: u8,
     /// Processor threads of a slot
@@ -53,7 +53,7 @@ struct Order {
     watched: bool,
 }
 
-/// A call's time, and how many new tokens its members got: the fewest and the most.
+/// A call's time, and the fewest and the most new tokens of its members.
 type Seen = (Duration, usize, usize);
 
 fn main() -> ExitCode {

@@ -1,7 +1,7 @@
-//! The worker, with an engine that some prompts crash: for tests of what becomes of everybody else.
+//! A worker whose engine crashes on some prompts, to test what happens to the other requests.
 //!
-//! A prompt whose last twelve tokens are of at most two kinds, such as `~ ~ ~ ~ ~ ~ ~ ~ ~ ~ ~ ~ ~`, makes the process
-//! die by a segmentation fault in the second step of its call, whoever rides along.
+//! A prompt whose last twelve tokens have at most two different values, such as `~ ~ ~ ~ ~ ~ ~ ~ ~ ~ ~ ~ ~`, makes the process
+//! die by a segmentation fault in the second step of its call, for all members of the call.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -29,7 +29,7 @@ impl Engine for Poisonable {
     ) -> Result<(), EngineFailed> {
         let is_poisoned = call.prompts.iter().any(|prompt| is_poison(prompt));
         self.0.generate(call, &mut |token| {
-            // Rust's own handler takes the first for a stack's overflow, gives the signal back, and expects another.
+            // Rust's handler takes the first signal for a stack overflow, restores the default handler, and returns.
             if is_poisoned && token.step > 0 {
                 loop {
                     let _ = raise(Signal::SIGSEGV);

@@ -1,8 +1,8 @@
-//! What happens between loading the model and serving: how many threads serve a batch fastest is measured
-//! (`threads`), and the engine is warmed up, which also gives the first measurements of its pace.
+//! Measures between loading the model and serving: the number of threads that serves a batch fastest (`threads`), and the first
+//! times of the engine's calls, which also warm it up.
 //!
-//! All of it shrinks with what a step of the model costs: it takes at most a tenth of the time that loading took, or three
-//! seconds.
+//! The measured calls are smaller for a slower model, so that all measuring takes at most a tenth of the time of loading, or
+//! three seconds.
 
 use std::time::Instant;
 
@@ -16,7 +16,8 @@ use meter::{BATCH, Estimate, Meter, SHAPES, Shape, TINY};
 pub use meter::{Sample, budget};
 pub use threads::{Loaded, fastest};
 
-/// Makes the engine's first calls, so that no request pays for them, and measures its pace, until about then.
+/// Makes the engine's first calls, which are slow, so that no request waits for them. Measures the engine's pace until about
+/// `until`.
 ///
 /// # Errors
 /// The engine failed.
@@ -24,7 +25,7 @@ pub fn warm_up(engine: &dyn Engine, sample: Sample, pace: &Pace, until: Instant)
     let meter = Meter { engine, sample };
     let mut estimate = Estimate::of(TINY, meter.call(TINY)?);
     let mut measured: Vec<(Shape, CallTime)> = Vec::new();
-    // The first of each is slower than those that come later, and larger ones are known better after smaller ones.
+    // The first call of each size is slower than later ones. Smaller calls first, since they predict the time of larger ones.
     let one = Shape { members: 1, ..BATCH };
     for shape in [one, BATCH, one, BATCH].into_iter().chain(SHAPES) {
         let left = until.saturating_duration_since(Instant::now());
@@ -43,14 +44,14 @@ pub fn warm_up(engine: &dyn Engine, sample: Sample, pace: &Pace, until: Instant)
         pace.called(many);
         pace.compared(step(&few), shape.members, step(&many));
     }
-    // Those before were the first of their kind.
+    // The first two calls were the first of their sizes, so they are left out.
     for (_, time) in measured.iter().skip(2) {
         pace.learn(&time.load(), time.first + time.rest);
     }
     Ok(())
 }
 
-/// The last of the calls with the fewest members, and of those with the most.
+/// The last call with the fewest members, and the last call with the most.
 fn extremes(measured: &[(Shape, CallTime)]) -> Option<(CallTime, Shape, CallTime)> {
     let (_, few) = measured.iter().rev().min_by_key(|(shape, _)| shape.members)?;
     let (shape, many) = measured.iter().max_by_key(|(shape, _)| shape.members)?;
@@ -75,7 +76,7 @@ mod tests {
         assert_eq!((few.steps, shape, many.steps), (1, BATCH, 2));
     }
 
-    /// An engine that does nothing but count what it would have taken.
+    /// An engine that only counts its calls and tokens.
     struct Counted {
         calls: AtomicU64,
         tokens: AtomicU64,
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn with_no_time_left_the_pace_is_known_all_the_same() {
+    fn with_no_time_left_the_pace_is_still_measured() {
         let engine = Counted { calls: AtomicU64::new(0), tokens: AtomicU64::new(0) };
         let pace = Pace::default();
         let sample = Sample { vocabulary: 100, positions: 1000 };
@@ -109,6 +110,6 @@ mod tests {
         let unhurried = Cell::new(0);
         warm_up(&engine, sample, &Pace::default(), Instant::now() + Duration::from_secs(3600)).unwrap();
         unhurried.set(engine.calls.load(Relaxed));
-        assert_eq!(unhurried.get(), 2 + 9, "all of them");
+        assert_eq!(unhurried.get(), 2 + 9, "all calls");
     }
 }

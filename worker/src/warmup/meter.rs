@@ -7,35 +7,35 @@ use pillion_protocol::frame::Options;
 use crate::engine::{Call, Engine, EngineFailed};
 use crate::pace::CallTime;
 
-/// The batch that the pace and thread counts are judged by.
+/// The batch by which the pace and the thread counts are judged.
 pub(super) const BATCH: Shape = Shape { members: 32, prompt: 16, new: 8 };
-/// The calls that tell apart what a call, a step, a member and a prompt token cost.
+/// The calls that separate the costs of a call, a step, a member and a prompt token.
 pub(super) const SHAPES: [Shape; 4] = [
     Shape { members: 1, ..BATCH },
     BATCH,
     Shape { members: 8, prompt: 64, new: 8 },
     Shape { members: 2, prompt: 128, new: 8 },
 ];
-/// The least that tells anything.
+/// The smallest call that shows anything.
 pub(super) const TINY: Shape = Shape { members: 1, prompt: 2, new: 1 };
-/// Measuring may take so long whatever the loading took.
+/// The time that measuring may always take.
 const ALWAYS: Duration = Duration::from_secs(3);
 
-/// How long measuring may take after a model has loaded in `loading`.
+/// The time that measuring may take for a model that loaded in `loading`.
 pub fn budget(loading: Duration) -> Duration {
     (loading / 10).max(ALWAYS)
 }
 
-/// A model's prompt tokens and how long they may be, for calls whose answers nobody reads.
+/// The sizes of a model by which prompts for measuring are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// Entries in the vocabulary.
+    /// The number of tokens in the vocabulary.
     pub vocabulary: u32,
-    /// Positions of the model.
+    /// The model's positions.
     pub positions: u32,
 }
 
-/// What a call for measuring does: so many members, each with a prompt of so many tokens and so many new ones.
+/// A call for measuring: the number of members, and of each member's prompt tokens and new tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) members: u32,
@@ -43,21 +43,21 @@ pub(super) struct Shape {
     pub(super) new: u32,
 }
 
-/// What calls take, as far as is known.
+/// The estimated times of a call's parts.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Estimate {
-    /// A pass over the model's weights, however few tokens are in it.
+    /// A pass over the model's weights with few tokens.
     pass: Duration,
-    /// A token in a pass of many.
+    /// One token in a pass of many.
     token: Duration,
 }
 
-/// Tokens that a pass takes on top of one without taking longer, where that is not known: few models take fewer.
+/// Tokens that a pass takes besides the first one without taking longer, if that is not measured.
 const FREE: u32 = 8;
 
 impl Estimate {
     pub(super) fn of(shape: Shape, time: CallTime) -> Self {
-        // Until the first token comes there are two passes, one over the prompt and one for the token.
+        // Before the first token there are two passes: over the prompt, and for the token.
         let pass = time.step().unwrap_or(time.first / 2);
         let feeding = time.first.saturating_sub(pass);
         let fed = shape.members * (shape.prompt - 1);
@@ -72,8 +72,8 @@ impl Estimate {
         (self.pass + self.token * (shape.members - 1)) * shape.new
     }
 
-    /// The largest form of a shape that takes no longer than this; the least of all where none does. Members are what tells
-    /// most, so they go last.
+    /// Shrinks a shape until its call takes no longer than `most`, at the smallest to [`TINY`]. Members show the most, so they are
+    /// reduced last.
     pub(super) fn within(self, mut shape: Shape, most: Duration) -> Shape {
         while self.feeding(shape) + self.stepping(shape) > most && shape != TINY {
             let Shape { members, prompt, new } = shape;
@@ -89,7 +89,7 @@ impl Estimate {
     }
 }
 
-/// The engine, asked for what it takes.
+/// Measures calls of an engine.
 #[derive(Clone, Copy)]
 pub(super) struct Meter<'a> {
     pub(super) engine: &'a dyn Engine,
@@ -97,17 +97,17 @@ pub(super) struct Meter<'a> {
 }
 
 impl Meter<'_> {
-    /// Makes a call, as far as the model has the positions for it.
+    /// Makes a call and measures it. The call is cut to the model's positions.
     pub(super) fn call(self, shape: Shape) -> Result<CallTime, EngineFailed> {
         let (prompts, new) = self.sample.prompts(shape);
         let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let fed = prompts.iter().map(|prompt| prompt.len() as u64 - 1).sum();
-        // No end of sequence before all tokens are there: every run does the same work.
-        let asked = Call { prompts, options: Options::default(), least: new, most: new };
+        // No sequence ends before all its tokens, so every run does the same work.
+        let call = Call { prompts, options: Options::default(), least: new, most: new };
         let start = Instant::now();
         let mut first = None;
         let mut steps = 0;
-        self.engine.generate(&asked, &mut |token| {
+        self.engine.generate(&call, &mut |token| {
             first.get_or_insert_with(|| start.elapsed());
             steps = token.step;
             false
@@ -120,13 +120,13 @@ impl Meter<'_> {
 }
 
 impl Sample {
-    /// Different prompts, and how many new tokens fit behind them.
+    /// Different prompts, and the number of new tokens that fit after them.
     fn prompts(self, shape: Shape) -> (Vec<Vec<u32>>, u32) {
         let new = shape.new.min(self.positions / 2).max(1);
         let length = shape.prompt.min(self.positions.saturating_sub(new)).max(1);
         let vocabulary = self.vocabulary.max(1);
         let prompts = (0..shape.members).map(|member| {
-            // Multiplying by a large odd number scatters the ids over the vocabulary.
+            // A large odd factor scatters the ids over the vocabulary.
             (0..length).map(|place| (member * length + place).wrapping_mul(2_654_435_761) % vocabulary).collect()
         });
         (prompts.collect(), new)
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_costs_more_is_measured_less() {
+    fn calls_of_a_slower_model_are_measured_smaller() {
         let shape = |pass, shape, most| {
             let pass = Duration::from_micros(pass);
             Estimate { pass, token: pass / FREE }.within(shape, Duration::from_millis(most))
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_and_its_tokens_are_told_apart() {
+    fn the_times_of_a_pass_and_of_its_tokens_are_separated() {
         let millis = Duration::from_millis;
         let time = CallTime { first: millis(250), rest: millis(300), steps: 3, ..CallTime::default() };
         let estimate = Estimate::of(Shape { members: 1, prompt: 16, new: 4 }, time);

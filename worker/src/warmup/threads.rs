@@ -1,8 +1,8 @@
-//! How many threads serve a batch fastest: measured, since more are slower for a small model.
+//! Finds the number of threads that serves a batch fastest, by measuring: more threads make a small model slower.
 //!
-//! One model is in memory at a time. Counts are tried in turn, several times over if that is cheap, so that what else the
-//! machine does meets all of them; the best time of each counts. Where loading again would take too long, or other programs
-//! had the processors while it was measured, the model's size decides.
+//! Only one model is in memory at a time. The counts are tried in turn, several times if that is cheap, so that other programs
+//! disturb all counts alike. The best time of each count is compared. If loading again would take too long, or if other programs
+//! used the processors meanwhile, the model's size decides.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,24 +13,24 @@ use nix::sys::resource::{UsageWho, getrusage};
 use super::meter::{BATCH, Estimate, Meter, Sample, Shape, TINY, budget};
 use crate::engine::{Engine, EngineFailed};
 
-/// Each count is tried so often at most.
+/// The most times that each count is tried.
 const ROUNDS: usize = 3;
-/// Calls of one try, after one that is not looked at.
+/// Measured calls of one try, after one that is not measured.
 const CALLS: usize = 3;
-/// Models with more bytes of weights gain from every thread, as far as was seen; smaller ones lose.
+/// In our measurements, models with more bytes of weights than this gained from every thread, and smaller ones lost.
 const LARGE: u64 = 32 << 20;
-/// Threads that are stopped more often than this, for another program to run, are disturbed.
+/// A measurement counts as disturbed if the system stopped its threads more often than this to run another program.
 const SWITCH_EVERY: Duration = Duration::from_millis(5);
 
 /// A model that is loaded.
 pub struct Loaded {
-    /// What continues prompts.
+    /// The engine.
     pub engine: Arc<dyn Engine>,
     /// Processor threads of each slot.
     pub threads: usize,
-    /// How long one loading took.
+    /// The time of loading once.
     pub loading: Duration,
-    /// How long measuring may take from here on.
+    /// The time left for measuring.
     pub measuring: Duration,
 }
 
@@ -41,8 +41,8 @@ struct Best {
     is_disturbed: bool,
 }
 
-/// Loads the engine with the thread count that serves a batch fastest, of those up to `available`. `weights` are the
-/// model's bytes.
+/// Loads the engine with the thread count, of at most `available`, that serves a batch fastest. `weights` is the number of bytes
+/// of the model's weights.
 ///
 /// # Errors
 /// The engine does not load, or fails.
@@ -59,7 +59,7 @@ pub fn fastest<E>(
     let start = Instant::now();
     let mut engine = load(threads)?;
     let loading = start.elapsed();
-    // The rest is for the warm-up.
+    // The other half is for the warm-up.
     let time = budget(loading) / 2;
     if counts.len() == 1 || 2 * loading > time {
         return Ok(Loaded { engine, threads, loading, measuring: budget(loading) });
@@ -69,13 +69,13 @@ pub fn fastest<E>(
     let shape = shape(&*engine, sample, time / tries).map_err(&failed)?;
     let mut times = BTreeMap::new();
     'rounds: for _ in 0..ROUNDS {
-        // Beginning with the one that is loaded.
+        // Each round begins with the count that is loaded.
         if counts.first() != Some(&threads) {
             counts.reverse();
         }
         for &count in &counts {
             if count != threads {
-                // The best of all may have to be loaded again.
+                // Time must be left to load the best count again.
                 if Instant::now() + 2 * loading > until {
                     break 'rounds;
                 }
@@ -106,19 +106,19 @@ pub fn fastest<E>(
     Ok(Loaded { engine, threads: chosen, loading, measuring: time })
 }
 
-/// The batch that counts are judged by, where a call of it may take so long.
+/// The batch by which counts are judged, if one call of it may take `most`.
 fn shape(engine: &dyn Engine, sample: Sample, most: Duration) -> Result<Shape, EngineFailed> {
     let meter = Meter { engine, sample };
     let mut shape = TINY;
     meter.call(shape)?;
-    // What a larger call takes is known better from a smaller one than from the least.
+    // A larger call predicts the next one better, so the estimate is repeated.
     for _ in 0..3 {
         shape = Estimate::of(shape, meter.call(shape)?).within(BATCH, most);
     }
     Ok(shape)
 }
 
-/// The best of a few calls.
+/// Measures the best of a few calls.
 fn measure(engine: &dyn Engine, sample: Sample, shape: Shape, until: Instant) -> Result<Best, EngineFailed> {
     let meter = Meter { engine, sample };
     meter.call(shape)?;
@@ -139,12 +139,12 @@ fn measure(engine: &dyn Engine, sample: Sample, shape: Shape, until: Instant) ->
     Ok(best.unwrap_or(Best { time: Duration::MAX, is_disturbed: true }))
 }
 
-/// How often a thread of this process was stopped for another program's.
+/// How often the system stopped a thread of this process to run another program.
 fn switches() -> i64 {
     getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.involuntary_context_switches())
 }
 
-/// The thread counts worth trying where there are `available` of them for each engine: powers of two, and all.
+/// The thread counts to try for `available` processors: powers of two, and all.
 fn candidates(available: usize) -> Vec<usize> {
     let mut counts: Vec<usize> = std::iter::successors(Some(1), |count: &usize| count.checked_mul(2))
         .take_while(|&count| count < available)
@@ -153,8 +153,8 @@ fn candidates(available: usize) -> Vec<usize> {
     counts
 }
 
-/// What the model's size says, unless another count was measured to be faster by a quarter while no other program had the
-/// processors.
+/// Chooses the count that the model's size suggests, unless another count was faster by a quarter and no other program disturbed
+/// the measurement.
 fn choose(times: &BTreeMap<usize, Best>, assumed: usize) -> usize {
     let Some(Best { time: mut least, .. }) = times.get(&assumed).copied() else { return assumed };
     let mut chosen = assumed;
@@ -166,7 +166,7 @@ fn choose(times: &BTreeMap<usize, Best>, assumed: usize) -> usize {
     if chosen != assumed && times.values().any(|best| best.is_disturbed) {
         tracing::warn!(
             threads = assumed,
-            "other programs had the processors while threads were measured: chosen by the model's size; --threads sets them"
+            "other programs used the processors while thread counts were measured: the count is chosen by the model's size; set --threads to choose it yourself"
         );
         return assumed;
     }
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn another_count_than_the_size_suggests_must_be_worth_it() {
+    fn another_count_than_the_size_suggests_must_be_faster_by_a_quarter() {
         assert_eq!(micros(&[(1, 100), (2, 85)], 1), 1);
         assert_eq!(micros(&[(1, 100), (2, 75)], 1), 2);
         assert_eq!(micros(&[(1, 85), (2, 100)], 2), 2);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn where_other_programs_interfered_nothing_is_concluded() {
+    fn a_disturbed_measurement_changes_nothing() {
         let best = |time, is_disturbed| Best { time: Duration::from_micros(time), is_disturbed };
         assert_eq!(choose(&BTreeMap::from([(1, best(100, false)), (2, best(10, true))]), 1), 1);
     }
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(candidates(6), [1, 2, 4, 6]);
     }
 
-    /// An engine that counts how many of its kind there are.
+    /// An engine that counts its instances.
     struct Counted(&'static AtomicUsize);
 
     impl Engine for Counted {
@@ -245,7 +245,7 @@ mod tests {
         let sample = Sample { vocabulary: 10, positions: 100 };
         let Loaded { threads, .. } = fastest(4, LARGE, sample, load, |error| error).unwrap();
         let loaded = loaded.into_inner().unwrap();
-        assert_eq!(loaded[0], 4, "first what its size suggests");
+        assert_eq!(loaded[0], 4, "first the count that its size suggests");
         assert!([1, 2, 4].iter().all(|count| loaded.contains(count)), "{loaded:?}");
         assert_eq!(loaded.last(), Some(&threads));
     }
