@@ -92,7 +92,7 @@ async fn serve(config: Config, patch: Patch) -> End {
             worker = &mut loaded => match worker {
                 Ok(Ok(worker)) => break worker,
                 Ok(Err(error)) => return End::before_any_engine(error),
-                Err(_) => return End::before_any_engine(Error::Internal("the thread that loads the model ended without a result".to_owned())),
+                Err(_) => return End::before_any_engine(Error::Internal("the loading thread ended without a result".to_owned())),
             },
             Some(control) = controls.recv() => match control {
                 signals::Control::Dump => tracing::info!("dump: the model is being loaded"),
@@ -160,16 +160,9 @@ fn allowance(model: &Model, device: Device, config: &Config) -> Allowance {
     };
     let bytes = free.map_or(u64::MAX, |free| memory::share(free, config.slots.into()));
     if let Some(free) = free {
-        tracing::info!(
-            free_mib = free >> 20,
-            call_mib = bytes >> 20,
-            token_bytes = need.token(),
-            "free memory and the part of it that one call may take"
-        );
+        tracing::info!(free_mib = free >> 20, call_mib = bytes >> 20, token_bytes = need.token(), "memory for calls");
     } else {
-        tracing::info!(
-            "cannot find out how much memory is free: no request is refused for its size, and a large one may exhaust the memory"
-        );
+        tracing::info!("free memory unknown: no request is refused for its size, even if it exhausts the memory");
     }
     let allowance = Allowance::new(need, bytes);
     if allowance.bytes > bytes {
@@ -201,11 +194,7 @@ fn log_model(model: &Model, template: &Template) {
         ),
         (Some(file), None) => tracing::info!(file, "chat template"),
         (Some(file), Some(problem)) => {
-            tracing::warn!(
-                file,
-                problem,
-                "the chat template cannot be used, so chats are refused; other requests are served"
-            );
+            tracing::warn!(file, problem, "the chat template cannot be used, so chats are refused; the rest is served");
         }
     }
 }
@@ -221,9 +210,7 @@ fn load(config: &Config, patch: Patch, health: Health) -> Result<Worker, Error> 
         Err(error) => match chosen.instead(config.device).filter(|_| matches!(error, Error::Unusable(_))) {
             None => return Err(error),
             Some(device) => {
-                tracing::warn!(
-                    "--device auto: a GPU is there but cannot be used, so the worker computes on the processor: {error}"
-                );
+                tracing::warn!("--device auto: the GPU cannot be used, computing on the processor instead: {error}");
                 (start(config, &model, device, sample)?, device)
             }
         },

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::command;
+
 /// A worker that takes longer than this to answer is unhealthy.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The pause after a connection could not be accepted.
@@ -24,7 +26,6 @@ const LOOKED_AT: u64 = 64;
 
 const HEALTHY: u8 = 0;
 const UNHEALTHY: u8 = 1;
-const BAD_FLAG: u8 = 64;
 
 /// The state of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,18 +136,7 @@ impl Probe {
 
 /// Runs the command `check` if these arguments, the first of which is the program's name, ask for it. Returns its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
-    let mut arguments = arguments.into_iter();
-    let program = arguments.next()?;
-    if arguments.next()? != "check" {
-        return None;
-    }
-    Some(match Flags::try_parse_from(std::iter::once(program).chain(arguments)) {
-        Ok(flags) => check(&flags),
-        Err(error) => {
-            let _ = error.print();
-            if error.use_stderr() { BAD_FLAG } else { HEALTHY }
-        }
-    })
+    command::run("check", arguments, check)
 }
 
 fn check(flags: &Flags) -> u8 {
@@ -257,7 +247,7 @@ mod tests {
         let run = |line: &str| run(line.split(' ').map(OsString::from));
         assert_eq!(run("pillion-worker"), None);
         assert_eq!(run("pillion-worker --model check"), None);
-        assert_eq!(run("pillion-worker check well"), Some(BAD_FLAG));
+        assert_eq!(run("pillion-worker check well"), Some(64));
         assert_eq!(run("pillion-worker check --help"), Some(HEALTHY));
     }
 }

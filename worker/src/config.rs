@@ -180,18 +180,8 @@ impl Config {
             "cuda" => DeviceChoice::Cuda,
             other => return refuse("--device", other, "auto, cpu or cuda"),
         };
-        let threads = match raw.threads.as_str() {
-            "auto" => None,
-            number => NonZeroUsize::new(within("--threads", number, 1, 1024, "auto or ")? as usize),
-        };
-        let max_batch_tokens = match raw.max_batch_tokens.as_str() {
-            "auto" => None,
-            number => Some(within("--max-batch-tokens", number, 1, 1 << 30, "auto or ")?),
-        };
-        let max_positions = match raw.max_positions.as_str() {
-            "auto" => None,
-            number => Some(within("--max-positions", number, 2, 1 << 24, "auto or ")?),
-        };
+        let threads = auto_or("--threads", &raw.threads, 1, 1024)?;
+        let max_positions = auto_or("--max-positions", &raw.max_positions, 2, 1 << 24)?;
         if raw.end_token.iter().any(String::is_empty) {
             return refuse("--end-token", "", "the text of one of the model's tokens");
         }
@@ -204,9 +194,9 @@ impl Config {
             device,
             device_index: within("--device-index", &raw.device_index, 0, 1023, "")?,
             compute_type: ComputeType::parse(&raw.compute_type)?,
-            threads,
+            threads: threads.and_then(|threads| NonZeroUsize::new(threads as usize)),
             slots: within("--slots", &raw.slots, 1, 64, "")?,
-            max_batch_tokens,
+            max_batch_tokens: auto_or("--max-batch-tokens", &raw.max_batch_tokens, 1, 1 << 30)?,
             overrides: Overrides { end_tokens: raw.end_token, max_positions },
             model_name: model_name(raw.model_name, &model)?,
             drain_timeout: duration("--drain-timeout", &raw.drain_timeout)?,
@@ -218,11 +208,15 @@ impl Config {
     }
 }
 
-fn within(flag: &'static str, text: &str, least: u32, most: u32, or: &str) -> Result<u32, FlagError> {
+fn within(flag: &str, text: &str, least: u32, most: u32, or: &str) -> Result<u32, FlagError> {
     match text.parse() {
         Ok(number) if (least..=most).contains(&number) => Ok(number),
         _ => refuse(flag, text, &format!("{or}a whole number from {least} to {most}")),
     }
+}
+
+fn auto_or(flag: &str, text: &str, least: u32, most: u32) -> Result<Option<u32>, FlagError> {
+    if text == "auto" { Ok(None) } else { within(flag, text, least, most, "auto or ").map(Some) }
 }
 
 fn duration(flag: &'static str, text: &str) -> Result<Duration, FlagError> {

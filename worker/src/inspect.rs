@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 
 use crate::error::Error;
-use crate::memory;
 use crate::model::{Model, ModelError, Overrides};
 use crate::tokens::Tokens;
+use crate::{command, memory};
 
-const BAD_FLAG: u8 = 64;
 /// Bytes of an element of the keys and values on a processor.
 const ELEMENT: u64 = 4;
 const MIB: f64 = 1024.0 * 1024.0;
@@ -26,26 +25,15 @@ struct Flags {
 
 /// Runs the command `inspect` if these arguments, the first of which is the program's name, ask for it. Returns its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
-    let mut arguments = arguments.into_iter();
-    let program = arguments.next()?;
-    if arguments.next()? != "inspect" {
-        return None;
-    }
-    Some(match Flags::try_parse_from(std::iter::once(program).chain(arguments)) {
-        Ok(flags) => match inspect(&flags.directory) {
-            Ok(lines) => {
-                // If standard output cannot be written, the exit code still tells whether the model can be served.
-                let _ = std::io::stdout().write_all(lines.as_bytes());
-                0
-            }
-            Err(error) => {
-                eprintln!("pillion-worker: {error}");
-                Error::from(error).exit_code()
-            }
-        },
+    command::run("inspect", arguments, |flags: &Flags| match inspect(&flags.directory) {
+        Ok(lines) => {
+            // If standard output cannot be written, the exit code still tells whether the model can be served.
+            let _ = std::io::stdout().write_all(lines.as_bytes());
+            0
+        }
         Err(error) => {
-            let _ = error.print();
-            if error.use_stderr() { BAD_FLAG } else { 0 }
+            eprintln!("pillion-worker: {error}");
+            Error::from(error).exit_code()
         }
     })
 }
@@ -110,7 +98,7 @@ mod tests {
         let run = |line: &str| run(line.split(' ').map(OsString::from));
         assert_eq!(run("pillion-worker"), None);
         assert_eq!(run("pillion-worker --model inspect"), None);
-        assert_eq!(run("pillion-worker inspect"), Some(BAD_FLAG));
+        assert_eq!(run("pillion-worker inspect"), Some(64));
         assert_eq!(run("pillion-worker inspect /no/such/model"), Some(66));
     }
 }

@@ -10,6 +10,7 @@ pub mod budget;
 pub mod caught;
 pub mod check;
 pub mod cohort;
+pub mod command;
 pub mod config;
 pub mod credit;
 pub mod engine;

@@ -226,7 +226,8 @@ mod tests {
     use super::*;
     use crate::memory::tests::UNKNOWN;
     use crate::memory::{Allowance, llama};
-    use crate::tokens::samples::{byte_tokens, member};
+    use crate::tokens::samples::byte_tokens;
+    use crate::tokens::tests::member;
 
     const LIMITS: Limits = Limits { positions: 20, slots: 1, top_p_candidates: 100, allowance: UNKNOWN, window: 0 };
 

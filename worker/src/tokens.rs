@@ -181,9 +181,30 @@ fn read(path: &Path) -> Result<Tokenizer, ModelError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::samples::{byte_fallback, byte_tokens, member, panicking};
+pub(crate) mod tests {
+    use pillion_protocol::frame::Prompt;
+
+    use super::samples::{byte_fallback, byte_tokens, panicking};
     use super::*;
+
+    /// A member that asks for eight new tokens and nothing special.
+    pub(crate) fn member(text: &str) -> Member {
+        Member {
+            prompt: Prompt::Text(text.to_owned()),
+            max_new_tokens: 8,
+            fit: false,
+            min_new_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            chat_template_kwargs: Map::new(),
+            deadline_ms: 60_000,
+            stream: false,
+            produced: Vec::new(),
+            sent: 0,
+            request_id: String::new(),
+            traceparent: String::new(),
+        }
+    }
 
     #[test]
     fn special_tokens_in_a_text_are_plain_text() {

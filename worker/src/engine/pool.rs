@@ -148,7 +148,7 @@ mod tests {
     use crate::engine::call::{Call, EngineFailed, NewToken};
     use crate::engine::script::Script;
     use crate::shared::tests::shared;
-    use crate::tokens::samples::member;
+    use crate::tokens::tests::member;
 
     /// An engine that cancels member 0 before its third step, and counts the tokens that it computes for member 0 after that.
     #[derive(Debug)]

@@ -18,7 +18,8 @@ use crate::engine::script::Script;
 use crate::engine::{Engine, EnginePool};
 use crate::shared::Shared;
 use crate::shared::tests::shared;
-use crate::tokens::samples::{self, byte_tokens};
+use crate::tokens::samples::byte_tokens;
+use crate::tokens::tests::member as sample;
 
 mod credit;
 mod ending;
@@ -187,7 +188,7 @@ pub(crate) fn paused<T>(body: impl Future<Output = T>) -> T {
 }
 
 fn member(text: &str, max_new_tokens: u32) -> Member {
-    Member { max_new_tokens, ..samples::member(text) }
+    Member { max_new_tokens, ..sample(text) }
 }
 
 fn reasons(outcome: &Outcome) -> Vec<(FinishReason, u32)> {

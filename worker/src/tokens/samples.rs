@@ -1,6 +1,5 @@
-//! Samples for tests: a small tokenizer of every kind, and a member as the proxy sends it.
+//! Small tokenizers of every kind, for tests.
 
-use pillion_protocol::frame::{Member, Prompt};
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
@@ -182,23 +181,4 @@ pub(crate) fn families() -> Vec<(&'static str, Tokens)> {
         ("word ends", made(word_ends())),
         ("no decoder", made(words())),
     ]
-}
-
-/// A member that asks for eight new tokens and nothing special.
-pub(crate) fn member(text: &str) -> Member {
-    Member {
-        prompt: Prompt::Text(text.to_owned()),
-        max_new_tokens: 8,
-        fit: false,
-        min_new_tokens: 0,
-        stop: Vec::new(),
-        stop_token_ids: Vec::new(),
-        chat_template_kwargs: Map::new(),
-        deadline_ms: 60_000,
-        stream: false,
-        produced: Vec::new(),
-        sent: 0,
-        request_id: String::new(),
-        traceparent: String::new(),
-    }
 }

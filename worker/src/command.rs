@@ -1,0 +1,28 @@
+//! The commands of the program besides serving: `check` and `inspect`.
+
+use std::ffi::OsString;
+
+use clap::Parser;
+
+/// The exit code of a wrong flag.
+const BAD_FLAG: u8 = 64;
+
+/// Runs a command if the second argument is its name; the first is the program's name. Returns the exit code.
+pub fn run<F: Parser>(
+    name: &str,
+    arguments: impl IntoIterator<Item = OsString>,
+    command: impl FnOnce(&F) -> u8,
+) -> Option<u8> {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next()?;
+    if arguments.next()? != name {
+        return None;
+    }
+    Some(match F::try_parse_from(std::iter::once(program).chain(arguments)) {
+        Ok(flags) => command(&flags),
+        Err(error) => {
+            let _ = error.print();
+            if error.use_stderr() { BAD_FLAG } else { 0 }
+        }
+    })
+}
