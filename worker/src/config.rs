@@ -1,4 +1,4 @@
-//! The worker's settings. [`Raw`] is what flags and environment say; [`Config`] is validated, and only it is passed on.
+//! The worker's settings: read raw from flags and environment, then validated. Only the validated [`Config`] is passed on.
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
