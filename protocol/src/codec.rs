@@ -1,7 +1,7 @@
-//! Bytes in, frames out, and back. No I/O.
+//! Turns frames into bytes and back. This module does no I/O.
 //!
-//! Every frame is a 16-byte header and a payload. Most payloads are JSON, which tolerates new fields; TOKENS, sent every
-//! step, is binary. All numbers are big-endian.
+//! Every frame consists of a header of 16 bytes and a payload. Most payloads are JSON, because a reader can skip new JSON
+//! fields. TOKENS is binary, because the worker sends it at every step. All numbers are big-endian.
 
 use bytes::{Buf, BufMut, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -14,13 +14,13 @@ use crate::{BatchId, HANDSHAKE_VERSION, MemberIndex, VERSIONS};
 /// The first two bytes of every frame: "PL".
 pub const MAGIC: u16 = 0x504c;
 
-/// Bytes in a header.
+/// The length of a header in bytes.
 pub const HEADER: usize = 16;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// A frame's type: its byte in the header, its name, and how long its payload may be.
+/// A frame type: its byte in the header, its name, and the most bytes of its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kind {
     byte: u8,
@@ -54,10 +54,10 @@ const KINDS: [Kind; 15] = [
 ];
 
 /// The most bytes of prompts that a proxy may put into one BATCH. JSON writes a control character in six bytes, so the
-/// payload stays under its limit whatever the texts are.
+/// payload of such a batch never exceeds its limit, whatever the texts contain.
 pub const MAX_BATCH_TEXT: usize = 8 * MIB;
 
-/// The most members a batch may have.
+/// The most members of a batch.
 pub const MAX_BATCH_MEMBERS: usize = 4096;
 
 const _: () = assert!(MAX_BATCH_TEXT * 6 + MAX_BATCH_MEMBERS * KIB <= BATCH.limit);
@@ -67,18 +67,18 @@ struct Grant {
     grant: u32,
 }
 
-/// A list in an object, so that later versions can say more beside it.
+/// A list in an object. Later versions can add other fields beside the list.
 #[derive(Serialize, Deserialize)]
 struct Members<T> {
     members: T,
 }
 
-/// Takes one frame off the front of `wire`, or returns `None` where it is not all there yet.
+/// Removes one frame from the front of `wire` and returns it. Returns `None` if the frame is not complete yet.
 ///
-/// Memory is reserved for a payload only after its promised length was found to be within the limit of its type.
+/// The length in the header is checked against the limit of the frame's type before memory is reserved for the payload.
 ///
 /// # Errors
-/// The bytes are no frame. `wire` is then of no further use.
+/// The bytes are no frame. No further frame can then be read from `wire`.
 pub fn decode(wire: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
     let Some(header) = wire.first_chunk::<HEADER>() else { return Ok(None) };
     let mut header = &header[..];
@@ -133,20 +133,20 @@ fn from_json<T: DeserializeOwned>(kind: Kind, payload: &[u8]) -> Result<T, Decod
 
 fn read_tokens(mut payload: &[u8]) -> Result<Vec<MemberTokens>, DecodeError> {
     const ENTRY: usize = 12;
-    let count = payload.try_get_u32().map_err(|_| DecodeError::Tokens("no count"))? as usize;
+    let count = payload.try_get_u32().map_err(|_| DecodeError::Tokens("the count of members is missing"))? as usize;
     if count > payload.len() / ENTRY {
-        return Err(DecodeError::Tokens("more members than bytes for them"));
+        return Err(DecodeError::Tokens("it counts more members than its bytes can hold"));
     }
     let mut members = Vec::with_capacity(count);
     for _ in 0..count {
         if payload.len() < ENTRY {
-            return Err(DecodeError::Tokens("a member is cut short"));
+            return Err(DecodeError::Tokens("the entry of a member is cut short"));
         }
         let member = payload.get_u32();
         let ids = payload.get_u32() as usize;
         let text = payload.get_u32() as usize;
         if payload.len() / 4 < ids || payload.len() - 4 * ids < text {
-            return Err(DecodeError::Tokens("a member promises more than there is"));
+            return Err(DecodeError::Tokens("the entry of a member promises more bytes than there are"));
         }
         let ids = (0..ids).map(|_| payload.get_u32()).collect();
         let (bytes, rest) = payload.split_at(text);
@@ -154,13 +154,13 @@ fn read_tokens(mut payload: &[u8]) -> Result<Vec<MemberTokens>, DecodeError> {
         let text = std::str::from_utf8(bytes).map_err(|_| DecodeError::Tokens("a text is not UTF-8"))?.to_owned();
         members.push(MemberTokens { member, ids, text });
     }
-    if payload.is_empty() { Ok(members) } else { Err(DecodeError::Tokens("bytes left over")) }
+    if payload.is_empty() { Ok(members) } else { Err(DecodeError::Tokens("there are bytes left over")) }
 }
 
 /// Appends `frame` to `wire`.
 ///
 /// # Errors
-/// The payload is over its type's limit; `wire` is then as it was.
+/// The payload is longer than its type's limit, or cannot be written as JSON. `wire` is then unchanged.
 pub fn encode(frame: &Frame, wire: &mut BytesMut) -> Result<(), EncodeError> {
     match frame {
         Frame::Hello(hello) => put_json(HELLO, BatchId(0), hello, wire),
@@ -194,7 +194,8 @@ fn put_json(kind: Kind, id: BatchId, value: &impl Serialize, wire: &mut BytesMut
     })
 }
 
-/// A batch as JSON: as serde would write it, but for the prompts' texts, which are long and mostly plain.
+/// Writes a batch as JSON, with the same bytes that serde would write. The prompts' texts are long and mostly need no
+/// escapes, so [`put_string`] writes them, which is faster.
 fn put_batch(Batch { options, members }: &Batch, wire: &mut BytesMut) -> Result<(), EncodeError> {
     let fault = |source| EncodeError::Json { kind: BATCH.name, source };
     wire.put_slice(b"{\"options\":");
@@ -211,7 +212,7 @@ fn put_batch(Batch { options, members }: &Batch, wire: &mut BytesMut) -> Result<
         wire.put_slice(b"{\"prompt\":{\"text\":");
         put_string(text, wire);
         wire.put_u8(b'}');
-        // The others follow as an object of their own, of which the brace becomes the comma between them.
+        // The other fields are written as an object of their own. Its opening brace is then replaced by a comma.
         let others = wire.len();
         serde_json::to_writer(wire.writer(), &ButPrompt::of(member)).map_err(fault)?;
         wire[others] = b',';
@@ -220,7 +221,7 @@ fn put_batch(Batch { options, members }: &Batch, wire: &mut BytesMut) -> Result<
     Ok(())
 }
 
-/// Writes the header, the payload, and then the payload's length into the header.
+/// Writes the header and the payload, and then writes the payload's length into the header.
 fn put(
     kind: Kind,
     id: BatchId,

@@ -1,4 +1,4 @@
-//! Buffered frames over any `AsyncRead` and `AsyncWrite`.
+//! Reads and writes frames, with buffers, over any `AsyncRead` and `AsyncWrite`.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::codec;
 use crate::error::{EncodeError, ReadError};
 use crate::frame::Frame;
 
-/// A buffer that has grown past this is given back once it is empty.
+/// A buffer whose capacity exceeds this number of bytes is freed when it is empty.
 const KEEP: usize = 1024 * 1024;
 
 /// The reading half of a connection.
@@ -20,15 +20,15 @@ pub struct FrameReader<R> {
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    /// Reads frames from `io`.
+    /// Creates a reader of frames from `io`.
     pub fn new(io: R) -> Self {
         Self { io, wire: BytesMut::with_capacity(16 * 1024) }
     }
 
-    /// The next frame; `None` where the stream ended between two frames. Dropping the future loses no bytes.
+    /// Waits for the next frame. Returns `None` if the stream ended between two frames. Dropping the future loses no bytes.
     ///
     /// # Errors
-    /// The stream failed or ended within a frame, or the peer sent something that is no frame.
+    /// The stream failed or ended within a frame, or the peer sent bytes that are no frame.
     pub async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
         loop {
             if let Some(frame) = self.buffered()? {
@@ -44,10 +44,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// The next frame if it has been read already: lets a caller deal with all that came at once before it waits.
+    /// Returns the next frame if its bytes are in the buffer already, without waiting. So a caller can handle all frames
+    /// that arrived together before it waits for more.
     ///
     /// # Errors
-    /// The peer sent something that is no frame.
+    /// The peer sent bytes that are no frame.
     pub fn buffered(&mut self) -> Result<Option<Frame>, ReadError> {
         let frame = codec::decode(&mut self.wire)?;
         if self.wire.is_empty() && self.wire.capacity() > KEEP {
@@ -57,7 +58,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-/// The writing half of a connection: frames are put into a buffer and leave in one go.
+/// The writing half of a connection. Frames are collected in a buffer and sent together.
 #[derive(Debug)]
 pub struct FrameWriter<W> {
     io: W,
@@ -65,25 +66,25 @@ pub struct FrameWriter<W> {
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
-    /// Writes frames to `io`.
+    /// Creates a writer of frames to `io`.
     pub fn new(io: W) -> Self {
         Self { io, wire: BytesMut::new() }
     }
 
-    /// Appends a frame to what [`flush`](Self::flush) will send.
+    /// Appends a frame to the buffer, which [`flush`](Self::flush) sends.
     ///
     /// # Errors
-    /// The frame is over its type's limit; the buffer is then as it was.
+    /// The frame is longer than its type's limit, or cannot be written as JSON. The buffer is then unchanged.
     pub fn put(&mut self, frame: &Frame) -> Result<(), EncodeError> {
         codec::encode(frame, &mut self.wire)
     }
 
-    /// Bytes put and not yet sent.
+    /// Returns the number of bytes in the buffer, which are not sent yet.
     pub fn pending(&self) -> usize {
         self.wire.len()
     }
 
-    /// Sends all that was put. Dropping the future may send a part; the rest goes with the next call.
+    /// Sends all bytes in the buffer. If the future is dropped, a part may have been sent; the next call sends the rest.
     ///
     /// # Errors
     /// The stream failed.

@@ -1,20 +1,20 @@
-//! What can be wrong with bytes that claim to be frames.
+//! Errors of reading and writing frames.
 
 use std::io;
 
-/// Bytes that are no frame of this protocol. The connection they came on cannot be trusted any further.
+/// The bytes are no frame of this protocol. The receiver must close the connection.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The first two bytes are not the protocol's magic number.
     #[error("not a Pillion frame: it begins with {0:#06x}")]
     Magic(u16),
-    /// The header's version is none that this build speaks.
-    #[error("protocol version {0} is not spoken here")]
+    /// This build does not speak the header's version.
+    #[error("protocol version {0} is not supported")]
     Version(u8),
     /// The header's type is unknown.
     #[error("unknown frame type {0:#04x}")]
     Type(u8),
-    /// The header promises more bytes than a frame of its type may have. Nothing was allocated for it.
+    /// The header promises more bytes than a frame of its type may have. No memory was allocated for the payload.
     #[error("a {kind} frame of {length} bytes is over its limit of {limit}")]
     TooLong {
         /// The frame's type.
@@ -24,12 +24,12 @@ pub enum DecodeError {
         /// The limit in bytes.
         limit: usize,
     },
-    /// A JSON payload does not have the form that its type asks for.
+    /// A JSON payload does not have the form that its frame type requires.
     #[error("malformed {kind} frame")]
     Json {
         /// The frame's type.
         kind: &'static str,
-        /// What the JSON reader found.
+        /// The error of the JSON reader.
         #[source]
         source: serde_json::Error,
     },
@@ -38,10 +38,10 @@ pub enum DecodeError {
     Tokens(&'static str),
 }
 
-/// A frame that must not be sent.
+/// The frame cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
-    /// Its payload would be over the limit of its type; the peer would close the connection.
+    /// The payload is longer than the limit of its type. The peer would close the connection.
     #[error("a {kind} frame of {length} bytes is over its limit of {limit}")]
     TooLong {
         /// The frame's type.
@@ -51,12 +51,12 @@ pub enum EncodeError {
         /// The limit in bytes.
         limit: usize,
     },
-    /// A payload could not be written as JSON.
+    /// The payload cannot be written as JSON.
     #[error("cannot write a {kind} frame")]
     Json {
         /// The frame's type.
         kind: &'static str,
-        /// What the JSON writer found.
+        /// The error of the JSON writer.
         #[source]
         source: serde_json::Error,
     },
@@ -68,7 +68,7 @@ pub enum ReadError {
     /// The stream failed, or ended in the middle of a frame (`UnexpectedEof`).
     #[error("the connection failed")]
     Io(#[from] io::Error),
-    /// The peer sent something that is no frame.
+    /// The peer sent bytes that are no frame.
     #[error("the peer broke the protocol")]
     Decode(#[from] DecodeError),
 }

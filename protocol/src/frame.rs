@@ -1,4 +1,4 @@
-//! The values that cross the socket. `PROTOCOL.md` says who sends which, when, and how each is written.
+//! The frames as values. `PROTOCOL.md` says which side sends each frame, when, and how it is written.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::{Map, Value};
@@ -8,103 +8,104 @@ use crate::{BatchId, MemberIndex};
 /// One frame.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
-    /// Worker to proxy, first on a connection: what the worker is and can take.
+    /// Worker to proxy, the first frame on a connection: describes the worker.
     Hello(Hello),
-    /// Proxy to worker, the answer to HELLO.
+    /// Proxy to worker: accepts HELLO.
     Welcome(Welcome),
-    /// Either way, last on a connection: why it ends.
+    /// In either direction, the last frame on a connection: why the connection ends.
     Goodbye(Goodbye),
-    /// Worker to proxy: it will take so many batches more.
+    /// Worker to proxy: grants credits. Each one permits the proxy to send one batch.
     Credit {
-        /// How many, at least 1.
+        /// The number of credits, from 1 to 1,024.
         grant: u32,
     },
-    /// Proxy to worker: a batch, moved into one credit.
+    /// Proxy to worker: a batch, which uses up one credit.
     Batch(BatchId, Batch),
-    /// Worker to proxy: what members produced.
+    /// Worker to proxy: the tokens and the text that members have produced.
     Tokens(BatchId, Vec<MemberTokens>),
-    /// Worker to proxy: members that ended well.
+    /// Worker to proxy: members that have finished.
     Finished(BatchId, Vec<MemberFinished>),
-    /// Worker to proxy: members that ended badly.
+    /// Worker to proxy: members that have failed.
     Failed(BatchId, Vec<MemberFailed>),
-    /// Worker to proxy: members given back unfinished, to be resumed with what they have produced.
+    /// Worker to proxy: members that are given back unfinished. They can be resumed with what they have produced.
     Yielded(BatchId, Vec<MemberIndex>),
-    /// Worker to proxy: every member has had its terminal frame; what the batch cost.
+    /// Worker to proxy: every member of the batch has ended. Reports what the batch cost.
     Done(BatchId, BatchCost),
     /// Proxy to worker: nobody waits for these members any more.
     Cancel(BatchId, Vec<MemberIndex>),
-    /// Proxy to worker: give the batch's unfinished members back.
+    /// Proxy to worker: asks the worker to give back the batch's unfinished members.
     Yield(BatchId),
     /// Worker to proxy: the engine's progress.
     Heartbeat(Heartbeat),
-    /// Worker to proxy: it wants to leave, and serves on until RELEASE.
+    /// Worker to proxy: the worker wants to leave, and goes on serving until RELEASE.
     Draining,
-    /// Proxy to worker: it is needed no longer; nothing more will be sent into its credit.
+    /// Proxy to worker: the worker is not needed any more. The proxy sends it no further batch.
     Release,
 }
 
-/// What a worker is and can take.
+/// Describes a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Protocol versions the worker speaks.
+    /// Protocol versions that the worker speaks.
     pub versions: Vec<u8>,
     /// The worker's software and its version, for logs.
     pub software: String,
-    /// The worker's process number, for logs; 0 where it has none to tell.
+    /// The worker's process id, for logs; 0 if it has none.
     #[serde(default)]
     pub pid: u32,
-    /// The model's name, as clients and metrics say it.
+    /// The model's name in requests and metrics, 1 to 256 bytes.
     pub model: String,
-    /// Hexadecimal digest of the model and its tokenizer: only a worker with the same one may continue a member.
+    /// Hexadecimal digest of the model and its tokenizer. Only a worker with the same fingerprint may continue a member.
     pub fingerprint: String,
-    /// Positions of the model: the most tokens that prompt and answer may have together.
+    /// Positions of the model: the most tokens that a prompt and its answer may have together.
     pub positions: u32,
-    /// Entries in the model's vocabulary: the largest `sampling_topk` allowed.
+    /// Entries in the model's vocabulary, which is also the largest allowed `sampling_topk`.
     pub vocabulary: u32,
-    /// The most tokens (prompts and answers) that one batch may hold.
+    /// The most tokens, prompts and answers together, in one batch.
     pub max_batch_tokens: u32,
-    /// Batches the worker runs at once.
+    /// Batches that the worker runs at once.
     pub slots: u32,
-    /// Whether it takes chats as prompts: it has, or makes do with, a template that turns them into a text.
+    /// Whether the worker accepts chats as prompts. It turns a chat into a text with the model's template, or with a plain
+    /// one.
     #[serde(default, skip_serializing_if = "is_default")]
     pub chat: bool,
-    /// What the engine's work costs, as measured before the worker dialled; nothing where it was not measured.
+    /// The cost of the engine's work, measured before the worker connected; all zeros if it was not measured.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cost: UnitCost,
-    /// Milliseconds since the worker loaded its model: of two models of one name the one that was loaded last is the newer,
-    /// in whatever order their workers dial.
+    /// Milliseconds since the worker loaded its model. Of two models with the same name, the one that was loaded last is the
+    /// newer, in whatever order their workers connect.
     #[serde(default, skip_serializing_if = "is_default")]
     pub age_ms: u64,
 }
 
-/// What the parts of a batch cost the engine, in nanoseconds: a first guess for the proxy, which then learns from
-/// [`BatchCost`].
+/// The time that the parts of a batch take the engine, in nanoseconds. The proxy starts from this estimate and then learns
+/// from [`BatchCost`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UnitCost {
-    /// A decode step, however many members it has.
+    /// For each decode step, independent of its number of members.
     pub step_ns: u64,
-    /// A member in a decode step.
+    /// For each member in a decode step.
     pub member_ns: u64,
-    /// A prompt token fed in bulk.
+    /// For each prompt token that is fed in bulk.
     pub prompt_ns: u64,
 }
 
 /// The proxy's answer to HELLO.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The version spoken from the next frame on.
+    /// The protocol version of the frames that follow.
     pub version: u8,
-    /// The most members the proxy will put into one batch, for sizing buffers.
+    /// The most members that the proxy will put into one batch. The worker can size its buffers by it.
     pub max_batch_size: u32,
 }
 
-/// Why a connection ends.
+/// Says why a connection ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Goodbye {
-    /// For the other side's program.
+    /// The reason, for the other side's program.
     pub reason: GoodbyeReason,
-    /// For the other side's log.
+    /// A message for the other side's log.
     pub message: String,
 }
 
@@ -112,49 +113,50 @@ pub struct Goodbye {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GoodbyeReason {
-    /// No protocol version in common.
+    /// The two ends have no protocol version in common.
     Version,
-    /// The sender has drained and exits.
+    /// The sender has finished its work and exits.
     Drained,
     /// The peer broke the protocol.
     Protocol,
-    /// The sender failed inside.
+    /// The sender failed.
     Internal,
     /// A reason that this build does not know.
     #[serde(other)]
     Other,
 }
 
-/// Requests that ride together.
+/// Prompts that a worker runs together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Batch {
-    /// Decoding options, which hold for every member.
+    /// Decoding options, which apply to every member.
     pub options: Options,
-    /// The members, at least one.
+    /// The members: at least one, at most [`MAX_BATCH_MEMBERS`](crate::codec::MAX_BATCH_MEMBERS).
     pub members: Vec<Member>,
 }
 
-/// Decoding options that CTranslate2 takes for a whole call: what makes requests compatible.
+/// Decoding options. CTranslate2 takes them for a whole call, so only members with equal options can share a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {
-    /// Candidates to draw from, the most likely first; 1 is greedy, 0 the whole vocabulary.
+    /// The number of likeliest tokens to draw from; 1 is greedy, 0 is the whole vocabulary.
     pub sampling_topk: u32,
-    /// Draw from the fewest candidates whose probabilities sum to this, over 0 and at most 1.
+    /// Draw from the fewest tokens whose probabilities sum to this. Over 0, at most 1.
     #[serde(serialize_with = "finite", deserialize_with = "read_finite")]
     pub sampling_topp: f32,
-    /// Over 0; higher is more random.
+    /// Over 0. A higher number makes the choice more random.
     #[serde(serialize_with = "finite", deserialize_with = "read_finite")]
     pub sampling_temperature: f32,
-    /// Over 0; above 1 punishes tokens already produced.
+    /// Over 0. Above 1, tokens that were already produced become less likely.
     #[serde(serialize_with = "finite", deserialize_with = "read_finite")]
     pub repetition_penalty: f32,
-    /// No sequence of so many tokens twice; 0 allows any.
+    /// No sequence of this many tokens occurs twice; 0 allows all.
     pub no_repeat_ngram_size: u32,
 }
 
 impl Options {
-    /// Whether the next token depends on the tokens before it by more than the model: such members need companions of
-    /// their own prompt length, because the engine counts forced prompt tokens as output.
+    /// Whether these options look back over the output: the earlier tokens then change the choice of the next token not only
+    /// through the model. The prompts of a call with such options must have equal lengths, because the engine counts prompt
+    /// tokens that it feeds one at a time as output.
     #[allow(clippy::float_cmp, reason = "the neutral value is exact")]
     pub fn look_back(&self) -> bool {
         self.repetition_penalty != 1.0 || self.no_repeat_ngram_size != 0
@@ -162,7 +164,7 @@ impl Options {
 }
 
 impl Default for Options {
-    /// Greedy, without penalties.
+    /// Greedy decoding without penalties.
     fn default() -> Self {
         Self {
             sampling_topk: 1,
@@ -174,49 +176,50 @@ impl Default for Options {
     }
 }
 
-/// One text of a batch, resumable anywhere.
+/// One prompt of a batch. A member can be resumed on another worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// What to continue.
+    /// The prompt to continue.
     pub prompt: Prompt,
-    /// The most tokens to produce, those already produced included; at least 1.
+    /// The most tokens to produce, including `produced`; at least 1.
     pub max_new_tokens: u32,
-    /// Whether fewer will do: `max_new_tokens` is then lowered to what the prompt leaves of the model's positions, if that is at
-    /// least 1.
+    /// Whether the worker may lower `max_new_tokens`: to the positions and the memory that the prompt leaves, if it leaves
+    /// any.
     #[serde(default, skip_serializing_if = "is_default")]
     pub fit: bool,
-    /// No end of sequence before so many, those already produced included.
+    /// The answer does not end with an end-of-sequence token before it has this many tokens, including `produced`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub min_new_tokens: u32,
-    /// Texts at which the answer ends, trimmed from it; none empty.
+    /// Texts at which the answer ends. The text is removed from the answer. None is empty.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stop: Vec<String>,
-    /// Token ids at which the answer ends, besides the model's own end tokens; no part of it.
+    /// Token ids at which the answer ends, besides the model's own end tokens. They are not part of the answer.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stop_token_ids: Vec<u32>,
-    /// What a chat's template is told besides the messages; empty for other prompts.
+    /// Variables for a chat's template, besides the messages; empty for other prompts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub chat_template_kwargs: Map<String, Value>,
     /// Milliseconds from the sending of this frame to the member's deadline.
     pub deadline_ms: u64,
-    /// Whether TOKENS are wanted as they come. If not, the worker may hold them back to the member's end.
+    /// Whether the worker should send TOKENS as soon as they are produced. If not, it may hold them back until the member
+    /// ends.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stream: bool,
-    /// Token ids this member has produced in earlier attempts.
+    /// Token ids that the member produced in earlier attempts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub produced: Vec<u32>,
-    /// Bytes of its text that have been sent on in earlier attempts.
+    /// Bytes of the member's text that TOKENS of earlier attempts delivered.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sent: u64,
-    /// What its request is called in the proxy's log, for the worker's.
+    /// The request's id in the proxy's log, for the worker's log; empty if the request belongs to no trace.
     #[serde(default, skip_serializing_if = "is_default")]
     pub request_id: String,
-    /// The trace that its request belongs to, as its client said it in `traceparent`; empty where it did not.
+    /// The client's `traceparent`, for the worker's log; empty if the client sent none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub traceparent: String,
 }
 
-/// A member without its prompt, for writing. Its fields are those of [`Member`], in the same order.
+/// The fields of a [`Member`] except its prompt, in the same order, to be written as JSON.
 #[derive(Serialize)]
 pub(crate) struct ButPrompt<'a> {
     max_new_tokens: u32,
@@ -265,109 +268,110 @@ impl<'a> ButPrompt<'a> {
     }
 }
 
-/// What a member continues.
+/// The prompt of a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prompt {
     /// A text, in which special tokens are plain text.
     Text(String),
-    /// Token ids, taken as they are.
+    /// Token ids, used as they are.
     Ids(Vec<u32>),
-    /// A chat, which the model's template turns into a text; only for a worker whose HELLO says that it takes chats.
+    /// A chat, which the model's template turns into a text. Only a worker with [`Hello::chat`] gets one.
     Chat(Vec<Message>),
 }
 
-/// What somebody said in a chat. Special tokens in it are plain text.
+/// A message of a chat. Special tokens in it are plain text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who: `system`, `user` or `assistant`.
+    /// The author: `system`, `user` or `assistant`.
     pub role: String,
-    /// What.
+    /// The text.
     pub content: String,
 }
 
-/// What one member produced since its last TOKENS.
+/// The tokens and the text that one member has produced since its last TOKENS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberTokens {
-    /// Which member.
+    /// The member's number.
     pub member: MemberIndex,
-    /// The new token ids, possibly none.
+    /// The new token ids; may be empty.
     pub ids: Vec<u32>,
-    /// The new text, possibly empty: a character, or a possible stop string, may be incomplete.
+    /// The new text. It may be empty, because text waits until a character, or a possible stop string, is complete.
     pub text: String,
 }
 
-/// A member that ended well.
+/// A member that has finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberFinished {
-    /// Which member.
+    /// The member's number.
     pub member: MemberIndex,
-    /// Why it ended.
+    /// Why the member finished.
     pub reason: FinishReason,
     /// Tokens in its prompt.
     pub prompt_tokens: u32,
-    /// Tokens it produced in all attempts, an end-of-sequence token not counted.
+    /// Tokens that the member produced in all attempts, without an end-of-sequence token.
     pub completion_tokens: u32,
 }
 
-/// Why a member ended well.
+/// Why a member finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// End of sequence, or a stop string.
+    /// The answer reached an end-of-sequence token, a stop string or a stop token.
     Stop,
-    /// `max_new_tokens` reached.
+    /// The answer reached `max_new_tokens`.
     Length,
-    /// Its deadline passed while it was being decoded.
+    /// The member's deadline passed.
     Deadline,
-    /// CANCEL.
+    /// The proxy sent CANCEL.
     Cancelled,
 }
 
-/// A member that ended badly.
+/// A member that has failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberFailed {
-    /// Which member.
+    /// The member's number.
     pub member: MemberIndex,
-    /// For the proxy's program.
+    /// The reason, for the proxy's program.
     pub code: FailureCode,
-    /// For people: what was wrong, what is allowed.
+    /// A message for people: what was wrong, and what is allowed.
     pub message: String,
 }
 
-/// Why a member ended badly. The proxy maps each to an answer; none reaches a client by this name.
+/// Why a member failed. The proxy maps each code to an answer of its own. No code reaches a client under this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureCode {
     /// The prompt has no tokens.
     EmptyPrompt,
-    /// Prompt and `max_new_tokens` together exceed the model's positions.
+    /// Prompt and `max_new_tokens` together exceed the model's positions, or the worker's memory.
     TooManyTokens,
-    /// An option or a token id that this model cannot take.
+    /// The model cannot take an option, a token id, a text or a chat of the request.
     InvalidRequest,
-    /// The member cannot be continued with its options, and something of it was sent.
+    /// A part of the member's text was sent, and its options allow no continuation; or the memory does not hold the tokens
+    /// that would be fed again.
     NotResumable,
     /// The engine failed on this member alone.
     Engine,
-    /// Something else in the worker failed on this member alone: its tokenizer, say.
+    /// Something else in the worker failed on this member alone, for example its tokenizer.
     Internal,
     /// A failure that this build does not know.
     #[serde(other)]
     Other,
 }
 
-/// What a batch cost the engine.
+/// The time and the steps that a batch took the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchCost {
-    /// Microseconds the engine was busy with it.
+    /// Microseconds for which the engine was busy with the batch.
     pub engine_us: u64,
-    /// Cohorts it was split into: calls of the engine.
+    /// Cohorts of the batch. Each one is an engine call.
     pub cohorts: u32,
     /// Decode steps of all cohorts together.
     pub steps: u64,
-    /// Of them, steps of which some members only fed their prompts.
+    /// The decode steps among these in which some member only fed its prompt.
     pub forced_steps: u64,
-    /// Microseconds for which the engine that took the batch had been idle before.
+    /// Microseconds for which the engine that ran the batch was idle before it.
     #[serde(default)]
     pub idle_us: u64,
 }
@@ -377,7 +381,7 @@ pub struct BatchCost {
 pub struct Heartbeat {
     /// Decode steps since the worker started.
     pub steps: u64,
-    /// Milliseconds for which the engine may now go without a step before it counts as stuck.
+    /// Milliseconds for which the engine may go without a step from now on before it counts as stuck.
     pub silence_ms: u64,
 }
 
@@ -389,13 +393,15 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// JSON has no word for the other numbers: they would become `null`, at which the peer closes the connection.
+/// Writes a finite number and refuses others. JSON cannot express other numbers: serde would write `null`, and the peer
+/// would close the connection.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn finite<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
     if value.is_finite() { serializer.serialize_f32(*value) } else { Err(ser::Error::custom("a number is not finite")) }
 }
 
-/// A number that is too large for its type would be read as infinite, and could not be passed on.
+/// Reads a number and refuses one that is too large for its type. Serde would read it as infinite, and an infinite number
+/// could not be written again.
 fn read_finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
     let value = f32::deserialize(deserializer)?;
     if value.is_finite() { Ok(value) } else { Err(de::Error::custom("a number is too large")) }

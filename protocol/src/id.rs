@@ -1,8 +1,8 @@
-//! The names of things on the wire.
+//! The numbers that identify batches and members on the wire.
 
 use std::fmt;
 
-/// A batch, unique for the life of one connection; it travels in the header of every frame that concerns the batch.
+/// The number of a batch, unique for the life of one connection. The header of every frame that concerns the batch has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchId(pub u64);
 
@@ -12,5 +12,5 @@ impl fmt::Display for BatchId {
     }
 }
 
-/// A member's place in the list that its BATCH frame carried, from 0.
+/// The number of a member: its index, from 0, in the list of its BATCH frame.
 pub type MemberIndex = u32;

@@ -1,21 +1,21 @@
-//! JSON strings, quickly. Looking for what must be escaped byte by byte is a good part of what a small request costs; most
-//! texts have nothing of the kind, and that can be seen many bytes at a time.
+//! A fast writer for JSON strings. A search for characters that must be escaped, byte by byte, is a large part of the cost
+//! of a small request. Most texts have no such character, and a check of many bytes at a time finds that out.
 
 use bytes::BufMut;
 
-/// Appends a text as a JSON string (RFC 8259, section 7), the same bytes as `serde_json` writes.
+/// Appends a text as a JSON string (RFC 8259, section 7). The bytes are the same as those that `serde_json` writes.
 pub fn put_string(text: &str, out: &mut impl BufMut) {
     if is_plain(text.as_bytes()) {
         out.put_u8(b'"');
         out.put_slice(text.as_bytes());
         out.put_u8(b'"');
     } else {
-        // A string always can be written, and memory takes it.
+        // This cannot fail: every string can be written as JSON, and a buffer in memory accepts all bytes.
         let _ = serde_json::to_writer(out.writer(), text);
     }
 }
 
-/// Whether nothing must be escaped. All bytes are looked at, so that the compiler can take many at once.
+/// Returns whether no byte must be escaped. The loop has no early exit, so that the compiler can check many bytes at once.
 #[allow(clippy::needless_bitwise_bool, reason = "without branches it is many times faster")]
 fn is_plain(bytes: &[u8]) -> bool {
     bytes.iter().fold(true, |plain, &byte| plain & (byte >= 0x20) & (byte != b'"') & (byte != b'\\'))

@@ -1,12 +1,13 @@
 //! The framed protocol that Pillion's proxy and its workers speak over a Unix-domain socket.
 //!
-//! `PROTOCOL.md` beside this crate gives every byte, the order of frames and the meaning of credit; this crate is its
-//! implementation, shared by both ends. It knows nothing of HTTP, of models or of configuration.
+//! `PROTOCOL.md` in this crate's folder specifies every byte, the order of frames and the meaning of credit. This crate
+//! implements it for both ends. The crate knows nothing about HTTP, models or configuration.
 //!
-//! - [`frame`]: the values that cross the socket.
-//! - [`codec`]: bytes in, frames out, and back. It does no I/O.
-//! - [`connection`]: buffered frames over any `AsyncRead` and `AsyncWrite`.
-//! - [`service_time`]: how long an engine takes, learned from the costs that frames tell.
+//! - [`frame`]: the frames as values.
+//! - [`codec`]: turns frames into bytes and back. It does no I/O.
+//! - [`connection`]: reads and writes frames, with buffers, over any `AsyncRead` and `AsyncWrite`.
+//! - [`json`]: writes texts as JSON strings.
+//! - [`service_time`]: predicts how long an engine takes, and learns from the costs that frames report.
 //!
 //! ```
 //! use bytes::BytesMut;
@@ -31,13 +32,13 @@ pub use frame::Frame;
 pub use id::{BatchId, MemberIndex};
 pub use socket_path::default_socket_path;
 
-/// The protocol versions this build speaks, lowest first.
+/// The protocol versions that this build speaks, lowest first.
 pub const VERSIONS: &[u8] = &[1];
 
-/// The version in which HELLO, WELCOME and GOODBYE are written, whatever is negotiated afterwards.
+/// The version in the headers of HELLO, WELCOME and GOODBYE, whatever version the two ends agree on.
 pub const HANDSHAKE_VERSION: u8 = 1;
 
-/// The highest version that both this build and the peer speak, if there is one.
+/// Returns the highest version that both this build and the peer speak, if there is one.
 ///
 /// ```
 /// assert_eq!(pillion_protocol::negotiate(&[1, 7]), Some(1));

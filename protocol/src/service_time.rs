@@ -1,34 +1,35 @@
-//! How long an engine takes, learned from what its work has cost: both ends reckon with it, the proxy by the batch and the
-//! worker by the call.
+//! Predicts how long an engine takes, and learns from the measured costs of its work. The proxy uses it for batches, the
+//! worker for engine calls. Plain data.
 //!
-//! Time is taken to be linear in four features: the call itself, decode steps, tokens produced, and prompt tokens. The
-//! coefficients come from least squares over batches that are forgotten by and by, with a ridge that holds them near
-//! what the worker measured when it warmed up: so what the present traffic does not tell (a load that never changes its
-//! batch size says nothing of fixed cost) stays as it was (ridge regression: Hoerl and Kennard, 1970). Errors count in
-//! proportion to the time they are errors of, so that small batches are fitted as well as large ones. Plain data.
+//! The predicted time is linear in four features: the call itself, decode steps, produced tokens, and prompt tokens. The
+//! coefficients come from a least-squares fit over past batches, in which old batches fade. A ridge (ridge regression: Hoerl
+//! and Kennard, 1970) holds the coefficients near those that the worker measured when it warmed up. So a coefficient keeps
+//! its measured value while the traffic gives no information about it: a load that never changes its batch size says nothing
+//! about the fixed cost. The fit minimises relative errors, so that it is as good for small batches as for large ones.
 
 use std::time::Duration;
 
 use crate::frame::UnitCost;
 
 const FEATURES: usize = 4;
-/// What a batch weighs after one more has been seen: half after 34.
+/// The factor by which the weight of a batch shrinks with each later batch. The weight halves after 34 batches.
 const FORGET: f64 = 0.98;
-/// No more is predicted, whatever a worker says of itself: so predictions can be added and multiplied.
+/// The longest predicted time, whatever costs a worker claims. It is short enough that predictions can be added and
+/// multiplied without overflow.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The ridge, in batches: how many it takes to speak as loudly as the prior.
+/// The weight of the ridge: the prior weighs as much as this number of batches.
 const RIDGE: f64 = 0.5;
 
-/// What a batch consists of.
+/// The work of a batch or of a call, as the four features.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    /// Calls of the engine.
+    /// Engine calls.
     pub calls: f64,
     /// Decode steps.
     pub steps: f64,
-    /// Tokens produced, by all members together.
+    /// Tokens that all members together produce.
     pub tokens: f64,
-    /// Prompt tokens, of all members together.
+    /// Prompt tokens of all members together.
     pub prompt: f64,
 }
 
@@ -37,29 +38,29 @@ impl Load {
         [self.calls, self.steps, self.tokens, self.prompt]
     }
 
-    /// The part that is there however few its members are.
+    /// The part of the work that does not depend on the number of members.
     fn fixed(&self) -> Self {
         Self { tokens: 0.0, prompt: 0.0, ..*self }
     }
 }
 
-/// An engine's learned speed.
+/// The learned costs of an engine.
 #[derive(Clone, Debug)]
 pub struct ServiceTime {
-    /// Seconds for one of each feature.
+    /// Seconds for one unit of each feature.
     cost: [f64; FEATURES],
-    /// What the coefficients are held near.
+    /// The costs near which the ridge holds the learned costs.
     prior: [f64; FEATURES],
-    /// The normal equations: of the features with each other, and with the time.
+    /// The normal equations: `squares` has the products of the features with each other, `products` those with the time.
     squares: [[f64; FEATURES]; FEATURES],
     products: [f64; FEATURES],
-    /// The size of each feature lately, for a ridge that does not depend on units.
+    /// The recent size of each feature, so that the ridge does not depend on the features' units.
     scale: [f64; FEATURES],
     batches: f64,
 }
 
 impl ServiceTime {
-    /// An engine of which only its warm-up is known, if that.
+    /// Creates the costs of an engine that has run no batch yet. `measured` has the costs of its warm-up, or zeros.
     pub fn new(measured: &UnitCost) -> Self {
         let seconds = |nanos: u64| Duration::from_nanos(nanos).as_secs_f64();
         let prior = [0.0, seconds(measured.step_ns), seconds(measured.member_ns), seconds(measured.prompt_ns)];
@@ -73,11 +74,11 @@ impl ServiceTime {
         }
     }
 
-    /// A batch has ended and took the engine so long.
+    /// Learns that a batch of this `load` took the engine this `time`.
     pub fn learn(&mut self, load: &Load, time: Duration) {
         let seconds = time.as_secs_f64();
-        // Where less was taken than was expected, errors count in proportion to what was expected: else a clock that was
-        // read at a bad moment would outweigh all else.
+        // The error is relative to the measured time, or to the predicted time if that is longer. Otherwise a time that was
+        // measured far too short would outweigh all other batches.
         let expected = seconds.max(self.predict(load).as_secs_f64()).max(1e-6);
         let features = load.features().map(|feature| feature / expected);
         for (row, &a) in self.squares.iter_mut().zip(&features) {
@@ -93,10 +94,10 @@ impl ServiceTime {
         self.cost = self.solve();
     }
 
-    /// The least squares with the ridge: (X'X + R) c = X'y + R p, where no coefficient is negative.
+    /// Solves the least-squares problem with the ridge, (X'X + R) c = X'y + R p, such that no coefficient is negative.
     fn solve(&self) -> [f64; FEATURES] {
         let mut free = [true; FEATURES];
-        // A coefficient below zero is noise: it is set to zero and the others are solved for again.
+        // A coefficient below zero is noise. The worst one is set to zero, and the others are solved for again.
         for _ in 0..FEATURES {
             let solved = self.solve_for(free);
             let Some(worst) = (0..FEATURES)
@@ -129,7 +130,7 @@ impl ServiceTime {
         matrix.map(|row| row[FEATURES])
     }
 
-    /// Nanoseconds for a call, a decode step, a member in a step, and a prompt token.
+    /// Returns the costs in nanoseconds: of a call, a decode step, a member in a step, and a prompt token.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -139,19 +140,20 @@ impl ServiceTime {
         self.cost.map(|seconds| (seconds * 1e9) as u64)
     }
 
-    /// The time that a batch is expected to take.
+    /// Returns the predicted time of a batch, at most 30 days.
     pub fn predict(&self, load: &Load) -> Duration {
         let seconds: f64 = self.cost.iter().zip(load.features()).map(|(cost, feature)| cost * feature).sum();
         Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST)
     }
 
-    /// The part of it that would be there however few its members were: what is saved where two batches become one.
+    /// Returns the part of the predicted time that does not depend on the number of members. If two batches become one, this
+    /// time is saved.
     pub fn fixed(&self, load: &Load) -> Duration {
         self.predict(&load.fixed())
     }
 }
 
-/// Solves by Gaussian elimination with pivots on the diagonal: the matrix is positive definite.
+/// Solves the equations by Gaussian elimination. The matrix is positive definite, so the pivots are on the diagonal.
 fn eliminate(matrix: &mut [[f64; FEATURES + 1]; FEATURES]) {
     for k in 0..FEATURES {
         let pivot = matrix[k][k];
@@ -168,20 +170,20 @@ fn eliminate(matrix: &mut [[f64; FEATURES + 1]; FEATURES]) {
 mod tests {
     use super::*;
 
-    /// Members that each have a prompt of 12 tokens and get 10.
+    /// A batch whose members each have a prompt of 12 tokens and produce 10 tokens.
     fn load(members: u32) -> Load {
         let members = f64::from(members);
         Load { calls: 1.0, steps: 10.0, tokens: 10.0 * members, prompt: 12.0 * members }
     }
 
-    /// The truth of the tests: 135 ms and 6 ms a member.
+    /// The true time of a batch: 135 ms, and 6 ms for each member.
     fn truth(members: u32) -> Duration {
         Duration::from_millis(135) + Duration::from_millis(6) * members
     }
 
     fn near(seen: Duration, expected: Duration, share: f64) {
         let (seen, expected) = (seen.as_secs_f64(), expected.as_secs_f64());
-        assert!((seen - expected).abs() <= share * expected, "{seen} is not {expected}");
+        assert!((seen - expected).abs() <= share * expected, "{seen} is not near {expected}");
     }
 
     #[test]

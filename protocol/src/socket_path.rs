@@ -1,15 +1,16 @@
-//! Where the two processes meet when nobody says where.
+//! The default path of the socket between proxy and worker.
 
 use std::path::{Path, PathBuf};
 
 const SYSTEM_FOLDER: &str = "/run/pillion";
 const FILE: &str = "worker.sock";
 
-/// The socket's path when `--socket` is not given: `/run/pillion/worker.sock` where that folder can be written, else
-/// `pillion/worker.sock` under `$XDG_RUNTIME_DIR`, else under a folder of the user's in the system's temporary folder.
+/// Returns the socket's path if `--socket` is not given. It is `/run/pillion/worker.sock` if that folder can be written,
+/// else `pillion/worker.sock` in `$XDG_RUNTIME_DIR` if that can be written, else `pillion-UID/worker.sock` in the system's
+/// temporary folder.
 ///
-/// Both binaries call this, so that both find the same place. `writable` says whether a folder exists and can be
-/// written; `runtime_dir` is `$XDG_RUNTIME_DIR`, `temp_dir` the temporary folder, `uid` the user's number.
+/// Both programs call this function, so both use the same path. `writable` says whether a folder exists and can be written,
+/// `runtime_dir` is `$XDG_RUNTIME_DIR`, `temp_dir` is the temporary folder, and `uid` is the user's id.
 ///
 /// ```
 /// use std::path::Path;

@@ -1,4 +1,4 @@
-//! The exact bytes of every frame, written by hand: whoever changes one of them changes the protocol.
+//! The exact bytes of every frame, written by hand. A change of these bytes is a change of the protocol.
 
 use bytes::BytesMut;
 use pillion_protocol::frame::{
@@ -8,7 +8,7 @@ use pillion_protocol::frame::{
 use pillion_protocol::{BatchId, Frame, codec};
 use serde_json::{Map, json};
 
-/// A frame is written as exactly `header` and `payload`, and those bytes are read as that frame.
+/// Checks that a frame is written as exactly `header` and `payload`, and that these bytes are read as that frame.
 #[track_caller]
 fn pinned(frame: &Frame, header: [u8; 16], payload: &[u8]) {
     let bytes = [&header[..], payload].concat();
@@ -16,10 +16,10 @@ fn pinned(frame: &Frame, header: [u8; 16], payload: &[u8]) {
     codec::encode(frame, &mut wire).unwrap();
     assert_eq!(wire, bytes, "written: {}", wire.escape_ascii());
     assert_eq!(codec::decode(&mut wire).unwrap().as_ref(), Some(frame));
-    assert!(wire.is_empty(), "a frame is taken whole");
+    assert!(wire.is_empty(), "a frame is removed whole");
 }
 
-/// The bytes are read as `frame`, though this build would write them otherwise.
+/// Checks that the bytes are read as `frame`, although this build writes the frame with other bytes.
 #[track_caller]
 fn understood(header: [u8; 16], payload: &[u8], frame: &Frame) {
     let mut wire = BytesMut::from(&[&header[..], payload].concat()[..]);

@@ -1,4 +1,5 @@
-//! Bytes from a peer that is broken or means harm: refused with a reason, and nothing taken for them.
+//! The codec refuses bytes from a broken or hostile peer with a reason, before it allocates the memory that
+//! they ask for.
 
 use bytes::{BufMut, BytesMut};
 use pillion_protocol::connection::FrameReader;
@@ -74,20 +75,20 @@ fn unknown_types_magics_and_versions_are_refused_by_the_header_alone() {
 
 #[test]
 fn tokens_that_lie_are_refused() {
-    tokens_refused(&[], "no count");
-    tokens_refused(&[0, 0, 0], "no count");
-    tokens_refused(&numbers(&[1]), "more members than bytes for them");
-    tokens_refused(&numbers(&[u32::MAX, 0, 0, 0]), "more members than bytes for them");
+    tokens_refused(&[], "the count of members is missing");
+    tokens_refused(&[0, 0, 0], "the count of members is missing");
+    tokens_refused(&numbers(&[1]), "it counts more members than its bytes can hold");
+    tokens_refused(&numbers(&[u32::MAX, 0, 0, 0]), "it counts more members than its bytes can hold");
     let one_more_id = numbers(&[1, 0, 2, 0, 7]);
-    tokens_refused(&one_more_id, "a member promises more than there is");
-    tokens_refused(&numbers(&[1, 0, u32::MAX, 0, 7]), "a member promises more than there is");
-    tokens_refused(&numbers(&[1, 0, 1, 1, 7]), "a member promises more than there is");
-    tokens_refused(&numbers(&[1, 0, 0, u32::MAX]), "a member promises more than there is");
-    tokens_refused(&numbers(&[1, 0, u32::MAX, u32::MAX]), "a member promises more than there is");
+    tokens_refused(&one_more_id, "the entry of a member promises more bytes than there are");
+    tokens_refused(&numbers(&[1, 0, u32::MAX, 0, 7]), "the entry of a member promises more bytes than there are");
+    tokens_refused(&numbers(&[1, 0, 1, 1, 7]), "the entry of a member promises more bytes than there are");
+    tokens_refused(&numbers(&[1, 0, 0, u32::MAX]), "the entry of a member promises more bytes than there are");
+    tokens_refused(&numbers(&[1, 0, u32::MAX, u32::MAX]), "the entry of a member promises more bytes than there are");
     let first_eats_the_second = numbers(&[2, 0, 2, 0, 1, 2, 3]);
-    tokens_refused(&first_eats_the_second, "a member is cut short");
-    tokens_refused(&numbers(&[0, 9]), "bytes left over");
-    tokens_refused(&numbers(&[1, 0, 0, 0, 9]), "bytes left over");
+    tokens_refused(&first_eats_the_second, "the entry of a member is cut short");
+    tokens_refused(&numbers(&[0, 9]), "there are bytes left over");
+    tokens_refused(&numbers(&[1, 0, 0, 0, 9]), "there are bytes left over");
 }
 
 #[test]
@@ -141,7 +142,7 @@ fn deep_nesting_does_not_reach_the_end_of_the_stack() {
         for kind in JSON.into_iter().filter(|kind| !matches!(kind, 0x10 | 0x24 | 0x40)) {
             assert!(decode(kind, nest.as_bytes()).is_err(), "type {kind:#04x}");
             assert!(decode(kind, format!("{{\"members\":{nest}}}").as_bytes()).is_err(), "type {kind:#04x}");
-            // Whether a reader skips an unknown field of such depth or refuses it is its own affair.
+            // A reader may skip an unknown field of such depth, or refuse it. It must not overflow the stack.
             let skipped = format!("{{\"reason\":\"drained\",\"message\":\"\",\"new\":{nest}}}");
             let _ = decode(kind, skipped.as_bytes());
         }

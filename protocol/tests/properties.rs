@@ -1,4 +1,4 @@
-//! What holds for frames and bytes of any kind. A failure prints the case and its seed.
+//! Properties that hold for all frames and all bytes. A failure prints the case and its seed.
 
 use bytes::{BufMut, BytesMut};
 use pillion_protocol::frame::{
@@ -64,7 +64,7 @@ fn member() -> impl Strategy<Value = Member> {
     )
 }
 
-/// A batch is not written by serde alone: it must be what serde would write.
+/// Whether the codec writes the same bytes for a batch that serde writes. The codec writes a part of a batch without serde.
 fn as_serde_writes(batch: &Batch) -> bool {
     let mut wire = BytesMut::new();
     codec::encode(&Frame::Batch(BatchId(1), batch.clone()), &mut wire).unwrap();
@@ -152,12 +152,12 @@ fn frame() -> impl Strategy<Value = Frame> {
     ]
 }
 
-/// Decodes until the bytes are used up, incomplete or refused; says how many frames there were.
+/// Decodes frames until the bytes are used up, incomplete or refused. Returns the number of frames.
 fn drain(wire: &mut BytesMut) -> usize {
     std::iter::from_fn(|| codec::decode(wire).ok().flatten()).count()
 }
 
-/// A header that is right but for, perhaps, its length, and any payload.
+/// A header whose length may be wrong and whose other fields are right, and any payload.
 fn nearly_a_frame() -> impl Strategy<Value = Vec<u8>> {
     let kind = prop::sample::select(vec![
         0x01u8, 0x02, 0x03, 0x10, 0x11, 0x20, 0x20, 0x20, 0x21, 0x22, 0x23, 0x24, 0x30, 0x31, 0x40, 0x41, 0x42,
@@ -171,7 +171,7 @@ fn nearly_a_frame() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The longest frame there is, and a little for the allocator's rounding.
+/// The most bytes that a buffer may take: twice the longest frame, since the buffer's growth rounds up.
 const MOST: usize = 2 * (64 * 1024 * 1024 + codec::HEADER);
 
 proptest! {

@@ -1,4 +1,4 @@
-//! Every frame reads the same wherever the stream is cut into pieces.
+//! Every frame is read in the same way, at whatever bytes the stream is cut into pieces.
 
 mod frames;
 
@@ -20,7 +20,7 @@ fn a_frame_cut_at_any_offset_decodes_the_same() {
         for cut in 0..bytes.len() {
             let mut wire = BytesMut::from(&bytes[..cut]);
             assert_eq!(codec::decode(&mut wire).unwrap(), None, "{frame:?} cut at {cut}");
-            assert_eq!(wire, bytes[..cut], "an incomplete frame stays where it is");
+            assert_eq!(wire, bytes[..cut], "an incomplete frame stays in the buffer");
             wire.extend_from_slice(&bytes[cut..]);
             assert_eq!(codec::decode(&mut wire).unwrap().as_ref(), Some(&frame), "cut at {cut}");
         }

@@ -1,11 +1,11 @@
-//! An address to listen on, in the forms that people write.
+//! Parses an address to listen on.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// Reads `ADDRESS:PORT`, `localhost:PORT`, `PORT` (on 127.0.0.1) or `:PORT` (on all IPv4 addresses).
+/// Parses `ADDRESS:PORT`, `localhost:PORT`, `PORT` (on 127.0.0.1) or `:PORT` (on all IPv4 addresses).
 ///
 /// # Errors
-/// It is none of these: which forms there are.
+/// The text has none of these forms. The message lists them.
 pub(crate) fn parse(text: &str) -> Result<SocketAddr, String> {
     let at = |ip: Ipv4Addr, port: &str| Some(SocketAddr::new(IpAddr::V4(ip), port.parse().ok()?));
     let address = match text.rsplit_once(':') {
@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_understood_as_people_write_them() {
+    fn every_form_of_an_address_is_parsed() {
         for (text, address) in [
             ("8080", "127.0.0.1:8080"),
             (":8080", "0.0.0.0:8080"),

@@ -1,13 +1,13 @@
 //! Admission control: the queue is bounded in texts, and the memory of prompts in bytes.
 //!
-//! Both are reserved before anything is done for a request, and given back by dropping the reservation. Texts count while
-//! they wait; bytes count until the request has ended, because a prompt is kept until then.
+//! Both are reserved before anything is done for a request. Dropping the reservation gives them back. A text counts
+//! while it waits. Bytes count until the request has ended, because a prompt is kept until then.
 //!
-//! A body's bytes are reserved as they come, and most of them only within a part of all memory: many bodies that come slowly,
-//! or never end, leave memory for small ones and for those that are complete.
+//! The bytes of a body are reserved as they arrive. All incomplete bodies together may take only a part of the memory,
+//! so that many bodies that arrive slowly, or never end, leave memory for small bodies and for complete ones.
 //!
-//! A refused client is told when the queue is forecast to have room, spread over a span of time so that a refused crowd
-//! does not come back at once.
+//! A refused client is told when to come back: when a part of the queue is forecast to be done. The times are spread,
+//! so that refused clients do not come back all at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -16,19 +16,19 @@ use std::time::Duration;
 use crate::domain::{QueueDepth, QueueSlot};
 use crate::metrics::Metrics;
 
-/// A refusal.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
-    /// The texts would not fit the queue.
+    /// The texts do not fit the queue.
     #[error("the queue is full")]
     QueueFull {
-        /// When to come back, in whole seconds from 1 to 60.
+        /// How long the client should wait before it tries again, in whole seconds from 1 to 60.
         retry_after: Duration,
     },
-    /// The bytes would not fit the memory set aside for prompts.
+    /// The bytes do not fit the memory for prompts.
     #[error("the memory for waiting requests is full")]
     QueueBytes {
-        /// The same.
+        /// How long the client should wait before it tries again, in whole seconds from 1 to 60.
         retry_after: Duration,
     },
     /// The proxy is shutting down.
@@ -36,12 +36,12 @@ pub enum Rejected {
     Draining,
 }
 
-/// The bounds.
+/// How much is admitted.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Texts that may wait.
+    /// The most texts that may wait.
     pub texts: usize,
-    /// Bytes that requests may hold.
+    /// The most bytes that requests may hold.
     pub bytes: usize,
 }
 
@@ -56,34 +56,34 @@ struct State {
     bounds: Bounds,
     depth: Arc<QueueDepth>,
     bytes: AtomicUsize,
-    /// Those of them that belong to bodies that are not complete, without the first bytes of each.
+    /// The part of `bytes` that belongs to incomplete bodies, without the first bytes of each.
     incomplete: AtomicUsize,
     arriving: AtomicUsize,
-    /// Nanoseconds of the engines' time that a text takes, lately; 0 while unknown.
+    /// The engines' time for a text, as measured lately, in nanoseconds; 0 while unknown.
     text_nanos: AtomicU64,
-    /// Refusals so far: they spread the times at which refused clients are told to come back.
+    /// The number of refusals, from which the spread of `Retry-After` follows.
     refusals: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
-/// The longest that a request's body may take to arrive, whatever the request's own timeout is.
+/// The longest that a request's body may take to arrive, even if the request's own timeout is longer.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long idle connections stay open once clients are to go elsewhere: a request may be on its way.
+/// How long idle connections stay open once clients are to go elsewhere, since a request may be on its way.
 pub const LINGER: Duration = Duration::from_secs(1);
 
-/// The first bytes of each body, which may be anywhere in memory: as many connections as a proxy has by default fit beside
-/// what else comes.
+/// The first bytes of each body, which do not count as incomplete. With the default settings, those of all connections
+/// fit in memory together with the share of incomplete bodies.
 const FIRST_BYTES: usize = 2048;
-/// All incomplete bodies may have one part in so many of the memory, beside the first bytes of each.
+/// All incomplete bodies may take one part in this many of the memory, besides the first bytes of each.
 const INCOMPLETE_SHARE: usize = 2;
-/// The longest that a refused client is told to wait, in seconds.
+/// The largest `Retry-After`, in seconds.
 const LONGEST_RETRY: u64 = 60;
-/// The engines' time that a text is taken to need while nothing has been measured.
-const UNKNOWN: Duration = Duration::from_millis(10);
+/// The engines' time that is assumed for a text until it has been measured.
+const UNKNOWN_PACE: Duration = Duration::from_millis(10);
 
 impl Admission {
-    /// Nothing is reserved.
+    /// Admission control with nothing reserved.
     pub fn new(bounds: Bounds, metrics: Arc<Metrics>) -> Self {
         let depth = QueueDepth::new(metrics.queue_depth.clone());
         let state = State {
@@ -99,10 +99,10 @@ impl Admission {
         Self { state: Arc::new(state) }
     }
 
-    /// Slots for `n` texts, all or none.
+    /// Reserves slots for `n` texts, all or none.
     ///
     /// # Errors
-    /// There are fewer.
+    /// The queue has fewer free slots.
     pub fn texts(&self, n: usize) -> Result<Vec<QueueSlot>, Rejected> {
         self.state.depth.reserve(n, self.state.bounds.texts).ok_or_else(|| {
             self.state.metrics.rejected_queue_full.increment(1);
@@ -110,62 +110,62 @@ impl Admission {
         })
     }
 
-    /// A slot for a text that was admitted before and comes back from a worker.
+    /// A slot for a text that was admitted before and comes back from a worker. It is never refused.
     pub fn readmit(&self) -> QueueSlot {
         self.state.depth.readmit()
     }
 
-    /// Begins to reserve memory for a body, of which `announced` bytes are known to come, or more. They are not reserved yet,
-    /// since the body may never be complete.
+    /// Begins the reservation for a body of at least `announced` bytes. These bytes are not reserved yet, since they
+    /// may never arrive.
     ///
     /// # Errors
-    /// There is no memory for as many now.
+    /// There is no memory for this many bytes now.
     pub fn body(&self, announced: usize) -> Result<BodyReservation, Rejected> {
         let bytes = BodyBytes { state: self.state.clone(), held: 0 };
-        let mut reservation = BodyReservation { bytes, late: 0 };
+        let mut reservation = BodyReservation { bytes, incomplete: 0 };
         reservation.grow(announced)?;
         reservation.release();
         Ok(reservation)
     }
 
-    /// Says that a request is being read, until the guard is dropped.
+    /// Counts a request as being read until the guard is dropped.
     pub fn arriving(&self) -> Arriving {
         self.state.arriving.fetch_add(1, Relaxed);
         Arriving { state: self.state.clone() }
     }
 
-    /// Requests that are being read at this moment.
+    /// The number of requests that are being read.
     pub fn count_arriving(&self) -> usize {
         self.state.arriving.load(Relaxed)
     }
 
-    /// Takes the engines' time for a text, as measured.
+    /// Sets the engines' time for a text, as measured.
     pub fn set_pace(&self, text: Duration) {
         self.state.text_nanos.store(u64::try_from(text.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// When to tell a refused client to come back, in whole seconds from 1 to 60, if what goes before it is forecast to take
-    /// the engines `backlog`.
+    /// How long a refused client should wait before it tries again, in whole seconds from 1 to 60, if the texts
+    /// ahead of it are forecast to take the engines `backlog`.
     pub fn retry_after(&self, backlog: Duration) -> Duration {
         self.state.retry_after(backlog)
     }
 }
 
 impl State {
-    /// How long the engines will take for the texts that wait now.
+    /// The engines' time for all texts that wait now.
     fn backlog(&self) -> Duration {
         let text = match self.text_nanos.load(Relaxed) {
-            0 => UNKNOWN,
+            0 => UNKNOWN_PACE,
             nanos => Duration::from_nanos(nanos),
         };
         text.saturating_mul(u32::try_from(self.depth.get()).unwrap_or(u32::MAX))
     }
 
-    /// When half of the backlog is done, and up to as long again: a refused crowd comes back spread over the time in which
-    /// the queue drains.
+    /// The time for half of the backlog, plus up to as long again: refused clients come back spread over the time in
+    /// which the queue drains.
     ///
     /// Successive refusals are spread evenly by the golden ratio (an additive recurrence: Roberts, The unreasonable
-    /// effectiveness of quasirandom sequences, 2018), which needs no source of chance.
+    /// effectiveness of quasirandom sequences, 2018), which needs no random numbers.
     fn retry_after(&self, backlog: Duration) -> Duration {
         const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
         let forecast = u64::try_from((backlog / 2).as_millis().div_ceil(1000)).unwrap_or(u64::MAX);
@@ -177,51 +177,51 @@ impl State {
     }
 }
 
-/// Memory for a body that is not complete.
+/// The memory reserved for a body that is not complete.
 #[derive(Debug)]
 pub struct BodyReservation {
     bytes: BodyBytes,
-    /// Those beyond the first.
-    late: usize,
+    /// The part of the bytes that counts as incomplete.
+    incomplete: usize,
 }
 
 impl BodyReservation {
-    /// Reserves `n` bytes more.
+    /// Reserves `n` more bytes.
     ///
     /// # Errors
-    /// There are fewer; what was reserved before still is.
+    /// There is no memory for this many bytes. What was reserved before stays reserved.
     pub fn grow(&mut self, n: usize) -> Result<(), Rejected> {
         let state = &self.bytes.state;
-        let late = self.bytes.held.saturating_add(n).saturating_sub(FIRST_BYTES) - self.late;
-        // One alone may have all of it.
-        let most = |taken: usize| if taken == self.late { usize::MAX } else { state.bounds.bytes / INCOMPLETE_SHARE };
-        let room = |taken: usize| taken.checked_add(late).filter(|&sum| late == 0 || sum <= most(taken));
+        let more = self.bytes.held.saturating_add(n).saturating_sub(FIRST_BYTES) - self.incomplete;
+        // A body that is the only incomplete one may take all memory.
+        let cap = |sum: usize| if sum == self.incomplete { usize::MAX } else { state.bounds.bytes / INCOMPLETE_SHARE };
+        let room = |sum: usize| sum.checked_add(more).filter(|&new| more == 0 || new <= cap(sum));
         if state.incomplete.fetch_update(Relaxed, Relaxed, room).is_err() {
             return Err(self.bytes.refused());
         }
-        self.late += late;
+        self.incomplete += more;
         self.bytes.grow(n)
     }
 
-    /// The body is complete.
+    /// Turns the reservation into that of a complete body.
     pub fn complete(mut self) -> BodyBytes {
         let held = std::mem::take(&mut self.bytes.held);
         BodyBytes { state: self.bytes.state.clone(), held }
     }
 
     fn release(&mut self) {
-        self.bytes.state.incomplete.fetch_sub(std::mem::take(&mut self.late), Relaxed);
+        self.bytes.state.incomplete.fetch_sub(std::mem::take(&mut self.incomplete), Relaxed);
         self.bytes.state.bytes.fetch_sub(std::mem::take(&mut self.bytes.held), Relaxed);
     }
 }
 
 impl Drop for BodyReservation {
     fn drop(&mut self) {
-        self.bytes.state.incomplete.fetch_sub(self.late, Relaxed);
+        self.bytes.state.incomplete.fetch_sub(self.incomplete, Relaxed);
     }
 }
 
-/// Memory for a request.
+/// The memory reserved for a request. Dropping it gives the memory back.
 #[derive(Debug)]
 pub struct BodyBytes {
     state: Arc<State>,
@@ -229,10 +229,10 @@ pub struct BodyBytes {
 }
 
 impl BodyBytes {
-    /// Reserves `n` bytes more.
+    /// Reserves `n` more bytes.
     ///
     /// # Errors
-    /// There are fewer; what was reserved before still is.
+    /// There is no memory for this many bytes. What was reserved before stays reserved.
     pub fn grow(&mut self, n: usize) -> Result<(), Rejected> {
         let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= self.state.bounds.bytes);
         if self.state.bytes.fetch_update(Relaxed, Relaxed, room).is_err() {
@@ -254,7 +254,7 @@ impl Drop for BodyBytes {
     }
 }
 
-/// A request that is being read.
+/// Counts a request that is being read, until it is dropped.
 #[derive(Debug)]
 pub struct Arriving {
     state: Arc<State>,
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_admitted_whole_or_refused_whole() {
+    fn the_texts_of_a_request_are_admitted_all_or_none() {
         let admission = admission_of(3, 0);
         let first = admission.texts(2).unwrap();
         assert!(matches!(admission.texts(2), Err(Rejected::QueueFull { .. })));
@@ -297,11 +297,11 @@ mod tests {
         assert!(body(10).is_ok());
         assert!(body(11).is_err());
         assert!(body(usize::MAX).is_err());
-        assert!(body(10).is_ok(), "nothing is left of those");
+        assert!(body(10).is_ok(), "the refused bodies hold no memory");
     }
 
     #[test]
-    fn what_is_announced_and_does_not_come_takes_no_room() {
+    fn announced_bytes_that_do_not_arrive_take_no_memory() {
         let admission = admission_of(0, 2 * FIRST_BYTES);
         let announced: Vec<_> = (0..100).map(|_| admission.body(FIRST_BYTES + 100).unwrap()).collect();
         assert!(admission.body(2 * FIRST_BYTES + 1).is_err());
@@ -310,14 +310,14 @@ mod tests {
     }
 
     #[test]
-    fn a_large_body_may_have_all_room_where_it_is_alone() {
+    fn a_large_body_may_take_all_memory_if_no_other_is_incomplete() {
         let admission = admission_of(0, 4 * FIRST_BYTES);
         let mut body = admission.body(4 * FIRST_BYTES).unwrap();
         (0..4).for_each(|_| body.grow(FIRST_BYTES).unwrap());
     }
 
     #[test]
-    fn large_bodies_that_do_not_come_to_their_end_leave_room_for_others() {
+    fn large_incomplete_bodies_leave_memory_for_others() {
         let admission = admission_of(0, 20 * FIRST_BYTES);
         let large: Vec<_> = std::iter::from_fn(|| {
             let mut body = admission.body(0).ok()?;
@@ -328,18 +328,18 @@ mod tests {
         let small =
             || admission.body(FIRST_BYTES).and_then(|mut body| body.grow(FIRST_BYTES).map(|()| body.complete()));
         let mut others: Vec<_> = (0..5).map(|_| small().unwrap()).collect();
-        assert!(small().is_err(), "all of it is taken");
+        assert!(small().is_err(), "all memory is taken");
         others.clear();
-        let mut whole: Vec<_> = large.into_iter().map(BodyReservation::complete).collect();
+        let mut complete: Vec<_> = large.into_iter().map(BodyReservation::complete).collect();
         let mut next = admission.body(3 * FIRST_BYTES).unwrap();
-        next.grow(3 * FIRST_BYTES).expect("those before are whole, and in nobody's way");
-        whole.clear();
+        next.grow(3 * FIRST_BYTES).expect("the large bodies are complete, so they do not count as incomplete");
+        complete.clear();
         drop(next);
         assert_eq!((admission.state.bytes.load(Relaxed), admission.state.incomplete.load(Relaxed)), (0, 0));
     }
 
     #[test]
-    fn retry_after_follows_the_measured_pace_and_spreads_a_crowd() {
+    fn retry_after_follows_the_measured_pace_and_is_spread_evenly() {
         let admission = admission_of(100, 0);
         let _waiting = admission.texts(100).unwrap();
         let refused = || match admission.texts(1) {

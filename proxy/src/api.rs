@@ -1,5 +1,6 @@
-//! The HTTP API's dialects: bytes of a body become a [`Call`](call::Call), what comes of it becomes bytes again. No hyper, no
-//! sockets, and no status code: an [`ApiError`](error::ApiError) says what is wrong, and `http` says it as a status.
+//! The dialects of the HTTP API. A dialect parses the bytes of a body into a [`Call`](call::Call) and writes outcomes as bytes.
+//! It knows no hyper, no sockets and no status code: it says what is wrong as an [`ApiError`](error::ApiError), and `http` maps
+//! that to a status.
 
 pub(crate) mod call;
 pub(crate) mod error;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::BuildError;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
@@ -96,15 +96,14 @@ impl Proxy {
         Ok((Self { service, handle, metrics, clients, operators, links, log }, scheduler))
     }
 
-    /// Serves a client's connection until it ends, or `shutdown` says so and its request has been answered. Waits for a
-    /// place first.
-    pub async fn serve_client<I>(self, io: I, scope: Scope, shutdown: watch::Receiver<bool>)
+    /// Serves a client's connection to its end. Waits for a place first.
+    pub async fn serve_client<I>(self, io: I, scope: Scope)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let server = if scope == Scope::All { &self.clients } else { &self.operators };
         let _place = server.places().acquire().await;
-        server.serve(io, shutdown).await;
+        server.serve(io).await;
     }
 
     /// Serves a worker's connection until it ends.
@@ -134,8 +133,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         "listening"
     );
 
-    let (shutdown, shutting_down) = watch::channel(false);
-    let (stay, staying) = watch::channel(false);
     let worker_places = Arc::new(Semaphore::new(MAX_WORKERS));
     let scheduler = tokio::spawn(scheduler.run());
     tokio::spawn(upkeep(proxy.clone()));
@@ -146,17 +143,18 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     }
     let accept = accept_workers(socket, proxy.links.clone(), proxy.metrics.clone(), worker_places.clone());
     let workers = tokio::spawn(accept);
-    tokio::spawn(clients.accept(proxy.clients.clone(), shutting_down.clone(), shutting_down));
-    let operators =
-        operators.map(|listener| tokio::spawn(listener.accept(proxy.operators.clone(), staying.clone(), staying)));
+    let handle = proxy.handle.clone();
+    tokio::spawn(clients.accept(proxy.clients.clone(), async move { handle.shutting_down().await }));
+    if let Some(listener) = operators {
+        tokio::spawn(listener.accept(proxy.operators.clone(), std::future::pending()));
+    }
 
     tokio::select! {
         () = signals.stop(|| proxy.handle.dump()) => {}
         _ = scheduler => return Err(AppError::Internal("the scheduler has ended".to_owned())),
     }
     info!(drain_timeout = %humantime::format_duration(config.drain_timeout), "stopping: answering what was admitted");
-    proxy.service.leave();
-    shutdown.send_replace(true);
+    proxy.handle.shut_down();
     let all_gone = async {
         if timeout(LINGER, proxy.clients.all_closed()).await.is_err() {
             proxy.service.drain();
@@ -173,10 +171,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     proxy.handle.close().await;
     workers.abort();
     let _ = timeout(GOODBYE, worker_places.acquire_many(as_u32(MAX_WORKERS))).await;
-    drop(stay);
-    if let Some(operators) = operators {
-        operators.abort();
-    }
     if !drained {
         return Err(AppError::Unfinished { connections });
     }

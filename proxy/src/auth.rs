@@ -1,4 +1,4 @@
-//! API keys: bearer tokens (RFC 6750) from a file, read again whenever it changes.
+//! API keys: bearer tokens (RFC 6750) from a file, which is reloaded whenever it changes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,28 +8,28 @@ use std::time::{Duration, SystemTime};
 use subtle::{Choice, ConstantTimeEq};
 use tracing::{info, warn};
 
-/// How often the file is looked at. Kubernetes changes a mounted secret by renaming links, of which no event tells.
-const LOOK: Duration = Duration::from_secs(1);
-const MOST_BYTES: u64 = 64 * 1024;
+/// How often the file is checked for changes. A file watch would miss those of a Kubernetes secret, which renames links.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_BYTES: u64 = 64 * 1024;
 
-/// Why a file of keys cannot be used.
+/// Why an API key file cannot be used. The message follows the words "the file".
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Io(#[from] std::io::Error),
-    /// It is far larger than any file of keys.
-    #[error("has more than 64 KiB")]
+    /// The file is larger than 64 KiB.
+    #[error("is larger than 64 KiB")]
     TooLarge,
-    /// There is none in it.
-    #[error("has no key in it: one a line is needed; empty lines, and those that begin with #, are skipped")]
+    /// The file has no key.
+    #[error("has no key; write one on each line (empty lines and lines that begin with # are skipped)")]
     Empty,
-    /// A key could not be sent in a header.
-    #[error("has a key, on line {0}, that is not of visible ASCII characters")]
-    Unsendable(usize),
+    /// The key on this line could not be sent in a header.
+    #[error("has an invalid key on line {0}: a key consists of visible ASCII characters")]
+    InvalidKey(usize),
 }
 
-/// The keys of a file. Clones share them.
+/// The API keys of a file. Clones share them.
 #[derive(Clone, Debug)]
 pub struct ApiKeys {
     path: Arc<PathBuf>,
@@ -39,25 +39,25 @@ pub struct ApiKeys {
 #[derive(Debug)]
 struct Keys {
     all: Vec<Box<[u8]>>,
-    seen: Option<Stamp>,
+    version: Option<FileVersion>,
 }
 
-/// What tells one state of a file from another.
-type Stamp = (SystemTime, u64);
+/// When a file was modified, and its size in bytes. If either differs, the file has changed.
+type FileVersion = (SystemTime, u64);
 
 impl ApiKeys {
-    /// Reads the keys.
+    /// Reads the keys from a file.
     ///
     /// # Errors
-    /// There are none.
+    /// The file cannot be read, is too large, or has no key or an invalid one.
     pub fn read(path: &Path) -> Result<Self, KeysError> {
-        let seen = stamp(path);
-        let keys = Keys { all: load(path)?, seen };
+        let version = file_version(path);
+        let keys = Keys { all: load(path)?, version };
         Ok(Self { path: Arc::new(path.to_owned()), keys: Arc::new(RwLock::new(keys)) })
     }
 
-    /// Whether an `Authorization` header brings one of the keys. The time it takes says neither which key is meant nor how
-    /// much of it is right.
+    /// Whether an `Authorization` header has one of the keys. Keys are compared in constant time, so the duration does not
+    /// reveal how much of a key is right.
     pub fn allow(&self, authorization: Option<&[u8]>) -> bool {
         let token = match authorization.unwrap_or_default().split_at_checked(7) {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => token.trim_ascii(),
@@ -67,19 +67,19 @@ impl ApiKeys {
         keys.all.iter().fold(Choice::from(0), |found, key| found | key.ct_eq(token)).into()
     }
 
-    /// Reads the file again whenever it has changed, for ever. While it cannot be used, the keys before hold.
+    /// Reloads the file whenever it changes, forever. If the changed file cannot be used, the previous keys stay valid.
     pub async fn watch(self) {
-        let mut tick = tokio::time::interval(LOOK);
+        let mut tick = tokio::time::interval(POLL_INTERVAL);
         loop {
             tick.tick().await;
-            let now = stamp(&self.path);
-            if now == self.keys.read().unwrap_or_else(PoisonError::into_inner).seen {
+            let now = file_version(&self.path);
+            if now == self.keys.read().unwrap_or_else(PoisonError::into_inner).version {
                 continue;
             }
-            // Read before anybody has to wait for it.
+            // The file is read before the lock is taken, so that no request waits for it.
             let loaded = load(&self.path);
             let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-            keys.seen = now;
+            keys.version = now;
             match loaded {
                 Ok(all) => {
                     info!(keys = all.len(), "reloaded the API key file");
@@ -93,13 +93,13 @@ impl ApiKeys {
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
-    let found = fs::metadata(path).ok()?;
-    Some((found.modified().ok()?, found.len()))
+fn file_version(path: &Path) -> Option<FileVersion> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
 }
 
 fn load(path: &Path) -> Result<Vec<Box<[u8]>>, KeysError> {
-    if fs::metadata(path)?.len() > MOST_BYTES {
+    if fs::metadata(path)?.len() > MAX_BYTES {
         return Err(KeysError::TooLarge);
     }
     let bytes = fs::read(path)?;
@@ -110,7 +110,7 @@ fn load(path: &Path) -> Result<Vec<Box<[u8]>>, KeysError> {
             continue;
         }
         if !key.iter().all(u8::is_ascii_graphic) {
-            return Err(KeysError::Unsendable(line));
+            return Err(KeysError::InvalidKey(line));
         }
         all.push(key.into());
     }
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_key_of_the_file_opens() {
+    fn only_keys_of_the_file_are_accepted() {
         let path = file("some", "# ours\n\nfirst-key\n  second-key  \r\n");
         let keys = ApiKeys::read(&path).unwrap();
         for good in ["Bearer first-key", "bearer second-key", "BEARER  first-key "] {
@@ -154,25 +154,25 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_keys_is_refused() {
+    fn a_file_without_valid_keys_is_refused() {
         let path = file("none", "# nothing\n\n");
         assert!(matches!(ApiKeys::read(&path), Err(KeysError::Empty)));
         fs::write(&path, "good\nwith a space\n").unwrap();
-        assert!(matches!(ApiKeys::read(&path), Err(KeysError::Unsendable(2))));
+        assert!(matches!(ApiKeys::read(&path), Err(KeysError::InvalidKey(2))));
         fs::remove_file(&path).unwrap();
         assert!(matches!(ApiKeys::read(&path), Err(KeysError::Io(_))));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_file_holds_and_a_broken_one_does_not() {
+    async fn a_changed_file_is_reloaded_and_an_invalid_one_is_ignored() {
         let path = file("changing", "one\n");
         let keys = ApiKeys::read(&path).unwrap();
         let watching = tokio::spawn(keys.clone().watch());
         fs::write(&path, "another\n").unwrap();
-        tokio::time::sleep(2 * LOOK).await;
+        tokio::time::sleep(2 * POLL_INTERVAL).await;
         assert!(allowed(&keys, "Bearer another") && !allowed(&keys, "Bearer one"));
         fs::write(&path, "").unwrap();
-        tokio::time::sleep(2 * LOOK).await;
+        tokio::time::sleep(2 * POLL_INTERVAL).await;
         assert!(allowed(&keys, "Bearer another"));
         fs::remove_file(&path).unwrap();
         watching.abort();

@@ -1,5 +1,5 @@
-//! `pillion-proxy check live|ready`: asks a running proxy how it is, and says it by the exit code. For images that hold
-//! nothing else that could ask.
+//! The command `pillion-proxy check live|ready`: sends a probe to a running proxy and returns its result as the exit code. For
+//! images that hold no other HTTP client.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -7,28 +7,28 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use pillion_process::command;
 
 use crate::address;
 
-/// A proxy that does not answer for so long is not well.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes of an answer that are looked at.
-const LOOKED_AT: u64 = 4096;
+/// A proxy that takes longer than this to answer is unhealthy.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of an answer that are read.
+const MAX_ANSWER: u64 = 4096;
 
-const WELL: u8 = 0;
-const UNWELL: u8 = 1;
-const BAD_FLAG: u8 = 64;
+const HEALTHY: u8 = 0;
+const UNHEALTHY: u8 = 1;
 
-/// Asks a running proxy how it is. Exit codes: 0 well, 1 not, 64 bad flag
+/// Sends a probe to a running proxy. Exit codes: 0 healthy, 1 not, 64 bad flag
 #[derive(Debug, Parser)]
 #[command(name = "pillion-proxy check", version)]
 struct Flags {
     /// live: it can serve HTTP; ready: it has a worker and is not shutting down
     probe: Probe,
-    /// Where it serves HTTP
+    /// Address of the proxy
     #[arg(long, env = "PILLION_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT", value_parser = address::parse)]
     listen: SocketAddr,
-    /// Where it serves probes alone, which is asked instead
+    /// Address at which the proxy serves probes alone; used instead
     #[arg(long, env = "PILLION_ADMIN_LISTEN", value_name = "ADDRESS:PORT", value_parser = address::parse)]
     admin_listen: Option<SocketAddr>,
 }
@@ -48,38 +48,27 @@ impl Probe {
     }
 }
 
-/// Runs `check` where these arguments (the first is the program's name) ask for it; its exit code.
-pub fn asked(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
-    let mut arguments = arguments.into_iter();
-    let program = arguments.next()?;
-    if arguments.next()? != "check" {
-        return None;
-    }
-    Some(match Flags::try_parse_from(std::iter::once(program).chain(arguments)) {
-        Ok(flags) => check(&flags),
-        Err(error) => {
-            let _ = error.print();
-            if error.use_stderr() { BAD_FLAG } else { WELL }
-        }
-    })
+/// Runs the command `check` if these arguments, the first of which is the program's name, ask for it. Returns its exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Option<u8> {
+    command::run("check", arguments, check)
 }
 
 fn check(flags: &Flags) -> u8 {
     let address = reachable(flags.admin_listen.unwrap_or(flags.listen));
     match ask(address, flags.probe.path()) {
-        Ok((200, _)) => WELL,
+        Ok((200, _)) => HEALTHY,
         Ok((status, text)) => {
             eprintln!("{address} answers {status}: {text}");
-            UNWELL
+            UNHEALTHY
         }
         Err(error) => {
             eprintln!("{address} does not answer: {error}");
-            UNWELL
+            UNHEALTHY
         }
     }
 }
 
-/// Who listens on every address is asked on the one that cannot leave the machine.
+/// A proxy that listens on every address is asked on the loopback address.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -91,12 +80,12 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 
 /// Status and text of an answer.
 fn ask(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
-    stream.take(LOOKED_AT).read_to_end(&mut answer)?;
+    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
     read(&String::from_utf8_lossy(&answer)).ok_or_else(|| io::Error::other("what it says is no HTTP"))
 }
 
@@ -116,11 +105,11 @@ mod tests {
 
     #[test]
     fn only_check_is_taken_for_it() {
-        assert_eq!(asked(arguments("pillion-proxy")), None);
-        assert_eq!(asked(arguments("pillion-proxy --listen check")), None);
-        assert_eq!(asked(arguments("pillion-proxy check well")), Some(BAD_FLAG));
-        assert_eq!(asked(arguments("pillion-proxy check")), Some(BAD_FLAG));
-        assert_eq!(asked(arguments("pillion-proxy check --help")), Some(WELL));
+        assert_eq!(run(arguments("pillion-proxy")), None);
+        assert_eq!(run(arguments("pillion-proxy --listen check")), None);
+        assert_eq!(run(arguments("pillion-proxy check well")), Some(pillion_process::exit::BAD_FLAG));
+        assert_eq!(run(arguments("pillion-proxy check")), Some(pillion_process::exit::BAD_FLAG));
+        assert_eq!(run(arguments("pillion-proxy check --help")), Some(HEALTHY));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the proxy is told: flags, or environment variables of the same names behind `PILLION_`, checked once.
+//! The configuration: flags, or environment variables with the same names and the prefix `PILLION_`, validated at start.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -9,76 +9,76 @@ use bytesize::ByteSize;
 use clap::Parser;
 use clap::builder::RangedI64ValueParser;
 use nix::unistd::{AccessFlags, Uid, access};
+use pillion_process::log::LogFormat;
 use pillion_protocol::codec::{MAX_BATCH_MEMBERS, MAX_BATCH_TEXT};
 use pillion_protocol::default_socket_path;
 
 use crate::address;
 use crate::auth::ApiKeys;
-use crate::log::LogFormat;
 
-/// What holds: flags, checked.
+/// The validated configuration.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "pillion-proxy",
     version,
-    about = "Lets requests ride together: coalesces HTTP requests into batches for a model worker",
-    after_help = "pillion-proxy check live|ready asks a running proxy how it is."
+    about = "An HTTP proxy that coalesces requests into batches for a model worker",
+    after_help = "pillion-proxy check live|ready asks a running proxy whether it is live or ready."
 )]
 pub struct Config {
     /// Address and port to serve HTTP on
     #[arg(long, env = "PILLION_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT", value_parser = address::parse)]
     pub listen: SocketAddr,
-    /// Address and port for probes and metrics alone, beside --listen
+    /// A second address and port, for probes and metrics only
     #[arg(long, env = "PILLION_ADMIN_LISTEN", value_name = "ADDRESS:PORT", value_parser = address::parse)]
     pub admin_listen: Option<SocketAddr>,
-    /// Unix-domain socket that workers dial [default: /run/pillion/worker.sock, or one in the user's runtime folder]
+    /// Unix-domain socket that workers connect to [default: /run/pillion/worker.sock, or one in the user's runtime folder]
     #[arg(long, env = "PILLION_SOCKET", value_name = "PATH",
         default_value_os_t = default_socket(), hide_default_value = true)]
     pub socket: PathBuf,
-    /// The most requests (texts) in one batch
+    /// The most texts in one batch
     #[arg(long, env = "PILLION_MAX_BATCH_SIZE", allow_negative_numbers = true, default_value_t = 50, value_name = "TEXTS",
         value_parser = count(MAX_BATCH_MEMBERS))]
     pub max_batch_size: usize,
-    /// The longest that a request may be held for companions while a worker is free; nobody pays it otherwise
+    /// The longest that a batch may be held for more texts while a worker is free; it is held only if that pays
     #[arg(long, env = "PILLION_BATCH_TIMEOUT", default_value = "100ms", value_name = "DURATION", value_parser = duration)]
     pub batch_timeout: Duration,
-    /// Texts that may wait; more are refused with 429
+    /// The most texts that may wait; further ones are refused with 429
     #[arg(long, env = "PILLION_MAX_QUEUE", allow_negative_numbers = true, default_value_t = 1024, value_name = "TEXTS",
         value_parser = count(1_000_000))]
     pub max_queue: usize,
-    /// Memory for the bodies of admitted requests; more are refused with 429
+    /// Memory for the bodies of requests until they are answered; further ones are refused with 429
     #[arg(long, env = "PILLION_MAX_QUEUE_BYTES", default_value = "64MiB", value_name = "BYTES", value_parser = bytes)]
     pub max_queue_bytes: usize,
-    /// The largest body, at most 8MiB; larger ones are refused with 413
+    /// The largest body of a request, at most 8MiB; larger ones are refused with 413
     #[arg(long, env = "PILLION_MAX_BODY_BYTES", default_value = "2MiB", value_name = "BYTES", value_parser = bytes)]
     pub max_body_bytes: usize,
-    /// HTTP connections at once; more wait to be accepted
+    /// The most HTTP connections at once; further ones wait to be accepted
     #[arg(long, env = "PILLION_MAX_CONNECTIONS", allow_negative_numbers = true, default_value_t = 10_000, value_name = "CONNECTIONS",
         value_parser = count(1_000_000))]
     pub max_connections: usize,
-    /// The longest that a request may take, and what it may take where it says nothing
+    /// The longest timeout of a request, and the default
     #[arg(long, env = "PILLION_REQUEST_TIMEOUT", default_value = "60s", value_name = "DURATION", value_parser = duration)]
     pub request_timeout: Duration,
-    /// The longest that a request waits while no worker is connected that will do for it, before 503
+    /// The longest that a request waits while no suitable worker is connected, before it fails with 503
     #[arg(long, env = "PILLION_WORKER_WAIT", default_value = "30s", value_name = "DURATION", value_parser = duration)]
     pub worker_wait: Duration,
-    /// How often workers may die before having produced anything of a text; then it is tried once alone, before 502
+    /// How many worker deaths a text may be present at before it is retried alone; after one more it fails with 502
     #[arg(long, env = "PILLION_MAX_ATTEMPTS", allow_negative_numbers = true, default_value_t = 3, value_name = "TIMES",
         value_parser = clap::value_parser!(u32).range(1..=100))]
     pub max_attempts: u32,
     /// The longest that a shutdown waits for admitted requests; not shorter than --request-timeout
     #[arg(long, env = "PILLION_DRAIN_TIMEOUT", default_value = "65s", value_name = "DURATION", value_parser = duration)]
     pub drain_timeout: Duration,
-    /// User number of workers to accept beside one's own; may be repeated
+    /// User id of another user whose workers may connect; may be repeated
     #[arg(long, env = "PILLION_ALLOW_PEER", allow_negative_numbers = true, value_name = "UID", value_delimiter = ',')]
     pub allow_peer: Vec<u32>,
-    /// File of API keys, one a line; with it, only requests with `Authorization: Bearer KEY` are served. Read again on change
+    /// File of API keys, one a line; only requests with `Authorization: Bearer KEY` are served. Reloaded when it changes
     #[arg(long, env = "PILLION_API_KEY_FILE", value_name = "PATH")]
     pub api_key_file: Option<PathBuf>,
-    /// How log lines are written
+    /// Format of log lines
     #[arg(long, env = "PILLION_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,
-    /// Log prompts and answers, which are private otherwise
+    /// Log prompts and answers, which are never logged otherwise
     #[arg(long, env = "PILLION_LOG_PROMPTS")]
     pub log_prompts: bool,
     /// The keys of `--api-key-file`.
@@ -86,20 +86,20 @@ pub struct Config {
     pub api_keys: Option<ApiKeys>,
 }
 
-/// Why there is no configuration.
+/// Why the configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A flag or value is wrong, or help was asked for; the text says it all.
+    /// A flag or value is invalid, or help was requested. The message is for the user as it is.
     #[error(transparent)]
     Flags(#[from] clap::Error),
-    /// Values contradict each other.
+    /// A value is not allowed.
     #[error("--{flag} is {value}: {allowed}")]
     Value {
         /// The flag, without its dashes.
         flag: &'static str,
-        /// Its value.
+        /// The flag's value.
         value: String,
-        /// What is allowed.
+        /// What is allowed, as a clause.
         allowed: String,
     },
 }
@@ -122,7 +122,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Logs what holds.
+    /// Logs the configuration.
     pub fn log(&self) {
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -155,7 +155,7 @@ impl Config {
         for (flag, value) in [("request-timeout", self.request_timeout), ("drain-timeout", self.drain_timeout)] {
             let day = Duration::from_secs(24 * 3600);
             if value.is_zero() || value > day {
-                return wrong(flag, time(value), "it must be over 0 and at most 1day".to_owned());
+                return wrong(flag, time(value), "it must be over 0 and at most 24h".to_owned());
             }
         }
         if self.max_body_bytes == 0 || self.max_body_bytes > MAX_BATCH_TEXT.min(self.max_queue_bytes) {
@@ -165,7 +165,7 @@ impl Config {
         }
         let folder = self.socket.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
         if let Some(folder) = folder.filter(|_| self.socket != default_socket()) {
-            let allowed = format!("its folder must be there, and {} is not", folder.display());
+            let allowed = format!("its folder must exist, but {} is not there", folder.display());
             return wrong("socket", self.socket.display().to_string(), allowed);
         }
         Ok(())
@@ -182,7 +182,7 @@ fn default_socket() -> PathBuf {
     default_socket_path(writable, runtime.as_deref(), &std::env::temp_dir(), Uid::effective().as_raw())
 }
 
-/// From 1 to `most`.
+/// Parses a number from 1 to `most`.
 fn count(most: usize) -> RangedI64ValueParser<usize> {
     RangedI64ValueParser::new().range(1..=i64::try_from(most).unwrap_or(i64::MAX))
 }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_those_of_the_contract() {
+    fn absent_flags_have_the_documented_defaults() {
         let config = read(&[]).unwrap();
         assert_eq!(config.listen, "127.0.0.1:8080".parse().unwrap());
         assert_eq!((config.max_batch_size, config.max_queue, config.max_connections), (50, 1024, 10_000));
@@ -217,8 +217,8 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_is_told_with_its_flag_and_what_is_allowed() {
-        for (flags, told) in [
+    fn an_error_names_the_flag_its_value_and_what_is_allowed() {
+        for (flags, expected) in [
             (&["--batch-timeout", "fast"][..], &["--batch-timeout", "fast", "500ms"][..]),
             (&["--max-batch-size", "0"], &["--max-batch-size", "0", "1..=4096"]),
             (&["--max-queue", "-1"], &["--max-queue", "-1", "1..=1000000"]),
@@ -235,14 +235,14 @@ mod tests {
             (&["--frobnicate"], &["--frobnicate"]),
         ] {
             let error = read(flags).unwrap_err().to_string();
-            for word in told {
+            for word in expected {
                 assert!(error.contains(word), "{flags:?} gave: {error}");
             }
         }
     }
 
     #[test]
-    fn peers_may_be_several() {
+    fn allow_peer_may_be_repeated() {
         assert_eq!(read(&["--allow-peer", "7", "--allow-peer", "8"]).unwrap().allow_peer, [7, 8]);
     }
 }

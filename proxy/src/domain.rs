@@ -1,5 +1,5 @@
-//! What travels through the proxy, as plain data: a request's texts, what they ask of an engine, which of them can share a
-//! batch, and how each ends. A job is one text of one request, on its way to exactly one outcome.
+//! The proxy's plain data: a request's texts, which of them can share a batch, what they demand of an engine, and how
+//! each text ends. A job is one text of one request. Each job gets exactly one outcome.
 
 mod batch_key;
 mod demand;

@@ -1,4 +1,5 @@
-//! HTTP semantics: which path is whose, statuses and headers, request ids, API keys, and one access-log line for each request.
+//! HTTP semantics: the endpoint of each path, statuses and headers, request ids, API keys, and one line in the access log for
+//! each request.
 
 mod body;
 mod client_history;

@@ -1,29 +1,29 @@
-//! Listening sockets that the process was started with, by systemd's convention (`sd_listen_fds(3)`): descriptors from 3 on,
-//! `LISTEN_FDS` says how many, `LISTEN_PID` for whom. They outlive the process: what connects while one proxy ends and the
-//! next begins waits in the kernel, and nobody is refused.
+//! Listening sockets that the process inherits by systemd's convention (`sd_listen_fds(3)`): descriptors from 3 on, of which
+//! `LISTEN_FDS` is the number and `LISTEN_PID` the process that they are for. The sockets outlive the process: a connection
+//! that comes after one proxy ends and before the next begins waits in the kernel instead of being refused.
 
 use std::io;
 use std::net::TcpListener;
 
 use listenfd::ListenFd;
 
-/// The sockets, and how many of them have been taken.
-#[allow(missing_debug_implementations, reason = "what it holds has none")]
+/// The inherited sockets, which are taken one by one.
+#[allow(missing_debug_implementations, reason = "`ListenFd` has none")]
 pub struct Inherited {
     sockets: ListenFd,
     taken: usize,
 }
 
 impl Inherited {
-    /// Those of this process.
+    /// Finds the sockets through the environment.
     pub fn from_env() -> Self {
         Self { sockets: ListenFd::from_env(), taken: 0 }
     }
 
-    /// The next of them, in their order; `None` where there are no more.
+    /// Takes the next socket in order; `None` if no socket is left.
     ///
     /// # Errors
-    /// It is no listening TCP socket.
+    /// The descriptor is not a listening TCP socket.
     pub fn next_tcp(&mut self) -> io::Result<Option<TcpListener>> {
         let listener = self.sockets.take_tcp_listener(self.taken)?;
         if let Some(listener) = &listener {
@@ -33,7 +33,7 @@ impl Inherited {
         Ok(listener)
     }
 
-    /// How many are left.
+    /// Number of sockets that were not taken.
     pub fn left(&self) -> usize {
         self.sockets.len().saturating_sub(self.taken)
     }

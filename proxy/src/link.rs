@@ -1,7 +1,7 @@
-//! One worker's connection: the handshake, batches out, what members produce in.
+//! Serves one worker's connection: it shakes hands, sends batches, and passes on what their members produce.
 //!
-//! A link never waits for a client: a terminal event has its place reserved, and what members produce is kept with the
-//! job. It never stops reading to write: both go on side by side, so that two full sockets cannot wedge each other.
+//! A link never waits for a client: what members produce is kept with the job, or grows in the feed until the client
+//! takes it. A link never stops reading in order to write, so that two full sockets cannot block each other.
 
 mod error;
 mod handshake;
@@ -29,20 +29,20 @@ use crate::numbers::as_u32;
 use crate::scheduler::batch::DispatchedBatch;
 use crate::scheduler::{LinkCommand, LinkEvent, LinkPort, WorkerId};
 
-/// How long after a member's deadline the worker may still answer for itself.
+/// How long after a member's deadline the worker may still end the member itself.
 const GRACE: Duration = Duration::from_millis(500);
-/// How often members are checked against their deadline.
+/// How often the members' deadlines and the worker's progress are checked.
 const TICK: Duration = Duration::from_millis(100);
-/// Bytes waiting to be written at which no further message is taken from the scheduler.
+/// While this many bytes wait to be written, no further command is taken from the scheduler.
 const HIGH_WATER: usize = 1024 * 1024;
-/// Messages that may wait for a link: batches, bounded by credit, and cancellations.
+/// Commands that may wait for a link: batches, which credit bounds, and cancellations.
 const INBOX: usize = 4096;
 
-/// How a link ended that did not fail.
+/// How a connection ended that did not fail.
 enum LinkEnd {
-    /// One of the two said so.
+    /// The worker or the proxy sent GOODBYE.
     Goodbye,
-    /// The worker closed it without a word.
+    /// The worker closed the connection without GOODBYE.
     Closed,
 }
 
@@ -58,18 +58,18 @@ struct Link<I> {
     fingerprint: Arc<str>,
 }
 
-/// Serves workers' connections. Cheap to clone.
+/// What a link needs to serve a worker's connection. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Links {
-    /// The most members of a batch, which workers are told.
+    /// The most members of a batch, which WELCOME announces.
     pub max_batch_size: usize,
-    /// The scheduler.
+    /// The scheduler's handle for links.
     pub port: LinkPort,
-    /// What is counted.
+    /// The proxy's metrics.
     pub metrics: Arc<Metrics>,
 }
 
-/// Serves one worker's connection to its end, and then gives what was in flight back to the scheduler.
+/// Serves one worker's connection to its end. Then the jobs in flight go back to the scheduler.
 pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, port, metrics }: Links) {
     let (reader, writer) = tokio::io::split(io);
     let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
@@ -78,7 +78,7 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, por
     let hello = match shake_hands(&mut reader, &mut writer, max_batch_size).await {
         Ok(hello) => hello,
         Err(error) => {
-            part(worker, &error, &mut writer, &metrics).await;
+            report_failure(worker, &error, &mut writer, &metrics).await;
             return;
         }
     };
@@ -92,7 +92,7 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, por
         "a worker has connected"
     );
     let fingerprint = Arc::from(hello.fingerprint.as_str());
-    port.tell(worker, LinkEvent::Up(hello, outbox)).await;
+    port.send(worker, LinkEvent::Up(hello, outbox)).await;
     let inflight = InFlight::new(metrics.running.clone());
     let progress = Progress::new(Instant::now());
     let mut link = Link { worker, reader, writer, inbox, port, metrics, inflight, progress, fingerprint };
@@ -106,16 +106,16 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, por
     if let Some(lost) = lost {
         lost.increment(1);
     }
-    // The jobs first: they should not wait for a worker that does not listen.
+    // The jobs go back first, so that they do not wait for a worker that reads nothing.
     let jobs = link.take_all();
-    link.port.tell(worker, LinkEvent::Down(jobs)).await;
+    link.port.send(worker, LinkEvent::Down(jobs)).await;
     if let Err(error) = ended {
-        part(worker, &error, &mut link.writer, &link.metrics).await;
+        report_failure(worker, &error, &mut link.writer, &link.metrics).await;
     }
 }
 
-/// Logs why the connection ends and tells the worker, as far as it still listens.
-async fn part<W: AsyncWrite + Unpin>(
+/// Logs why the connection has failed, and sends the reason to the worker if it still reads.
+async fn report_failure<W: AsyncWrite + Unpin>(
     worker: WorkerId,
     error: &LinkError,
     writer: &mut FrameWriter<W>,
@@ -133,21 +133,21 @@ async fn part<W: AsyncWrite + Unpin>(
 }
 
 impl<I: AsyncRead + AsyncWrite> Link<I> {
-    /// Until the worker leaves or fails, or the scheduler ends.
+    /// Runs until the worker leaves or fails, or the scheduler ends.
     async fn run(&mut self) -> Result<LinkEnd, LinkError> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let unwritten = self.writer.pending();
             tokio::select! {
-                // In this order nobody starves: what comes first is bounded by time, by the socket, and by credit. And a
-                // simulation goes the same way each time.
+                // In this order no branch starves: the first three are bounded by time, by the socket, and by credit.
+                // The fixed order also makes simulations repeatable.
                 biased;
                 _ = tick.tick(), if !self.inflight.is_empty() => self.check()?,
                 flushed = self.writer.flush(), if unwritten > 0 => flushed?,
-                message = self.inbox.recv(), if unwritten < HIGH_WATER => {
-                    let Some(message) = message else { return self.say_goodbye().await.map(|()| LinkEnd::Goodbye) };
-                    self.pass_on(message)?;
+                command = self.inbox.recv(), if unwritten < HIGH_WATER => {
+                    let Some(command) = command else { return self.say_goodbye().await.map(|()| LinkEnd::Goodbye) };
+                    self.on_command(command)?;
                 }
                 frame = self.reader.next() => {
                     let mut next = frame?;
@@ -159,7 +159,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                             info!(worker = self.worker.0, reason = ?goodbye.reason, "the worker leaves");
                             return Ok(LinkEnd::Goodbye);
                         }
-                        self.hear(frame).await?;
+                        self.on_frame(frame).await?;
                         next = self.reader.buffered()?;
                     }
                 }
@@ -167,7 +167,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         }
     }
 
-    /// What time alone brings: members' deadlines, and a worker that makes no progress.
+    /// Checks what depends on time alone: the members' deadlines and the worker's progress.
     fn check(&mut self) -> Result<(), LinkError> {
         self.expire()?;
         self.progress.stuck(Instant::now()).map_or(Ok(()), |silent| Err(LinkError::Stuck(silent)))
@@ -179,8 +179,8 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(self.writer.flush().await?)
     }
 
-    fn pass_on(&mut self, message: LinkCommand) -> Result<(), LinkError> {
-        match message {
+    fn on_command(&mut self, command: LinkCommand) -> Result<(), LinkError> {
+        match command {
             LinkCommand::Batch(jobs, dispatched) => self.send_batch(jobs, dispatched)?,
             LinkCommand::Cancel(range) => {
                 for (batch, member, _job) in self.inflight.cancel(&range) {
@@ -188,7 +188,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                     self.writer.put(&Frame::Cancel(batch, vec![member]))?;
                 }
             }
-            // It may have ended meanwhile.
+            // The batch may have been completed meanwhile.
             LinkCommand::Yield(batch) if !self.inflight.holds(batch) => {}
             LinkCommand::Yield(batch) => self.writer.put(&Frame::Yield(batch))?,
             LinkCommand::Release => self.writer.put(&Frame::Release)?,
@@ -215,27 +215,27 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
             jobs.iter_mut().zip(batch.members).for_each(|(job, member)| job.request.prompt = member.prompt);
         }
         if let Err(error) = put {
-            // The scheduler keeps batches below the limit; should one be too large all the same, its members hear of it.
+            // The scheduler keeps batches below the limit. If one is too large nevertheless, its members fail.
             for job in jobs {
                 job.reply.fail(Failure::Unsendable(error.to_string()));
             }
             return Err(error.into());
         }
         if self.inflight.is_empty() {
-            self.progress.begins(now);
+            self.progress.starts_work(now);
         }
         self.inflight.insert(jobs, dispatched, now);
         Ok(())
     }
 
-    async fn hear(&mut self, frame: Frame) -> Result<(), LinkError> {
+    async fn on_frame(&mut self, frame: Frame) -> Result<(), LinkError> {
         if matches!(frame, Frame::Tokens(..) | Frame::Finished(..) | Frame::Failed(..) | Frame::Yielded(..)) {
-            self.progress.got_on(Instant::now());
+            self.progress.on_output(Instant::now());
         }
         match frame {
             Frame::Credit { grant: 0 } => return Err(LinkError::Credit),
             Frame::Credit { grant } if grant as usize > INBOX / 4 => return Err(LinkError::Credit),
-            Frame::Credit { grant } => self.port.tell(self.worker, LinkEvent::Credit(grant)).await,
+            Frame::Credit { grant } => self.port.send(self.worker, LinkEvent::Credit(grant)).await,
             Frame::Tokens(batch, members) => {
                 let now = Instant::now();
                 for tokens in members {
@@ -243,7 +243,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
             }
             Frame::Finished(batch, members) => {
-                self.port.tell(self.worker, LinkEvent::Ended(batch, members.len())).await;
+                self.port.send(self.worker, LinkEvent::Ended(batch, members.len())).await;
                 for finished in members {
                     if let Some(job) = self.inflight.finish(batch, &finished)? {
                         self.metrics.prompt_tokens.increment(u64::from(finished.prompt_tokens));
@@ -253,7 +253,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
             }
             Frame::Failed(batch, members) => {
-                self.port.tell(self.worker, LinkEvent::Ended(batch, members.len())).await;
+                self.port.send(self.worker, LinkEvent::Ended(batch, members.len())).await;
                 for MemberFailed { member, code, message } in members {
                     if let Some(job) = self.inflight.end(batch, member)? {
                         job.reply.fail(Failure::Worker { code, message });
@@ -266,7 +266,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 for member in members {
                     jobs.extend(self.inflight.end(batch, member)?);
                 }
-                self.port.tell(self.worker, LinkEvent::Yielded(batch, given_back, jobs)).await;
+                self.port.send(self.worker, LinkEvent::Yielded(batch, given_back, jobs)).await;
             }
             Frame::Done(batch, cost) => {
                 let completed = self.inflight.done(batch, cost)?;
@@ -276,10 +276,10 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                     self.metrics.engine_busy.record(Duration::from_micros(cost.engine_us).as_secs_f64());
                     self.metrics.engine_idle.record(Duration::from_micros(cost.idle_us).as_secs_f64());
                 }
-                self.port.tell(self.worker, LinkEvent::Done(completed)).await;
+                self.port.send(self.worker, LinkEvent::Done(completed)).await;
             }
-            Frame::Draining => self.port.tell(self.worker, LinkEvent::Draining).await,
-            Frame::Heartbeat(heartbeat) => self.progress.heard(&heartbeat, Instant::now()),
+            Frame::Draining => self.port.send(self.worker, LinkEvent::Draining).await,
+            Frame::Heartbeat(heartbeat) => self.progress.on_heartbeat(&heartbeat, Instant::now()),
             Frame::Goodbye(_) => {}
             Frame::Hello(_)
             | Frame::Welcome(_)
@@ -291,13 +291,13 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(())
     }
 
-    /// Ends the members whose deadline has passed and for which the worker has not answered within the grace: with what
-    /// there is, or with a failure where nothing was produced. The worker is told to stop them.
+    /// Ends the members that the worker has not ended within [`GRACE`] after their deadline: with what they have
+    /// produced, or with a failure if that is nothing. The worker is told to stop them.
     fn expire(&mut self) -> Result<(), LinkError> {
         let Some(instant) = Instant::now().checked_sub(GRACE) else { return Ok(()) };
         for (batch, member, job) in self.inflight.expire(instant) {
             self.writer.put(&Frame::Cancel(batch, vec![member]))?;
-            // The worker, which counts the prompt's tokens, has not answered.
+            // The number of prompt tokens is not known, since the worker counts them.
             match job.progress.produced.len() {
                 0 => job.reply.fail(Failure::Deadline),
                 produced => job.finish(FinishReason::Deadline, 0, as_u32(produced)),
@@ -306,26 +306,26 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(())
     }
 
-    /// All that clients wait for, with its batches where those were sent.
+    /// Takes all jobs that clients wait for, each with its batch if that was sent.
     fn take_all(&mut self) -> Vec<(Option<BatchId>, Box<Job>)> {
         let sent = self.inflight.drain();
         let mut jobs: Vec<_> = sent.into_iter().map(|(batch, job)| (Some(batch), job)).collect();
-        // What the scheduler sent and no worker ever saw goes back with the rest.
+        // Batches that were never sent to the worker go back too. They do not count as attempts.
         self.inbox.close();
-        while let Ok(message) = self.inbox.try_recv() {
-            if let LinkCommand::Batch(batch, _) = message {
+        while let Ok(command) = self.inbox.try_recv() {
+            if let LinkCommand::Batch(batch, _) = command {
                 jobs.extend(batch.into_iter().map(|mut job| {
                     job.attempts = job.attempts.saturating_sub(1);
                     (None, job)
                 }));
             }
         }
-        info!(worker = self.worker.0, in_flight = jobs.len(), "the worker is gone");
+        info!(worker = self.worker.0, in_flight = jobs.len(), "a worker has disconnected");
         jobs
     }
 }
 
-/// A job as the worker sees it. The prompt is lent, so that no text is copied: it must go back.
+/// A job as a member of a batch. The job's prompt is moved and not copied, so the caller must move it back.
 fn member(job: &mut Job, now: Instant) -> Member {
     let left = job.deadline.saturating_duration_since(now).as_millis();
     let origin = job.origin.as_deref().cloned().unwrap_or_default();

@@ -1,17 +1,17 @@
-//! What the proxy logs: lines of `tracing`, and one line for every request that generates.
+//! The access log: one line for every request that generates.
 //!
-//! A request's line looks like the others, but is not written by `tracing`, whose formatting of a dozen fields takes a fifth of
-//! the time that a small request takes the proxy in all. The lines are collected, and many leave in one write. They are on or
-//! off as `RUST_LOG` says for the target `pillion_proxy::request`, at level INFO.
+//! The lines look like those of `tracing`, but are not written by it: its formatting of a dozen fields takes a fifth of the time
+//! that a small request takes the proxy in all. The lines are collected, and many leave in one write. `RUST_LOG` switches them
+//! on or off with the target `pillion_proxy::request`, at level INFO.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use pillion_process::log::LogFormat;
 use serde::Serialize;
 use tokio::time::interval;
 use tracing::{Level, enabled};
-use tracing_subscriber::EnvFilter;
 
 /// The longest time for which lines are collected.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -19,34 +19,14 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const FULL: usize = 32 * 1024;
 const TARGET: &str = "pillion_proxy::request";
 
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For programs: one object a line.
-    Json,
-}
-
-/// From now on lines of `tracing` go to standard error, as `RUST_LOG` filters them (INFO and above where it is unset).
-pub fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // A line that cannot be written, since the disk is full, say, is lost; to say so on the same stream would be a panic.
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
-    match format {
-        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
-    }
-}
-
-/// What a request's line says. No texts.
+/// The fields of a line. None holds a text.
 #[derive(Debug, Serialize)]
 pub(crate) struct Line<'a> {
     pub request_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<&'a str>,
     pub endpoint: &'static str,
-    /// None where the client had gone before there was an answer.
+    /// None if the client went away before there was an answer.
     pub status: Option<u16>,
     pub stream: bool,
     pub texts: usize,
@@ -60,7 +40,7 @@ pub(crate) struct Line<'a> {
     pub reason: &'static str,
 }
 
-/// A line with what all lines have.
+/// A line with the fields of all log lines.
 #[derive(Serialize)]
 struct Dated<'a> {
     timestamp: String,
@@ -84,7 +64,7 @@ impl RequestLog {
         Self { format, lines: Mutex::default() }
     }
 
-    /// Whether lines are wanted.
+    /// Whether lines are written.
     pub(crate) fn is_on() -> bool {
         enabled!(target: TARGET, Level::INFO)
     }
@@ -129,7 +109,7 @@ impl RequestLog {
 
 fn send(lines: &mut Vec<u8>) {
     if !lines.is_empty() {
-        // If nothing takes the log there is nothing to tell of it.
+        // A failure cannot be reported: it would go the same way.
         let _ = io::stderr().write_all(lines);
         lines.clear();
     }

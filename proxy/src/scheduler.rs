@@ -1,11 +1,11 @@
-//! The one task that owns the queue: jobs come in, batches leave into the credit that workers grant.
+//! The one task that owns the queue: it receives jobs, and sends batches to workers that have granted credit.
 //!
-//! [`scheduler`] returns the handles and the unspawned task. What is decided is decided by plain data: [`Queue`] says who
-//! can ride together, [`Policy`] says when, [`Workers`] says to whom. `events` takes in what links report, `dispatch` lets
-//! batches leave.
+//! [`scheduler`] returns the handles and the unspawned task. Plain data makes the decisions: [`Queue`] holds the
+//! waiting jobs, [`Policy`] decides when a batch leaves, and [`Workers`] chooses its worker and its jobs. `events`
+//! handles what links report, and `dispatch` sends batches.
 //!
-//! Its inbox is bounded. A request reserves its places there at admission, one for its jobs and one for their possible
-//! cancellation, so a client that goes away never has to wait to say so.
+//! The scheduler's inbox is bounded. A request reserves two places in it at admission, one for its jobs and one for a
+//! cancellation, so a cancellation never has to wait for a place.
 
 pub mod batch;
 mod dispatch;
@@ -35,25 +35,25 @@ use crate::domain::{BatchKey, Demand, Failure, Job, JobId, JobRange};
 use crate::metrics::Metrics;
 use crate::policy::{Policy, backlog};
 
-/// How batches are made.
+/// The scheduler's settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The most members of a batch, 1 to [`MAX_BATCH_MEMBERS`].
     pub max_batch_size: usize,
-    /// The longest that a request may be held for companions.
+    /// The longest that a batch is held because more jobs are expected.
     pub batch_timeout: Duration,
-    /// The longest that a request waits while no worker is connected.
+    /// The longest that a job waits while no suitable worker is connected.
     pub worker_wait: Duration,
-    /// How often workers may die with a job before having produced anything of it, at least 1.
+    /// How often a job may be suspected before its last attempt, alone. At least 1; with 1 it has no such attempt.
     pub max_attempts: u32,
-    /// The most requests there can be at once: the inbox is sized by it.
+    /// The most requests that there can be at once. The size of the inbox follows from it.
     pub max_requests: usize,
 }
 
-/// Messages dealt with before the scheduler looks at the queue again.
+/// The most messages that are handled before the scheduler looks at the queue again.
 const MESSAGES_AT_ONCE: usize = 256;
 
-/// The scheduler's state, and its task in [`run`](Batcher::run).
+/// The scheduler's state. [`run`](Self::run) is its task.
 #[derive(Debug)]
 pub struct Scheduler {
     settings: Settings,
@@ -63,20 +63,20 @@ pub struct Scheduler {
     serving: watch::Sender<Serving>,
     queue: Queue,
     workers: Workers,
-    /// Since when it has run.
+    /// When the scheduler started.
     start: Instant,
     lost_workers: usize,
     policy: Policy,
-    /// When the admission was last told how fast texts are served.
+    /// When admission control last got the pace.
     pace_updated: Instant,
 }
 
-/// A scheduler with its handles: for requests, and for links.
+/// A scheduler, its handle for requests, and its port for links.
 pub fn scheduler(settings: Settings, admission: Admission, metrics: Arc<Metrics>) -> (Handle, LinkPort, Scheduler) {
-    // Two places a request, and some for links, which wait for theirs.
+    // Two places for each request, and some for links, which wait for a place if all are taken.
     let (outbox, inbox) = mpsc::channel(settings.max_requests.saturating_mul(2).saturating_add(1024));
-    let (serving, seen) = watch::channel(Serving::default());
-    let handle = Handle::new(outbox.clone(), admission.clone(), seen);
+    let serving = watch::Sender::new(Serving::default());
+    let handle = Handle::new(outbox.clone(), admission.clone(), serving.clone());
     let scheduler = Scheduler {
         settings,
         admission,
@@ -94,13 +94,13 @@ pub fn scheduler(settings: Settings, admission: Admission, metrics: Arc<Metrics>
 }
 
 impl Scheduler {
-    /// Runs until it is closed, or every handle is dropped. Whoever still waits then hears of it.
+    /// Runs until it is closed or every handle is dropped. Jobs that still wait then fail.
     pub async fn run(mut self) {
         let mut messages = Vec::with_capacity(MESSAGES_AT_ONCE);
-        let mut held = None;
-        let mut leave = None;
+        let mut held_until = None;
+        let mut next_release = None;
         loop {
-            let wake = [self.next_due(), held, leave].into_iter().flatten().min();
+            let wake = [self.next_due(), held_until, next_release].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 received = self.inbox.recv_many(&mut messages, MESSAGES_AT_ONCE) => {
@@ -114,23 +114,23 @@ impl Scheduler {
                 if matches!(message, Message::Close) {
                     return;
                 }
-                self.take(message);
+                self.on_message(message);
             }
             let now = Instant::now();
             self.expire(now);
-            held = self.dispatch(now);
+            held_until = self.dispatch(now);
             self.preempt(now);
             self.update_pace(now);
-            leave = self.release(now);
+            next_release = self.release(now);
         }
     }
 
-    fn take(&mut self, message: Message) {
+    fn on_message(&mut self, message: Message) {
         match message {
             Message::Submit(jobs, answered) => self.submit(jobs, answered),
             Message::Cancel(jobs) => self.cancel(&jobs),
-            Message::Left(answered) => self.policy.returns.left(answered),
-            Message::Link(worker, event) => self.hear(worker, event),
+            Message::ClientLeft(answered) => self.policy.returns.left(answered),
+            Message::Link(worker, event) => self.on_link_event(worker, event),
             Message::Dump => self.dump(),
             Message::Close => {}
         }
@@ -155,55 +155,55 @@ impl Scheduler {
         jobs.into_iter().for_each(|job| self.queue.push(job));
     }
 
-    /// What a text that waits will take of the engines' time, for those who must be told when to come back.
+    /// Passes the engines' time for a waiting text to admission control, which computes `Retry-After` from it.
     fn update_pace(&mut self, now: Instant) {
-        const OFTEN: Duration = Duration::from_millis(10);
-        if self.queue.is_empty() || now < self.pace_updated + OFTEN {
+        const INTERVAL: Duration = Duration::from_millis(10);
+        if self.queue.is_empty() || now < self.pace_updated + INTERVAL {
             return;
         }
         self.pace_updated = now;
         let engines = u32::try_from(self.workers.engines()).unwrap_or(u32::MAX);
         if let Some(worker) = self.workers.iter().find(|worker| !worker.released) {
-            let time = backlog::time_for(&self.queue.buckets(), self.most(), |demand| worker.forecast.time(demand));
+            let time = backlog::time_for(&self.queue.buckets(), self.max_size(), |demand| worker.forecast.time(demand));
             let texts = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
             self.admission.set_pace(time / texts.max(1) / engines.max(1));
         }
     }
 
     /// The most members of a batch.
-    fn most(&self) -> usize {
+    fn max_size(&self) -> usize {
         self.settings.max_batch_size.min(MAX_BATCH_MEMBERS)
     }
 
-    /// Why a request whose texts ask for all this is not let in: those before it will take until after its deadline.
+    /// The refusal of a request that could not start before its deadline, since the jobs ahead of it take too long.
     fn too_late(&self, own: &Demand, key: &BatchKey, deadline: Instant, now: Instant) -> Option<Failure> {
         if self.workers.have_credit_for(key) {
             return None;
         }
-        // The fastest, and nothing of the batches that run: nobody is refused who might have been in time.
+        // Assumes the fastest worker and no running batches, so that no request is refused that might be in time.
         let fastest = self.workers.serving(key).min_by_key(|worker| worker.forecast.time(own))?;
         let time = |demand: &Demand| fastest.forecast.time(demand);
         let mut buckets = self.queue.buckets();
         buckets.retain(|bucket| bucket.key.may_share_a_worker(key));
         let ahead = backlog::ahead(&buckets, own, time);
         let engines = u32::try_from(self.workers.engines()).unwrap_or(u32::MAX);
-        let begins_in = backlog::time_for(ahead.clone(), self.most(), time) / engines.max(1);
+        let begins_in = backlog::time_for(ahead.clone(), self.max_size(), time) / engines.max(1);
         let ahead = ahead.map(|bucket| bucket.demand.members).sum();
         (now + begins_in >= deadline)
             .then(|| Failure::TooLate { ahead, retry_after: self.admission.retry_after(begins_in) })
     }
 
     fn cancel(&mut self, jobs: &JobRange) {
-        let mut elsewhere = false;
+        let mut not_queued = false;
         for id in jobs.clone() {
             match self.queue.remove(JobId(id)) {
                 Some(_) => self.metrics.cancelled_queued.increment(1),
-                None => elsewhere = true,
+                None => not_queued = true,
             }
         }
-        if elsewhere {
+        if not_queued {
             for worker in self.workers.iter() {
-                // A full inbox means a link that is failing; the member then ends with its deadline.
+                // A full inbox means that the link is failing. The member then ends at its deadline.
                 let _ = worker.link.try_send(LinkCommand::Cancel(jobs.clone()));
             }
         }

@@ -1,4 +1,4 @@
-//! The Unix-domain socket that workers dial: bound so that a successor can take it over, open to few.
+//! The Unix-domain socket that workers connect to. The next proxy can take over its path, and only some users may connect.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -11,12 +11,12 @@ use interprocess::os::unix::local_socket::ListenerOptionsExt;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 
-/// Owner and group may connect: containers of a pod share a group.
+/// The mode of the socket: owner and group may connect. The containers of a pod share a group.
 const MODE: u32 = 0o660;
-/// Of a folder that is made for it: the group comes through to the socket.
+/// The mode of a folder that is created for the socket: the group can reach the socket.
 const FOLDER_MODE: u32 = 0o750;
 
-/// A listening socket. Dropping it removes its file, unless a successor's is there by then.
+/// A listening socket. Dropping it removes its file, unless another proxy has bound the path.
 #[derive(Debug)]
 pub struct WorkerSocket {
     listener: Listener,
@@ -28,11 +28,11 @@ pub struct WorkerSocket {
 impl WorkerSocket {
     /// Binds `path` for workers of this user and of the users `allowed`.
     ///
-    /// The socket is made under another name and renamed into place, so that whoever dials the path finds either the
-    /// old one or one that listens. A socket that a dead process left behind is replaced.
+    /// The socket is bound under another name and renamed into place, so that the path is at no time without a socket: it
+    /// leads to the old one, then to the new one. A socket that a dead process left behind is replaced.
     ///
     /// # Errors
-    /// The folder cannot be made or written, or something that is no socket has the path.
+    /// The folder cannot be created or written, or the path exists and is not a socket.
     pub fn bind(path: &Path, allowed: &[u32]) -> io::Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
@@ -46,19 +46,19 @@ impl WorkerSocket {
         let _ = fs::remove_file(&temporary);
         let name = temporary.as_path().to_fs_name::<GenericFilePath>()?;
         let listener = ListenerOptions::new().name(name).mode(MODE).reclaim_name(false).create_tokio()?;
-        // The umask has taken its part of the mode away.
+        // The umask may have removed bits of the mode.
         fs::set_permissions(&temporary, Permissions::from_mode(MODE))?;
         let inode = fs::symlink_metadata(&temporary)?.ino();
         fs::rename(&temporary, path)?;
         Ok(Self { listener, path: path.to_owned(), inode, allowed: allowed.to_owned() })
     }
 
-    /// Whether nothing has the socket's path any more: nobody can dial it.
+    /// Whether the path does not exist any more, so that no worker can connect.
     pub fn is_gone(&self) -> bool {
         fs::symlink_metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Makes it again. Whoever has dialled the old one and was not accepted dials again.
+    /// Binds the path again. Workers whose connections were not accepted yet connect again.
     ///
     /// # Errors
     /// As [`bind`](Self::bind).
@@ -67,16 +67,16 @@ impl WorkerSocket {
         Ok(())
     }
 
-    /// The next worker, and whether its user may be one: its number where it may not.
+    /// Accepts the next connection. The inner error is the user of a process that is not allowed.
     ///
     /// # Errors
-    /// The system has no descriptor or memory left for it.
+    /// The system has no descriptor or memory left.
     pub async fn accept(&self) -> io::Result<Result<Stream, Uid>> {
         let stream = self.listener.accept().await?;
         let Stream::UdSocket(socket) = &stream;
         let user = Uid::from_raw(getsockopt(socket.inner(), PeerCredentials)?.uid());
-        let welcome = user == Uid::effective() || self.allowed.contains(&user.as_raw());
-        Ok(if welcome { Ok(stream) } else { Err(user) })
+        let is_allowed = user == Uid::effective() || self.allowed.contains(&user.as_raw());
+        Ok(if is_allowed { Ok(stream) } else { Err(user) })
     }
 }
 
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_successor_takes_over_and_the_old_one_leaves_its_socket_alone() {
+    async fn a_new_socket_takes_over_the_path_and_dropping_the_old_one_keeps_it() {
         let folder = folder("successor");
         let path = folder.join("worker.sock");
         let old = WorkerSocket::bind(&path, &[]).unwrap();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
+    async fn a_file_that_is_not_a_socket_is_not_replaced() {
         let folder = folder("file");
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join("worker.sock");

@@ -1,5 +1,5 @@
-//! Connections: the listening sockets, how many clients there may be at once, and when a connection has been useless for too
-//! long. Of what is served it knows one HTTP service and no route.
+//! Connections: the listening sockets, the bound on connections, and the closing of connections that are idle or slow. The
+//! transport serves one HTTP service and knows no route.
 
 pub mod activity;
 pub mod connection;

@@ -34,9 +34,6 @@ const REDIAL: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Memory {
     proxy: Proxy,
-    shutdown: watch::Receiver<bool>,
-    // Dropping it would look like a shutdown to connections that wait for one.
-    _running: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
 
@@ -56,10 +53,9 @@ impl Memory {
         let arguments = ["pillion-proxy", "--socket", "/nowhere"].iter().chain(flags).copied();
         let config = Config::read(arguments).unwrap_or_else(|error| panic!("{error}"));
         let (proxy, batcher) = Proxy::new(&config).expect("metrics can be set up");
-        let (running, shutdown) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(batcher.run());
-        Self { proxy, shutdown, _running: running, tasks }
+        Self { proxy, tasks }
     }
 
     /// Adds a worker, which dials again whenever its connection ends.
@@ -97,7 +93,7 @@ impl Memory {
     /// The same, to a listener that offers this.
     pub fn connect_to(&mut self, scope: Scope) -> DuplexStream {
         let (near, far) = duplex(PIPE);
-        self.tasks.spawn(self.proxy.clone().serve_client(far, scope, self.shutdown.clone()));
+        self.tasks.spawn(self.proxy.clone().serve_client(far, scope));
         near
     }
 

@@ -1,4 +1,4 @@
-//! What `/generate` and the probes promise to clients, good and bad.
+//! `/generate` and the probes.
 
 mod expect;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 #[tokio::test]
-async fn one_text_gets_its_answer_and_its_usage() {
+async fn a_text_gets_an_answer_and_its_usage() {
     let stack = Stack::simulated(&[], &[]).await;
     let answer = stack.client().generate(&json!({"text": "one two three"})).await;
     assert_eq!(answer.status, 200);
@@ -34,11 +34,11 @@ async fn a_list_keeps_its_order_and_sums_its_usage() {
     let words: usize = texts.iter().map(|text| text.split_whitespace().count()).sum();
     assert_eq!(answer["usage"], json!({"prompt_tokens": words, "completion_tokens": words}));
     let answer = stack.client().generate(&json!({"text": ["alone"]})).await.json();
-    assert_eq!(answer["text"], json!(["alone"]), "a list of one is answered by a list");
+    assert_eq!(answer["text"], json!(["alone"]), "a list of one text gets a list");
 }
 
 #[tokio::test]
-async fn a_member_that_fails_has_its_error_and_its_companions_their_answers() {
+async fn a_failed_text_gets_an_error_and_the_rest_of_its_list_gets_answers() {
     let stack = Stack::simulated(&[], &[]).await;
     let client = stack.client();
     let answer = client.generate(&json!({"text": ["a b", "!fail:engine x", "c d"]})).await;
@@ -65,7 +65,7 @@ async fn a_member_that_fails_has_its_error_and_its_companions_their_answers() {
 }
 
 #[tokio::test]
-async fn a_sane_request_id_comes_back_and_any_other_is_replaced() {
+async fn a_valid_request_id_is_returned_and_any_other_is_replaced() {
     let stack = Stack::simulated(&[], &[]).await;
     let client = stack.client();
     let send = async |id: &str| {
@@ -87,7 +87,7 @@ async fn a_sane_request_id_comes_back_and_any_other_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_full_queue_says_when_to_come_back() {
+async fn a_full_queue_is_429_with_retry_after() {
     let stack = Stack::simulated(&["--max-queue", "2"], &["--no-credit"]).await;
     let mut waiting = Raw::connect(stack.address()).await;
     waiting.post("{\"text\": [\"a\", \"b\"]}").await;
@@ -95,18 +95,18 @@ async fn a_full_queue_says_when_to_come_back() {
     let answer = stack.client().generate(&json!({"text": "c"})).await;
     error(&answer, 429);
     assert!(answer.header("retry-after").and_then(|after| after.parse::<u64>().ok()).is_some_and(|after| after >= 1));
-    assert_eq!(stack.client().get("/readyz").await.status, 200, "a full queue is no reason to be taken away");
+    assert_eq!(stack.client().get("/readyz").await.status, 200, "a full queue does not make the proxy unready");
     drop(waiting);
     stack.metric("pillion_queue_depth", |depth| depth == 0).await;
     for _ in 0..3 {
-        // Whoever leaves gives both places back, by going away as by running out of time.
+        // The request gets both queue slots, which the last one gave back: by its client leaving, or by its deadline.
         let answer = stack.client().generate(&json!({"text": ["a", "b"], "timeout_ms": 50})).await;
         error(&answer, 504);
     }
 }
 
 #[tokio::test]
-async fn a_deadline_that_passes_with_nothing_produced_is_504() {
+async fn a_deadline_that_passes_before_any_text_is_504() {
     let stack = Stack::simulated(&[], &["--no-credit"]).await;
     let answer = stack.client().generate(&json!({"text": "a", "timeout_ms": 100})).await;
     error(&answer, 504);
@@ -116,7 +116,7 @@ async fn a_deadline_that_passes_with_nothing_produced_is_504() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_passes_later_ends_the_member_with_what_it_has() {
+async fn a_deadline_that_passes_during_generation_ends_the_text_with_what_it_has() {
     let stack = Stack::simulated(&[], &["--step-cost", "50ms"]).await;
     let words = "w ".repeat(1000);
     let answer = stack.client().generate(&json!({"text": words, "max_new_tokens": 1000, "timeout_ms": 1000})).await;
@@ -129,18 +129,18 @@ async fn a_deadline_that_passes_later_ends_the_member_with_what_it_has() {
 }
 
 #[tokio::test]
-async fn without_a_worker_requests_wait_and_readiness_does_not() {
+async fn without_a_worker_requests_wait_and_the_proxy_is_not_ready() {
     let stack = Stack::proxy(&["--worker-wait", "300ms"]).await;
     let client = stack.client();
     assert_eq!(client.get("/readyz").await.status, 503);
-    assert!(client.get("/readyz").await.text().contains("worker"), "it says why");
+    assert!(client.get("/readyz").await.text().contains("worker"), "the probe says why");
     assert_eq!(client.get("/livez").await.status, 200);
     assert_eq!(client.get("/healthz").await.status, 200);
     error(&client.generate(&json!({"text": "a"})).await, 503);
 }
 
 #[tokio::test]
-async fn a_request_that_waits_for_a_worker_is_served_when_one_comes() {
+async fn a_request_that_waits_for_a_worker_is_served_when_one_connects() {
     let mut stack = Stack::proxy(&[]).await;
     let client = stack.client();
     let waiting = tokio::spawn(async move { client.generate(&json!({"text": "patience pays"})).await });
@@ -150,7 +150,7 @@ async fn a_request_that_waits_for_a_worker_is_served_when_one_comes() {
 }
 
 #[tokio::test]
-async fn head_works_wherever_get_does() {
+async fn head_requests_are_answered_like_get_without_a_body() {
     let stack = Stack::simulated(&[], &[]).await;
     let client = stack.client();
     for path in ["/livez", "/healthz", "/readyz", "/metrics"] {
@@ -161,7 +161,7 @@ async fn head_works_wherever_get_does() {
 }
 
 #[tokio::test]
-async fn probes_can_have_an_address_of_their_own() {
+async fn with_a_second_address_for_probes_the_first_one_still_serves_everything() {
     let stack = Stack::simulated(&["--admin-listen", "127.0.0.1:0"], &[]).await;
     assert_eq!(stack.client().get("/livez").await.status, 200);
     carries_on(&stack.client()).await;

@@ -1,4 +1,4 @@
-//! Few descriptors: who waits for one, and who need not.
+//! With few file descriptors clients wait, but workers and probes do not.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 #[tokio::test]
-async fn clients_that_take_all_connections_keep_no_worker_and_no_probe_out() {
-    // Where so few are left that workers and probes would need them all, clients get half.
+async fn clients_that_take_all_connections_block_no_worker_and_no_probe() {
+    // Workers and probes could need all of so few descriptors. Then clients get half of them.
     const DESCRIPTORS: usize = 64;
     const ROOM: usize = DESCRIPTORS / 2;
     let limit = format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}");
@@ -32,9 +32,9 @@ async fn clients_that_take_all_connections_keep_no_worker_and_no_probe_out() {
     stack.simulated_worker(&[]);
     let admin = Client::new(admin);
     eventually("/readyz says 200", async || (admin.try_get("/readyz").await?.status == 200).then_some(())).await;
-    // One that was let in would have its answer at once.
+    // If the connection were accepted, the answer would come at once.
     let early = timeout(Duration::from_millis(300), &mut waiting).await;
-    assert!(early.is_err(), "a client beyond the room is let in");
+    assert!(early.is_err(), "a connection beyond the limit was accepted");
 
     drop(idle);
     let answer = waiting.await.unwrap();

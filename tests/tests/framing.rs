@@ -1,5 +1,5 @@
-//! Requests that two readers could end in different places, as smuggling needs it: what is not clear is refused, or is its
-//! connection's last.
+//! Request smuggling: a request that two readers could see end in different places is refused, or is the last on its
+//! connection.
 
 use pillion_tests::client::Raw;
 use pillion_tests::stack::Stack;
@@ -7,7 +7,7 @@ use serde_json::json;
 
 const BODY: &str = r#"{"text":"a b"}"#;
 const CHUNKED: &str = "e\r\n{\"text\":\"a b\"}\r\n0\r\n\r\n";
-/// What would be answered if it were taken for a request of its own.
+/// Bytes after a request. If the proxy took them for a second request, it would answer them.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
 
 /// The status of the only answer before the connection is closed.
@@ -20,7 +20,7 @@ async fn only(stack: &Stack, request: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn a_head_that_could_be_read_in_two_ways_is_refused() {
+async fn an_ambiguous_head_is_refused() {
     let stack = Stack::simulated(&[], &[]).await;
     let twenty_digits = "9".repeat(20);
     for fields in [
@@ -48,7 +48,7 @@ async fn a_head_that_could_be_read_in_two_ways_is_refused() {
 }
 
 #[tokio::test]
-async fn with_both_lengths_chunks_hold_and_the_connection_ends() {
+async fn with_a_length_and_chunks_the_chunks_count_and_the_connection_is_closed() {
     let stack = Stack::simulated(&[], &[]).await;
     for fields in ["content-length: 5\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 5"]
     {
@@ -58,7 +58,7 @@ async fn with_both_lengths_chunks_hold_and_the_connection_ends() {
 }
 
 #[tokio::test]
-async fn a_chunk_that_is_none_is_refused() {
+async fn an_invalid_chunk_is_refused() {
     let stack = Stack::simulated(&[], &[]).await;
     let long = "a".repeat(20_000);
     for chunks in [
@@ -78,7 +78,7 @@ async fn a_chunk_that_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn a_head_is_bounded() {
+async fn a_head_that_is_too_large_is_refused() {
     let stack = Stack::simulated(&[], &[]).await;
     let fields = "a: b\r\n".repeat(101);
     assert_eq!(only(&stack, &format!("GET /livez HTTP/1.1\r\nhost: a\r\n{fields}\r\n")).await, 431);

@@ -1,4 +1,4 @@
-//! HTTP itself: what clients may do with a connection, and who may ask.
+//! HTTP: pipelining, chunks, HTTP/2, API keys, the description of the API, and the access log.
 
 mod expect;
 
@@ -21,7 +21,7 @@ fn post(path: &str, more: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn requests_may_be_sent_before_earlier_ones_are_answered() {
+async fn pipelined_requests_are_answered_in_order() {
     let stack = Stack::simulated(&[], &["--step-cost", "1ms"]).await;
     let mut raw = Raw::connect(stack.address()).await;
     let requests = [
@@ -37,7 +37,7 @@ async fn requests_may_be_sent_before_earlier_ones_are_answered() {
 }
 
 #[tokio::test]
-async fn a_body_may_come_in_chunks() {
+async fn a_body_may_be_chunked() {
     let stack = Stack::simulated(&[], &[]).await;
     let mut raw = Raw::connect(stack.address()).await;
     let head = "POST /generate HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -52,7 +52,7 @@ async fn a_body_may_come_in_chunks() {
 }
 
 #[tokio::test]
-async fn who_asks_before_sending_a_body_is_told() {
+async fn expect_100_continue_is_answered_before_the_body_is_sent() {
     let stack = Stack::simulated(&[], &[]).await;
     let body = r#"{"text": "may I"}"#;
     let head = |bytes: usize| {
@@ -67,11 +67,11 @@ async fn who_asks_before_sending_a_body_is_told() {
     assert!(raw.to_end().await.1.contains("I may"));
     let mut raw = Raw::connect(stack.address()).await;
     raw.send(head(1 << 30).as_bytes()).await;
-    assert_eq!(raw.to_end().await.0, Some(413), "and no 100 before");
+    assert_eq!(raw.to_end().await.0, Some(413), "the 413 comes without a 100 before it");
 }
 
 #[tokio::test]
-async fn the_api_describes_itself() {
+async fn openapi_json_describes_the_api() {
     let stack = Stack::proxy(&[]).await;
     let served = stack.client().get("/openapi.json").await.json();
     assert!(
@@ -118,7 +118,7 @@ async fn http2_works_with_prior_knowledge() {
 }
 
 #[tokio::test]
-async fn with_a_file_of_keys_only_those_who_have_one_are_served() {
+async fn with_an_api_key_file_only_requests_with_a_key_are_served() {
     let folder = pillion_tests::folder::Folder::new();
     let file = folder.path().join("keys");
     fs::write(&file, "# for tests\nsecret-one\nsecret-two\n").unwrap();
@@ -140,10 +140,10 @@ async fn with_a_file_of_keys_only_those_who_have_one_are_served() {
     for open in ["/livez", "/healthz", "/readyz", "/metrics"] {
         assert_eq!(client.get(open).await.status, 200, "{open}");
     }
-    // Changed as Kubernetes changes a secret: another file in its place.
+    // Kubernetes changes a secret in the same way: it renames another file into its place.
     fs::write(folder.path().join("new"), "secret-three\n").unwrap();
     fs::rename(folder.path().join("new"), &file).unwrap();
-    eventually("the new key holds", async || {
+    eventually("the new key is accepted", async || {
         (ask("/generate", Some("secret-three"), body).await.status == 200).then_some(())
     })
     .await;
@@ -151,7 +151,7 @@ async fn with_a_file_of_keys_only_those_who_have_one_are_served() {
 }
 
 #[tokio::test]
-async fn a_request_has_one_line_in_the_log_with_its_trace_and_no_text() {
+async fn a_request_has_one_log_line_with_its_trace_and_without_its_text() {
     let mut stack = Stack::simulated(&[], &[]).await;
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let parent = format!("00-{trace}-b7ad6b7169203331-01");
@@ -159,7 +159,7 @@ async fn a_request_has_one_line_in_the_log_with_its_trace_and_no_text() {
     let answer = stack.client().send(Method::POST, "/generate", &headers, r#"{"text": "a private word"}"#).await;
     assert_eq!(answer.status, 200);
     let line =
-        stack.proxy.logged("its line", |line| line.contains("\"request_id\":\"mine\"").then(|| line.to_owned())).await;
+        stack.proxy.logged("log line", |line| line.contains("\"request_id\":\"mine\"").then(|| line.to_owned())).await;
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     for (field, value) in [
         ("message", json!("request")),

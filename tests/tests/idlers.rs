@@ -1,4 +1,4 @@
-//! Connections that are kept for nothing, and bodies that do not come: in one runtime with paused time, exact in time.
+//! Limits on connections without requests, slow heads, unread answers and incomplete bodies. Paused time makes times exact.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ fn closed_for(reason: &str, memory: &Memory) -> i64 {
     memory.metrics().with("pillion_connections_closed_total", &[("reason", reason)])
 }
 
-/// Whole seconds until the proxy closes the connection, of which everything is read; while `trickle` is sent byte by byte,
-/// one a second.
+/// Sends `trickle`, one byte a second, and reads everything. Returns the whole seconds until the proxy closes the
+/// connection.
 async fn closed(mut client: DuplexStream, trickle: &[u8]) -> u64 {
     let begun = Instant::now();
     for byte in trickle {
@@ -27,8 +27,8 @@ async fn closed(mut client: DuplexStream, trickle: &[u8]) -> u64 {
         }
     }
     let mut all = Vec::new();
-    // What was not taken of its last answer may end it with an error.
-    let _ = timeout(1000 * SECOND, client.read_to_end(&mut all)).await.expect("it is closed");
+    // The connection may end with an error if a part of its last answer was not read.
+    let _ = timeout(1000 * SECOND, client.read_to_end(&mut all)).await.expect("the connection is closed");
     begun.elapsed().as_secs()
 }
 
@@ -37,7 +37,7 @@ fn post(path: &str, body: &Value) -> Vec<u8> {
     format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-/// Reads what is there, up to the end of one answer to `/livez`.
+/// Reads up to the end of one answer to `/livez`.
 async fn alive(client: &mut DuplexStream) {
     let mut said = Vec::new();
     while !said.ends_with(b"ok\n") {
@@ -46,7 +46,7 @@ async fn alive(client: &mut DuplexStream) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_sends_no_request_is_hung_up_on() {
+async fn a_connection_that_sends_no_request_is_closed() {
     let mut memory = Memory::start(&[]);
     assert_eq!(closed(memory.connect(), b"").await, 75);
     let mut again = memory.connect();
@@ -57,29 +57,29 @@ async fn who_sends_no_request_is_hung_up_on() {
     }
     assert_eq!(closed(again, b"").await, 75);
     assert_eq!(closed_for("idle", &memory), 2);
-    // One of few places is no crowd.
+    // A proxy with one of its three places taken is not crowded.
     let mut small = Memory::start(&["--max-connections", "3"]);
     assert_eq!(closed(small.connect(), b"").await, 75);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
+async fn a_connection_whose_head_comes_byte_by_byte_is_closed() {
     let mut memory = Memory::start(&[]);
     let head = [b"GET /livez HTTP/1.1\r\n".as_slice(), &[b'a'; 100]].concat();
     let mut second = memory.connect();
     second.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     alive(&mut second).await;
     let preface = [b"PRI * HTTP/2.0\r\n".as_slice(), &[b'\r'; 100]].concat();
-    // The first head, a later one, and what could be the beginning of HTTP/2.
+    // The first head of a connection, a later head, and a preface of HTTP/2 that does not end.
     for (client, bytes) in [(memory.connect(), &head), (second, &head), (memory.connect(), &preface)] {
         let seconds = closed(client, bytes).await;
-        assert!((11..=12).contains(&seconds), "ten from its first byte, which is seen by the next: {seconds}");
+        assert!((11..=12).contains(&seconds), "ten seconds from the first byte, noticed with the next one: {seconds}");
     }
     assert_eq!(closed_for("head", &memory), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_few_places_are_left_as_many_as_needed_are_not_kept_for_long() {
+async fn idle_connections_are_closed_sooner_if_few_places_are_left() {
     let mut memory = Memory::start(&["--max-connections", "8"]);
     let mut idle = JoinSet::new();
     for pause in [0, 0, 0, 0, 0, 0, 20, 0] {
@@ -88,30 +88,30 @@ async fn where_few_places_are_left_as_many_as_needed_are_not_kept_for_long() {
     }
     let mut seen = idle.join_all().await;
     seen.sort_unstable();
-    // More than six are too many: two leave after ten seconds, or when they are next looked at.
+    // More than six connections are too many: two are closed after ten seconds, or at the next check after that.
     assert!(seen[..2].iter().all(|&seconds| seconds <= 30), "{seen:?}");
     assert_eq!(seen[2..], [75; 6]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_read_an_answer_is_hung_up_on_and_who_reads_slowly_is_not() {
+async fn a_client_that_does_not_read_is_disconnected_and_one_that_reads_slowly_is_not() {
     let mut memory = Memory::start(&[]);
     let _worker = memory.worker(Profile::default());
-    // More than a connection writes ahead.
+    // The answer is larger than the buffers of a connection.
     let text: Vec<_> = (0..2000).map(|n| format!("w{n:030}")).collect();
     let request = json!({"text": text.join(" "), "max_new_tokens": 2000});
-    // An answer in one piece is done when it is handed to the connection, which then has no request.
+    // A whole answer ends when the connection has taken it into its buffers. Then the connection counts as idle.
     for (path, reason) in [("/generate", "idle"), ("/generate_stream", "unread")] {
         let mut unread = memory.connect();
         unread.write_all(&post(path, &request)).await.unwrap();
-        // It is closed without a byte having been read.
+        // The connection is closed although the client has read nothing.
         sleep(60 * SECOND).await;
         assert_eq!(closed_for(reason, &memory), 0, "{path}");
         sleep(30 * SECOND).await;
         assert_eq!(closed_for(reason, &memory), 1, "{path}");
         let mut all = Vec::new();
         let _ = unread.read_to_end(&mut all).await;
-        assert!(all.len() <= 4096, "{} bytes are more than its pipe has room for", all.len());
+        assert!(all.len() <= 4096, "{} bytes were read, more than the pipe holds", all.len());
     }
     assert_eq!(memory.metrics().sum("pillion_running"), 0);
 
@@ -122,14 +122,14 @@ async fn who_does_not_read_an_answer_is_hung_up_on_and_who_reads_slowly_is_not()
         sleep(20 * SECOND).await;
         let mut some = [0; 2048];
         let read = slow.read(&mut some).await.unwrap();
-        assert_ne!(read, 0, "cut after {} bytes", all.len());
+        assert_ne!(read, 0, "closed after {} bytes", all.len());
         all.extend_from_slice(&some[..read]);
     }
     assert!(all.len() > 10_000, "{} bytes", all.len());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_of_http2_is_closed_though_it_answers_pings() {
+async fn an_idle_http2_connection_is_closed_although_it_answers_pings() {
     let mut memory = Memory::start(&[]);
     let _worker = memory.worker(Profile::default());
     let mut tasks = JoinSet::new();
@@ -138,12 +138,12 @@ async fn an_idle_connection_of_http2_is_closed_though_it_answers_pings() {
     sleep(70 * SECOND).await;
     assert_eq!(sender.ask().await.unwrap(), 200);
     let begun = Instant::now();
-    timeout(1000 * SECOND, tasks.join_next()).await.expect("it is closed");
+    timeout(1000 * SECOND, tasks.join_next()).await.expect("the connection is closed");
     assert_eq!(begun.elapsed().as_secs(), 75);
 }
 
 #[tokio::test(start_paused = true)]
-async fn as_many_requests_of_http2_go_on_at_once_as_there_may_be_connections() {
+async fn as_many_http2_requests_run_at_once_as_there_may_be_connections() {
     let mut memory = Memory::start(&["--max-connections", "3"]);
     let _worker = memory.worker(Profile { batch_cost: SECOND, ..Profile::default() });
     let mut tasks = JoinSet::new();
@@ -163,15 +163,15 @@ async fn as_many_requests_of_http2_go_on_at_once_as_there_may_be_connections() {
         assert!(reason.contains("refused stream"), "{reason}");
     }
     let mut sender = memory.http2(&mut tasks).await;
-    assert_eq!(sender.ask().await.unwrap(), 200, "they have given back their places");
+    assert_eq!(sender.ask().await.unwrap(), 200, "requests that have ended give their places back");
 }
 
 #[tokio::test(start_paused = true)]
-async fn bodies_that_do_not_come_keep_nobody_out() {
+async fn incomplete_bodies_leave_memory_for_complete_ones() {
     let mut memory = Memory::start(&["--max-queue-bytes", "256KiB", "--max-body-bytes", "64KiB"]);
     let _worker = memory.worker(Profile::default());
     let mut hostile = Vec::new();
-    // Some announce all that a body may have and send none or most of it, others all but a byte of what would fit beside.
+    // Half of the clients announce the largest body and send none or most of it. The others omit a smaller body's last byte.
     let [none, most] = [(65_536, 0), (65_536, 60_000)];
     let beside = [vec![(5001, 5000); 50], vec![(1901, 1900); 50]].concat();
     for (announced, part) in [[none, most].repeat(25), beside].concat() {
@@ -187,5 +187,5 @@ async fn bodies_that_do_not_come_keep_nobody_out() {
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
     let refused = memory.metrics().with("pillion_rejected_total", &[("reason", "queue_bytes")]);
-    assert!(refused > 40, "{refused} large bodies found no room");
+    assert!(refused > 40, "only {refused} large bodies were refused");
 }

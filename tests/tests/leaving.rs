@@ -1,5 +1,5 @@
-//! The last worker is told to stop, and the proxy is not: as in a pod whose proxy is a sidecar. In one runtime with paused
-//! time, exact in time.
+//! The last worker is told to stop and the proxy is not, as in a pod whose proxy is a sidecar. Paused time makes times
+//! exact.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// A moment: what is due at its beginning has happened at its end.
+/// A short time, within which everything that is due happens.
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// A proxy with one worker, a client that has had an answer and keeps its connection, and a connection without a request.
+/// A proxy with one worker, a client that has an answer and keeps its connection, and a connection without a request.
 async fn served(profile: Profile) -> (Memory, MemoryWorker, MemoryClient, DuplexStream) {
     let mut memory = Memory::start(&[]);
     let worker = memory.worker(profile);
@@ -25,7 +25,7 @@ async fn served(profile: Profile) -> (Memory, MemoryWorker, MemoryClient, Duplex
     (memory, worker, kept, idle)
 }
 
-/// Asks for `text` and returns whether the answer is the last on its connection.
+/// Sends `text` and returns whether the answer is the last on its connection.
 async fn is_last(client: &mut MemoryClient, text: &str) -> bool {
     let answer = client.generate(&json!({"text": text})).await;
     assert_eq!((answer.status, answer.json()["text"].as_str()), (200, Some(expected(text, 128, 0).as_str())));
@@ -44,13 +44,13 @@ async fn unready(memory: &mut Memory) -> Option<String> {
     (answer.status == 503).then(|| answer.text())
 }
 
-/// Asks over a connection that is kept, and leaves it idle.
+/// A connection that has had one answer and is idle.
 async fn used(memory: &mut Memory) -> DuplexStream {
     let mut client = memory.connect();
     client.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let mut said = Vec::new();
     while !said.ends_with(b"ok\n") {
-        assert_ne!(client.read_buf(&mut said).await.unwrap(), 0, "it is closed");
+        assert_ne!(client.read_buf(&mut said).await.unwrap(), 0, "the connection is closed");
     }
     client
 }
@@ -64,13 +64,13 @@ async fn gone(worker: &MemoryWorker) -> Duration {
     let begun = Instant::now();
     while !worker.is_gone() {
         sleep(MOMENT).await;
-        assert!(begun.elapsed() < 60 * SECOND, "it does not leave");
+        assert!(begun.elapsed() < 60 * SECOND, "the worker does not leave");
     }
     begun.elapsed()
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_that_never_cease_go_elsewhere_and_it_leaves_with_everything_answered() {
+async fn clients_that_never_pause_go_elsewhere_and_the_worker_leaves_with_all_answered() {
     const CLIENTS: u32 = 50;
     let mut memory = Memory::start(&["--max-batch-size", "10"]);
     let worker = memory.worker(Profile { batch_cost: 20 * MOMENT, step_cost: 10 * MOMENT, ..Profile::default() });
@@ -83,23 +83,23 @@ async fn clients_that_never_cease_go_elsewhere_and_it_leaves_with_everything_ans
                     return turn;
                 }
             }
-            unreachable!("it is told to go elsewhere")
+            unreachable!("the client is told to go elsewhere")
         });
     }
     sleep(10 * SECOND).await;
     assert_eq!((clients.len(), unready(&mut memory).await), (CLIENTS as usize, None));
-    assert!(clients.try_join_next().is_none(), "one was told to go too early");
+    assert!(clients.try_join_next().is_none(), "a client was told to go elsewhere too early");
     worker.drain();
-    let turns = timeout(5 * SECOND, clients.join_all()).await.expect("all are told to go elsewhere");
+    let turns = timeout(5 * SECOND, clients.join_all()).await.expect("all clients are told to go elsewhere");
     assert!(turns.iter().all(|&turns| turns > 5), "{turns:?}");
-    assert!(!worker.is_gone(), "it is there for as long as more may come");
+    assert!(!worker.is_gone(), "the worker stays as long as requests may come");
     assert!(gone(&worker).await < 5 * SECOND);
     let metrics = memory.metrics();
     assert_eq!((metrics.sum("pillion_queue_depth"), metrics.sum("pillion_resumed_total")), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_on_its_way_when_the_last_is_told_to_stop_is_answered() {
+async fn a_request_on_its_way_when_the_last_worker_is_told_to_stop_is_answered() {
     let profile = Profile { batch_cost: 3 * SECOND, ..Profile::default() };
     let (mut memory, worker, mut late, mut idle) = served(profile).await;
     let mut used = used(&mut memory).await;
@@ -111,18 +111,18 @@ async fn a_request_on_its_way_when_the_last_is_told_to_stop_is_answered() {
     let asked = tokio::spawn(async move { is_last(&mut late, "just in time").await });
     sleep(SECOND / 5).await;
     assert!(is_closed(&mut idle).await && is_closed(&mut used).await && !asked.is_finished());
-    assert!(asked.await.unwrap(), "and it is told to go elsewhere");
-    assert!(gone(&worker).await < SECOND, "the batch took longer than it lingers");
+    assert!(asked.await.unwrap(), "the client is told to go elsewhere");
+    assert!(gone(&worker).await < SECOND, "the batch took longer than the worker has to stay");
     assert_eq!(unready(&mut memory).await.as_deref(), Some("draining: the last worker was told to stop\n"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_anything_to_do_it_lingers_for_as_long_as_requests_may_come() {
+async fn an_idle_worker_stays_as_long_as_requests_may_come() {
     let mut memory = Memory::start(&[]);
     let worker = memory.worker(Profile::default());
     sleep(MOMENT).await;
     worker.drain();
-    // Whoever comes now is told in his answer, and is answered.
+    // A client that comes now is answered, and told to go elsewhere.
     sleep(MOMENT).await;
     assert!(is_last(&mut memory.client().await, "a newcomer").await);
     let lingered = gone(&worker).await;
@@ -130,12 +130,12 @@ async fn without_anything_to_do_it_lingers_for_as_long_as_requests_may_come() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_another_comes_nobody_goes() {
+async fn no_client_goes_elsewhere_if_another_worker_connects_in_time() {
     let (mut memory, first, mut kept, mut idle) = served(Profile::default()).await;
     first.drain();
     sleep(SECOND / 2).await;
     let _second = memory.worker(Profile::default());
-    assert!(gone(&first).await < SECOND, "an equal one stays");
+    assert!(gone(&first).await < SECOND, "the worker leaves soon, since an equal one stays");
     for turn in ["soon", "later"] {
         sleep(2 * SECOND).await;
         assert!(!is_last(&mut kept, turn).await);
@@ -145,7 +145,7 @@ async fn where_another_comes_nobody_goes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_leaving_has_a_second_of_its_own() {
+async fn idle_connections_stay_for_another_second_if_a_second_worker_leaves() {
     let mut memory = Memory::start(&[]);
     let first = memory.worker(Profile::default());
     let mut idle = memory.connect();
@@ -162,7 +162,7 @@ async fn a_second_leaving_has_a_second_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_looks_at_the_proxy_itself_stays() {
+async fn connections_for_probes_and_metrics_stay_open() {
     let mut memory = Memory::start(&[]);
     let worker = memory.worker(Profile::default());
     let (mut admin, mut client) = (memory.connect_to(Scope::Admin), memory.connect());
@@ -173,7 +173,7 @@ async fn who_looks_at_the_proxy_itself_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_died_comes_back_and_its_clients_wait() {
+async fn clients_wait_for_a_worker_that_died() {
     let (mut memory, first, mut kept, mut idle) = served(Profile::default()).await;
     first.kill();
     sleep(5 * SECOND).await;
@@ -186,7 +186,7 @@ async fn one_that_died_comes_back_and_its_clients_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_it_left_a_newcomer_waits_for_the_next_and_the_next_ones_stay() {
+async fn a_client_that_comes_after_the_last_worker_left_waits_and_later_clients_stay() {
     let mut memory = Memory::start(&[]);
     let first = memory.worker(Profile::default());
     sleep(MOMENT).await;
@@ -198,7 +198,7 @@ async fn after_it_left_a_newcomer_waits_for_the_next_and_the_next_ones_stay() {
     sleep(10 * SECOND).await;
     assert!(is_closed(&mut idle).await && !asked.is_finished());
     let _second = memory.worker(Profile::default());
-    assert!(asked.await.unwrap(), "its connection was to be closed when it had been idle");
+    assert!(asked.await.unwrap(), "the answer is the last, since no worker stayed when the client came");
     let (mut kept, mut idle) = (memory.client().await, memory.connect());
     for turn in ["soon", "later"] {
         assert!(!is_last(&mut kept, turn).await);
@@ -208,7 +208,7 @@ async fn after_it_left_a_newcomer_waits_for_the_next_and_the_next_ones_stay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_is_long_in_coming_is_waited_for_and_not_for_ever() {
+async fn the_last_worker_waits_for_a_slow_body_but_not_forever() {
     let mut memory = Memory::start(&[]);
     let worker = memory.worker(Profile::default());
     let mut slow = memory.connect();
@@ -234,11 +234,11 @@ async fn a_body_that_is_long_in_coming_is_waited_for_and_not_for_ever() {
             let _ = client.read_to_end(&mut Vec::new()).await;
         });
     }
-    assert!(worker.is_gone(), "whoever came later cannot keep it");
+    assert!(worker.is_gone(), "clients that came later do not keep the worker");
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_models_told_to_stop_one_after_the_other_both_serve_what_is_on_its_way() {
+async fn workers_of_two_models_both_serve_requests_on_their_way_when_told_to_stop() {
     let mut memory = Memory::start(&[]);
     let other = Profile::default();
     let mut hello = other.hello.clone();
@@ -265,7 +265,7 @@ async fn of_two_models_told_to_stop_one_after_the_other_both_serve_what_is_on_it
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_of_http2_are_told_to_go_elsewhere_and_what_they_asked_is_answered() {
+async fn http2_connections_are_closed_after_their_requests_are_answered() {
     let mut memory = Memory::start(&[]);
     let worker = memory.worker(Profile { batch_cost: 3 * SECOND, ..Profile::default() });
     let mut tasks = JoinSet::new();
@@ -278,13 +278,13 @@ async fn connections_of_http2_are_told_to_go_elsewhere_and_what_they_asked_is_an
     let mut newcomer = memory.http2(&mut tasks).await;
     let (asked, also) = tokio::join!(asked, newcomer.ask());
     assert_eq!((asked.unwrap().unwrap(), also.unwrap()), (200, 200));
-    timeout(SECOND, async { while tasks.join_next().await.is_some() {} }).await.expect("both are closed");
+    timeout(SECOND, async { while tasks.join_next().await.is_some() {} }).await.expect("both connections are closed");
     assert!(client.ask().await.is_err());
     assert!(gone(&worker).await < SECOND);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_is_read_to_its_end_and_is_its_connections_last() {
+async fn a_stream_completes_and_is_the_last_answer_on_its_connection() {
     let mut memory = Memory::start(&[]);
     let worker = memory.worker(Profile { step_cost: SECOND, ..Profile::default() });
     let mut client = memory.connect();
@@ -294,7 +294,7 @@ async fn a_stream_is_read_to_its_end_and_is_its_connections_last() {
     sleep(3 * SECOND).await;
     worker.drain();
     let mut all = Vec::new();
-    timeout(60 * SECOND, client.read_to_end(&mut all)).await.expect("it is closed").unwrap();
+    timeout(60 * SECOND, client.read_to_end(&mut all)).await.expect("the connection is closed").unwrap();
     let all = String::from_utf8(all).unwrap();
     assert!(all.contains("finish_reason") && all.ends_with("0\r\n\r\n"), "{all}");
     assert!(gone(&worker).await < SECOND);

@@ -1,4 +1,4 @@
-//! What happens to requests when the proxy and its clients come and go.
+//! Requests while proxies stop and start and clients leave.
 
 mod busy;
 
@@ -20,7 +20,7 @@ async fn stops_accepting(stack: &Stack) {
 }
 
 #[tokio::test]
-async fn a_proxy_told_to_stop_answers_all_that_it_admitted() {
+async fn a_proxy_that_is_told_to_stop_answers_all_admitted_requests() {
     let (mut stack, gate, asked) = busy(&[], 5).await;
     stack.proxy.signal(Signal::SIGTERM);
     stops_accepting(&stack).await;
@@ -88,7 +88,7 @@ async fn a_worker_outlives_its_proxy_and_serves_the_next_one() {
     }
 }
 
-/// Clients that ask one request after the other, over connections that they keep, and give up at the first failure.
+/// Clients that send one request after another over connections that stay open, and panic at the first failure.
 fn closed_loops(stack: &Stack, clients: usize) -> (watch::Sender<bool>, Vec<JoinHandle<usize>>) {
     let (stop, stopped) = watch::channel(false);
     let ask = |rider: usize| {
@@ -102,14 +102,14 @@ fn closed_loops(stack: &Stack, clients: usize) -> (watch::Sender<bool>, Vec<Join
                 let answer = client.generate(&json!({"text": text})).await;
                 assert_eq!(answer.json()["text"], expected(&text, 128, 0));
             }
-            unreachable!("they are told to stop")
+            unreachable!("the clients are told to stop")
         })
     };
     (stop, (0..clients).map(ask).collect())
 }
 
 #[tokio::test]
-async fn a_proxy_is_succeeded_by_another_on_the_same_socket_and_no_request_fails() {
+async fn a_new_proxy_takes_over_the_listening_socket_and_no_request_fails() {
     let mut stack = Stack::proxy_with_door(&[]).await;
     stack.simulated_worker(&["--step-cost", "1ms"]);
     stack.ready().await;
@@ -127,35 +127,35 @@ async fn a_proxy_is_succeeded_by_another_on_the_same_socket_and_no_request_fails
 }
 
 #[tokio::test]
-async fn a_request_that_is_sent_as_the_proxy_is_told_to_stop_is_answered_over_its_last_connection() {
+async fn a_request_sent_when_the_proxy_is_told_to_stop_is_answered_with_connection_close() {
     let mut stack = Stack::simulated(&[], &[]).await;
     let client = stack.client();
     assert_eq!(client.get("/livez").await.header("connection"), None);
     stack.proxy.signal(Signal::SIGTERM);
-    stack.proxy.logged("it stops", |line| line.contains("stopping").then_some(())).await;
+    stack.proxy.logged("the proxy stops", |line| line.contains("stopping").then_some(())).await;
     let answer = client.generate(&json!({"text": "just in time"})).await;
     assert_eq!((answer.json()["text"].as_str(), answer.header("connection")), (Some("time in just"), Some("close")));
     assert_eq!(stack.proxy.ended().await, Some(0));
 }
 
 #[tokio::test]
-async fn a_socket_whose_folder_was_removed_is_there_again() {
+async fn the_workers_socket_is_created_again_if_its_folder_is_removed() {
     let folder = Folder::new();
     let socket = folder.path().join("run/worker.sock");
     let path = socket.to_str().unwrap();
     std::fs::create_dir(folder.path().join("run")).unwrap();
     let arguments = ["--listen", "127.0.0.1:0", "--socket", path];
     let mut proxy = Process::start("pillion-proxy", &arguments, folder.path().join("proxy.log"));
-    proxy.logged("it listens", |line| line.contains("listening").then_some(())).await;
+    proxy.logged("the proxy listens", |line| line.contains("listening").then_some(())).await;
     std::fs::remove_dir_all(folder.path().join("run")).unwrap();
     eventually("the socket is there again", async || socket.exists().then_some(())).await;
     let mut worker = Process::start("simulated-worker", &["--socket", path], folder.path().join("worker.log"));
-    worker.logged("it is connected", |line| line.contains("connected").then_some(())).await;
+    worker.logged("the worker is connected", |line| line.contains("connected").then_some(())).await;
     assert!(proxy.runs());
 }
 
 #[tokio::test]
-async fn a_queued_request_whose_client_leaves_gives_its_place_back() {
+async fn a_queued_request_whose_client_leaves_frees_its_queue_slot() {
     let stack = Stack::simulated(&[], &["--no-credit"]).await;
     let mut clients = Vec::new();
     for _ in 0..3 {
@@ -171,7 +171,7 @@ async fn a_queued_request_whose_client_leaves_gives_its_place_back() {
 }
 
 #[tokio::test]
-async fn a_running_request_whose_client_leaves_leaves_its_batch() {
+async fn a_running_request_whose_client_leaves_is_removed_from_its_batch() {
     let stack = Stack::simulated(&[], &["--step-cost", "20ms"]).await;
     let mut client = Raw::connect(stack.address()).await;
     client.post("{\"text\": \"a b c\", \"min_new_tokens\": 4000, \"max_new_tokens\": 4000}").await;
@@ -185,7 +185,7 @@ async fn a_running_request_whose_client_leaves_leaves_its_batch() {
 }
 
 #[tokio::test]
-async fn a_dump_shows_what_waits_and_no_text() {
+async fn a_dump_is_logged_without_texts() {
     let (mut stack, gate, asked) = busy(&[], 2).await;
     stack.proxy.signal(Signal::SIGUSR1);
     stack.proxy.logged("a dump", |line| line.contains("dump").then_some(())).await;

@@ -1,4 +1,4 @@
-//! The proxy with simulated workers in one runtime with paused time: exact in time.
+//! The proxy with simulated workers in one runtime. Paused time makes times exact.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn millis(n: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_worker_a_request_waits_as_long_as_it_may_and_no_longer() {
+async fn without_a_worker_a_request_fails_after_worker_wait() {
     let mut memory = Memory::start(&["--worker-wait", "30s"]);
     let begun = Instant::now();
     assert_eq!(memory.generate(&json!({"text": "a"})).await.status, 503);
@@ -48,7 +48,7 @@ async fn a_running_request_whose_worker_is_stuck_ends_soon_after_its_deadline() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lone_request_pays_nothing_for_batching() {
+async fn a_lone_request_is_not_held() {
     let mut memory = Memory::start(&["--batch-timeout", "10s"]);
     let _worker = memory.worker(Profile { batch_cost: millis(40), step_cost: millis(5), ..Profile::default() });
     tokio::time::sleep(seconds(1)).await;
@@ -58,14 +58,14 @@ async fn a_lone_request_pays_nothing_for_batching() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_one_gives_way_to_many_short_ones_and_goes_on_as_if_nothing_had_been() {
+async fn a_long_request_gives_way_to_short_ones_and_its_answer_does_not_change() {
     let mut memory = Memory::start(&[]);
     let cost = UnitCost { step_ns: 10_000_000, ..UnitCost::default() };
     let hello = Hello { cost, ..Profile::default().hello };
     let _worker = memory.worker(Profile { hello, step_cost: millis(10), ..Profile::default() });
     let text = (0..200).map(|n| format!("w{n}")).collect::<Vec<_>>().join(" ");
     let long = json!({"text": text, "max_new_tokens": 200});
-    // What may be spent on giving way is a part of what the engine has worked.
+    // Giving way may cost only a share of the engine's time so far, so the engine works first.
     let alone = memory.generate(&long).await.json();
     let begun = Instant::now();
     let riding = tokio::spawn(memory.generate(&long));
@@ -83,7 +83,7 @@ async fn a_long_one_gives_way_to_many_short_ones_and_goes_on_as_if_nothing_had_b
     assert_eq!(preempted, 1);
 }
 
-/// A proxy whose worker takes half a second a batch of at most two, as the proxy knows, with ten texts waiting.
+/// A proxy with ten texts waiting. Its worker takes half a second for a batch of at most two texts, as the proxy knows.
 async fn five_batches_behind(flags: &[&str]) -> (Memory, MemoryWorker, JoinSet<Answer>) {
     let mut memory = Memory::start(&[&["--max-batch-size", "2"], flags].concat());
     let cost = UnitCost { step_ns: 250_000_000, ..UnitCost::default() };
@@ -92,7 +92,7 @@ async fn five_batches_behind(flags: &[&str]) -> (Memory, MemoryWorker, JoinSet<A
     let three_words = json!({"text": "three words long", "max_new_tokens": 3});
     assert_eq!(memory.generate(&three_words).await.status, 200);
     let mut waiting = JoinSet::new();
-    // One that rides, so that ten wait however small the queue is.
+    // One text is with the worker, so that the other ten wait even if the queue is small.
     for texts in [1, 10] {
         (0..texts).for_each(|_| drop(waiting.spawn(memory.generate(&three_words))));
         tokio::time::sleep(millis(1)).await;
@@ -101,7 +101,7 @@ async fn five_batches_behind(flags: &[&str]) -> (Memory, MemoryWorker, JoinSet<A
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_could_not_be_begun_in_time_is_refused_at_once_and_whole() {
+async fn a_request_that_cannot_start_before_its_deadline_is_refused_at_once_and_whole() {
     let (mut memory, _worker, mut waiting) = five_batches_behind(&[]).await;
     let begun = Instant::now();
     for text in [json!("three words long"), json!(["three words long", "and three more"])] {
@@ -110,7 +110,7 @@ async fn who_could_not_be_begun_in_time_is_refused_at_once_and_whole() {
         assert_eq!((refused.status, begun.elapsed()), (429, Duration::ZERO), "{}", refused.text());
         assert_eq!(refused.json()["error"]["code"], "deadline_out_of_reach");
         let told = refused.header("retry-after");
-        assert!(matches!(told, Some("2" | "3" | "4")), "from half of the three seconds that wait before it: {told:?}");
+        assert!(matches!(told, Some("2" | "3" | "4")), "half of the three seconds of texts ahead, or more: {told:?}");
     }
     assert_eq!(memory.metrics().with("pillion_rejected_total", &[("reason", "deadline")]), 2);
     let in_time = memory.generate(&json!({"text": "three words long", "max_new_tokens": 3, "timeout_ms": 5000})).await;
@@ -121,7 +121,7 @@ async fn who_could_not_be_begun_in_time_is_refused_at_once_and_whole() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_crowd_is_told_to_come_back_spread_over_the_time_in_which_the_queue_drains() {
+async fn retry_after_spreads_refused_clients_over_the_time_in_which_the_queue_drains() {
     let (mut memory, _worker, mut waiting) = five_batches_behind(&["--max-queue", "10"]).await;
     let request = json!({"text": "three words long", "max_new_tokens": 3});
     let mut returning = JoinSet::new();
@@ -138,16 +138,16 @@ async fn a_refused_crowd_is_told_to_come_back_spread_over_the_time_in_which_the_
     }
     let (told, statuses): (Vec<_>, Vec<_>) = returning.join_all().await.into_iter().unzip();
     let (first, last) = (told.iter().min().unwrap(), told.iter().max().unwrap());
-    assert!(*first >= 2 && *last >= 2 * first - 1, "all at once: {told:?}");
+    assert!(*first >= 2 && *last >= 2 * first - 1, "all clients come back at once: {told:?}");
     assert!(told.iter().all(|seconds| told.iter().filter(|other| *other == seconds).count() <= 8), "{told:?}");
     let served = statuses.iter().filter(|status| **status == 200).count();
-    assert!(served >= 16, "{served} of 20 found room when they came back: {told:?}");
+    assert!(served >= 16, "only {served} of 20 were served when they came back: {told:?}");
     while let Some(answer) = waiting.join_next().await {
-        assert_eq!(answer.unwrap().status, 200, "it had waited before");
+        assert_eq!(answer.unwrap().status, 200, "a text that waits keeps its place");
     }
 }
 
-/// A proxy that knows that a batch costs a second however few its members are (two steps of half of one), and a request of which only the head has come.
+/// A proxy that knows that any batch costs a second (two steps of 500 ms), and a request of which only the head has arrived.
 async fn with_a_companion_arriving(flags: &[&str]) -> (Memory, MemoryWorker, DuplexStream) {
     let mut memory = Memory::start(flags);
     let plain = Profile::default();
@@ -161,7 +161,7 @@ async fn with_a_companion_arriving(flags: &[&str]) -> (Memory, MemoryWorker, Dup
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_companion_that_arrives_in_time_rides_along() {
+async fn a_request_that_arrives_during_a_hold_joins_the_batch() {
     let (mut memory, _worker, mut companion) = with_a_companion_arriving(&["--batch-timeout", "10s"]).await;
     let begun = Instant::now();
     let held = tokio::spawn(memory.generate(&json!({"text": "the second"})));
@@ -174,8 +174,8 @@ async fn a_companion_that_arrives_in_time_rides_along() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_companion_that_dawdles_is_not_waited_for() {
-    // A tenth of what a batch costs at least, or --batch-timeout if that is shorter.
+async fn a_hold_ends_if_the_expected_request_does_not_arrive() {
+    // A hold lasts a tenth of a batch's fixed cost, or --batch-timeout if that is shorter.
     for (flags, held) in [(&["--batch-timeout", "10s"], millis(100)), (&["--batch-timeout", "30ms"], millis(30))] {
         let (mut memory, _worker, _companion) = with_a_companion_arriving(flags).await;
         let begun = Instant::now();
@@ -187,7 +187,7 @@ async fn a_companion_that_dawdles_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dialler_that_says_nothing_is_hung_up_on() {
+async fn a_worker_connection_without_hello_is_closed() {
     let mut memory = Memory::start(&[]);
     let silent = memory.dial();
     let begun = Instant::now();
@@ -198,7 +198,7 @@ async fn a_dialler_that_says_nothing_is_hung_up_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_grants_nothing_or_everything_is_refused() {
+async fn a_worker_that_grants_no_or_too_much_credit_is_disconnected() {
     for grant in [0, u32::MAX] {
         let mut memory = Memory::start(&[]);
         let (reader, writer) = tokio::io::split(memory.dial());
@@ -213,7 +213,7 @@ async fn a_worker_that_grants_nothing_or_everything_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_without_news_sends_its_head_after_five_seconds_and_then_keeps_alive() {
+async fn a_stream_without_events_sends_its_head_after_five_seconds_and_then_comments() {
     let mut memory = Memory::start(&[]);
     let _worker = memory.worker(Profile { batch_cost: seconds(30), ..Profile::default() });
     let mut client = memory.connect();

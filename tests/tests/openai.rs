@@ -1,4 +1,4 @@
-//! What the OpenAI endpoints promise.
+//! The endpoints of the OpenAI API.
 
 mod expect;
 
@@ -28,7 +28,7 @@ fn with(mut body: Value, more: Value) -> Value {
     body
 }
 
-/// The events of a stream, but for its last, which says that it is over.
+/// The events of a stream, without the last one, which is `[DONE]`.
 async fn events(client: &Client, path: &str, body: Value) -> Vec<Value> {
     let mut events = client.events(path, &with(body, json!({"stream": true}))).await.rest().await;
     assert_eq!(events.pop().map(|event| event.data).as_deref(), Some("[DONE]"));
@@ -37,7 +37,7 @@ async fn events(client: &Client, path: &str, body: Value) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_completion_is_written_in_openais_words() {
+async fn a_completion_has_openais_format() {
     let stack = Stack::simulated(&[], &[]).await;
     let client = stack.client();
     let body = client.post(COMPLETIONS, &completion("one two three")).await.json();
@@ -55,7 +55,7 @@ async fn a_completion_is_written_in_openais_words() {
 }
 
 #[tokio::test]
-async fn prompts_may_be_several_and_of_token_ids_and_have_several_answers() {
+async fn a_prompt_may_be_a_list_or_token_ids_and_may_have_several_answers() {
     let stack = Stack::simulated(&[], &[]).await;
     let client = stack.client();
     let texts = async |body: Value| {
@@ -118,7 +118,7 @@ async fn a_chat_is_answered_and_streamed() {
 }
 
 #[tokio::test]
-async fn messages_may_be_of_parts_and_of_several_roles() {
+async fn messages_may_have_parts_and_different_roles() {
     let stack = Stack::simulated(&[], &[]).await;
     let parts = json!([{"type": "text", "text": "of "}, {"type": "text", "text": "parts"}]);
     let messages = json!([
@@ -132,14 +132,14 @@ async fn messages_may_be_of_parts_and_of_several_roles() {
 }
 
 #[tokio::test]
-async fn without_a_limit_an_answer_has_what_its_prompt_leaves_of_the_positions() {
+async fn without_a_limit_an_answer_may_fill_the_positions_that_the_prompt_leaves() {
     let stack = Stack::simulated(&[], &["--positions", "10"]).await;
     let client = stack.client();
     let body = client.post(CHAT, &with(chat("one two three"), json!({"min_tokens": 7}))).await.json();
     assert_eq!(body["usage"], json!({"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10}));
     let answer = client.post(CHAT, &with(chat("one two three"), json!({"max_tokens": 8}))).await;
     assert_eq!(error(&answer, 400)["param"], "max_completion_tokens");
-    // A default of 16 refuses nothing; a limit that was given does, and so does a prompt that leaves nothing.
+    // The default of 16 shrinks to what fits. A given limit that does not fit is refused, and so is a prompt without room.
     let answer = client.post(COMPLETIONS, &completion("w ".repeat(9))).await;
     assert_eq!(answer.json()["usage"]["completion_tokens"], 1, "{}", answer.text());
     let given = with(completion("w ".repeat(9)), json!({"max_tokens": 2}));
@@ -152,7 +152,7 @@ async fn without_a_limit_an_answer_has_what_its_prompt_leaves_of_the_positions()
 }
 
 #[tokio::test]
-async fn what_is_asked_becomes_what_the_engine_can_do() {
+async fn sampling_options_are_translated_to_those_of_the_engine() {
     let mut stack = Stack::proxy(&[]).await;
     let tap = Tap::between(&stack.folder().join("tap.sock"), &stack.socket());
     stack.worker("simulated-worker", &["--vocabulary", "2000"], tap.socket());
@@ -175,7 +175,7 @@ async fn what_is_asked_becomes_what_the_engine_can_do() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_is_refused_by_name_and_what_changes_nothing_is_taken() {
+async fn an_unsupported_option_is_refused_by_name_unless_its_value_is_neutral() {
     let stack = Stack::simulated(&[], &[]).await;
     let client = stack.client();
     let neutral = json!({
@@ -208,7 +208,7 @@ async fn what_cannot_be_done_is_refused_by_name_and_what_changes_nothing_is_take
 }
 
 #[tokio::test]
-async fn a_wrong_field_is_named() {
+async fn an_error_names_the_invalid_field() {
     let stack = Stack::simulated(&["--max-queue", "8"], &[]).await;
     let client = stack.client();
     for (path, change, param) in [
@@ -267,7 +267,7 @@ async fn models_are_listed_and_an_unknown_one_is_404() {
     error(&client.post("/v1/models", &json!({})).await, 405);
     let missing = client.post(COMPLETIONS, &json!({"model": "third", "prompt": "a"})).await;
     assert_eq!(error(&missing, 404)["param"], "model");
-    // Each goes to its own: the second has room for few tokens.
+    // Each request goes to its own model. The second model has too few positions for this one.
     for _ in 0..10 {
         let ask = async |model: &str| {
             client.post(COMPLETIONS, &json!({"model": model, "prompt": "a b c", "max_tokens": 10})).await.status
@@ -288,11 +288,11 @@ async fn while_no_model_is_known_a_request_waits_for_one() {
 }
 
 #[tokio::test]
-async fn an_error_in_a_stream_is_one_that_openais_clients_see() {
+async fn an_error_in_a_stream_has_the_form_that_openais_clients_expect() {
     let flags = ["--fault", "close", "--fault-step", "1"];
     let stack = Stack::simulated(&[], &flags).await;
     let client = stack.client();
-    // With such an option nobody can go on where the worker stopped.
+    // With repetition_penalty, no worker can continue the answer of another.
     let body = with(chat("one two"), json!({"stream": true, "repetition_penalty": 1.5}));
     let answer = client.events(CHAT, &body).await.rest().await;
     let error =

@@ -1,4 +1,4 @@
-//! What `/generate` says to requests that it cannot take, and that it goes on afterwards.
+//! `/generate` refuses invalid requests and serves valid ones afterwards.
 
 mod expect;
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 #[tokio::test]
-async fn every_wrong_field_is_refused_by_its_name() {
+async fn every_invalid_field_is_refused_by_name() {
     let stack = Stack::simulated(&["--max-queue", "8"], &[]).await;
     let client = stack.client();
     let wrong = [
@@ -43,7 +43,7 @@ async fn every_wrong_field_is_refused_by_its_name() {
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_told_apart_from_json_that_is_wrong() {
+async fn invalid_json_is_400_and_json_without_the_right_fields_is_422() {
     let stack = Stack::simulated(&[], &[]).await;
     let client = stack.client();
     let deep = "[".repeat(100_000);
@@ -83,11 +83,11 @@ async fn methods_paths_and_content_types_are_checked() {
         assert_eq!(answer.status, 200, "{kind}");
     }
     let answer = client.send(Method::POST, "/generate", &[], "{\"text\": \"a\"}").await;
-    assert_eq!(answer.status, 200, "no content type at all");
+    assert_eq!(answer.status, 200, "without a content type");
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_announced_or_not() {
+async fn a_body_over_the_limit_is_refused_with_and_without_a_content_length() {
     let stack = Stack::simulated(&["--max-body-bytes", "1KiB"], &[]).await;
     let client = stack.client();
     let answer = client.generate(&json!({"text": "a ".repeat(1000)})).await;
@@ -103,7 +103,7 @@ async fn a_body_over_the_limit_is_refused_announced_or_not() {
 }
 
 #[tokio::test]
-async fn malformed_heads_end_their_connection_and_nothing_else() {
+async fn a_malformed_head_closes_its_own_connection_only() {
     let stack = Stack::simulated(&[], &[]).await;
     let many = "x: y\r\n".repeat(2000);
     let long = "y".repeat(1024 * 1024);
@@ -118,7 +118,7 @@ async fn malformed_heads_end_their_connection_and_nothing_else() {
         let mut raw = Raw::connect(stack.address()).await;
         raw.send(head.as_bytes()).await;
         let (seen, text) = raw.to_end().await;
-        // Where the head is refused before all of it is read, the answer may be lost to the reset.
+        // If the head is refused before all of it is read, the connection is reset, and the answer may be lost.
         assert!(seen == status || (seen.is_none() && head.len() > 100_000), "{:?}: {text}", head.get(..60));
     }
     let mut half = Raw::connect(stack.address()).await;
@@ -128,7 +128,7 @@ async fn malformed_heads_end_their_connection_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_body_that_trickles_is_answered_in_time() {
+async fn a_body_that_does_not_arrive_in_time_is_408() {
     let stack = Stack::simulated(&["--request-timeout", "500ms"], &[]).await;
     let mut raw = Raw::connect(stack.address()).await;
     raw.send(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n{").await;

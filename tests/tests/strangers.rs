@@ -1,4 +1,4 @@
-//! Who may dial the workers' socket.
+//! Only permitted users may connect to the workers' socket.
 
 use std::fs::{Permissions, set_permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -10,10 +10,10 @@ use pillion_tests::say;
 use pillion_tests::stack::Stack;
 use serde_json::json;
 
-/// Of the user that everywhere has nothing.
+/// The user id of `nobody`, who has no rights.
 const NOBODY: &str = "65534";
 
-/// A simulated worker that runs as another user, its program where that user can reach it.
+/// Starts a simulated worker as another user, from a copy of the program that this user can reach.
 fn nobodys_worker(stack: &Stack) -> Process {
     let program = stack.folder().join("nobodys-worker");
     std::fs::copy(binary("simulated-worker").unwrap(), &program).unwrap();
@@ -23,7 +23,7 @@ fn nobodys_worker(stack: &Stack) -> Process {
     Process::script(Path::new("/usr/bin/setpriv"), &command, &[], stack.folder().join("nobody.log"))
 }
 
-/// Whether this test can run as somebody else.
+/// Whether the test is skipped, since it cannot run a process as another user.
 fn skipped(name: &str) -> bool {
     let is_root = Uid::effective().is_root();
     if !is_root {
@@ -40,22 +40,22 @@ async fn a_worker_of_another_user_is_refused_and_counted() {
     let mut stack = Stack::simulated(&[], &[]).await;
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&stack.socket()), 0o660);
-    // Even where the socket's mode would let it in.
+    // The other user is refused even if the mode of the socket lets them connect.
     set_permissions(stack.socket(), Permissions::from_mode(0o666)).unwrap();
     let _stranger = nobodys_worker(&stack);
     stack.metric("pillion_workers_refused_total", |refused| refused > 2).await;
     assert_eq!(stack.metrics().await.sum("pillion_workers_connected"), 1);
     stack
         .proxy
-        .logged("it says so", |line| (line.contains("another user") && line.contains(NOBODY)).then_some(()))
+        .logged("the refusal", |line| (line.contains("another user") && line.contains(NOBODY)).then_some(()))
         .await;
-    assert_eq!(stack.proxy.log().matches("another user").count(), 1, "though it dials all the time");
+    assert_eq!(stack.proxy.log().matches("another user").count(), 1, "the refusal was logged more than once");
     assert_eq!(stack.client().generate(&json!({"text": "a b"})).await.status, 200);
 }
 
 #[tokio::test]
-async fn a_worker_of_a_user_who_may_is_served() {
-    if skipped("a_worker_of_a_user_who_may_is_served") {
+async fn a_worker_of_an_allowed_user_is_served() {
+    if skipped("a_worker_of_an_allowed_user_is_served") {
         return;
     }
     let stack = Stack::proxy(&["--allow-peer", NOBODY]).await;

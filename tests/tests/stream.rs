@@ -1,4 +1,4 @@
-//! What `/generate_stream` promises.
+//! `/generate_stream`.
 
 mod expect;
 
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 const STREAM: &str = "/generate_stream";
 
-/// The text of each of `texts` members, put together, and their last events.
+/// For each of `texts` texts, its pieces joined and its last event.
 fn joined(events: &[Event], texts: usize) -> (Vec<String>, Vec<Value>) {
     let mut all = vec![String::new(); texts];
     let mut last = vec![Value::Null; texts];
@@ -33,7 +33,7 @@ fn joined(events: &[Event], texts: usize) -> (Vec<String>, Vec<Value>) {
 }
 
 #[tokio::test]
-async fn a_text_comes_as_it_is_made_and_ends_with_its_reason_and_usage() {
+async fn a_text_is_sent_in_pieces_and_ends_with_its_reason_and_usage() {
     let stack = Stack::simulated(&[], &["--step-cost", "2ms"]).await;
     let events = stack.client().events(STREAM, &json!({"text": "one two three four five"})).await;
     assert_eq!(events.headers["cache-control"], "no-cache");
@@ -43,11 +43,11 @@ async fn a_text_comes_as_it_is_made_and_ends_with_its_reason_and_usage() {
     assert_eq!(texts, ["five four three two one"]);
     assert_eq!(last[0]["finish_reason"], "stop");
     assert_eq!(last[0]["usage"], json!({"prompt_tokens": 5, "completion_tokens": 5}));
-    assert!(events.len() > 2, "it came in pieces: {events:?}");
+    assert!(events.len() > 2, "the text came in one piece: {events:?}");
 }
 
 #[tokio::test]
-async fn the_texts_of_a_list_are_told_apart() {
+async fn every_piece_names_its_text_of_a_list() {
     let stack = Stack::simulated(&["--max-batch-size", "3"], &["--slots", "2", "--step-cost", "1ms"]).await;
     let texts: Vec<_> = (0..10).map(|k| format!("{k} and {}", "more ".repeat(k))).collect();
     let events = stack.client().events(STREAM, &json!({"text": texts})).await.rest().await;
@@ -57,7 +57,7 @@ async fn the_texts_of_a_list_are_told_apart() {
 }
 
 #[tokio::test]
-async fn the_first_piece_is_there_before_the_second_is_made() {
+async fn the_first_piece_is_sent_before_the_second_is_generated() {
     let stack = Stack::simulated(&[], &["--fault", "stall", "--fault-step", "1"]).await;
     let mut events = stack.client().events(STREAM, &json!({"text": "one two"})).await;
     assert_eq!(events.next().await.unwrap().json()["text"], "two");
@@ -68,7 +68,7 @@ async fn the_first_piece_is_there_before_the_second_is_made() {
 }
 
 #[tokio::test]
-async fn what_fails_before_anything_is_said_is_told_by_a_status() {
+async fn a_failure_before_the_first_piece_is_a_status() {
     let stack = Stack::simulated(&[], &[]).await;
     let client = stack.client();
     let refused = async |body: Value, status| {
@@ -84,7 +84,7 @@ async fn what_fails_before_anything_is_said_is_told_by_a_status() {
 }
 
 #[tokio::test]
-async fn what_fails_later_is_told_by_an_event() {
+async fn a_failure_after_the_first_piece_is_an_event() {
     let flags = ["--fault", "close", "--fault-step", "1"];
     let stack = Stack::simulated(&[], &flags).await;
     let client = stack.client();
@@ -101,7 +101,7 @@ async fn what_fails_later_is_told_by_an_event() {
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_over_its_workers_death_without_a_seam() {
+async fn a_stream_continues_on_another_worker_when_its_worker_dies() {
     let mut stack = Stack::proxy(&[]).await;
     stack.simulated_worker(&["--fault", "abort", "--fault-step", "3"]);
     stack.ready().await;
@@ -117,7 +117,7 @@ async fn a_stream_goes_on_over_its_workers_death_without_a_seam() {
 }
 
 #[tokio::test]
-async fn where_the_options_forbid_it_an_event_says_why_it_does_not_go_on() {
+async fn a_stream_whose_options_forbid_resuming_ends_with_an_error_event() {
     let mut stack = Stack::proxy(&[]).await;
     stack.simulated_worker(&["--fault", "abort", "--fault-step", "1"]);
     stack.ready().await;
@@ -131,7 +131,7 @@ async fn where_the_options_forbid_it_an_event_says_why_it_does_not_go_on() {
 }
 
 #[tokio::test]
-async fn a_stream_that_another_model_would_go_on_with_ends() {
+async fn a_stream_does_not_continue_with_another_model() {
     let mut stack = Stack::proxy(&["--worker-wait", "300ms"]).await;
     stack.simulated_worker(&["--fault", "abort", "--fault-step", "1"]);
     stack.ready().await;
@@ -143,7 +143,7 @@ async fn a_stream_that_another_model_would_go_on_with_ends() {
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_with_an_equal_worker_though_another_model_is_idle() {
+async fn a_stream_continues_with_the_same_model_although_another_is_idle() {
     let mut stack = Stack::proxy(&[]).await;
     stack.simulated_worker(&["--fault", "close", "--fault-step", "1", "--step-cost", "100ms"]);
     stack.ready().await;
@@ -155,9 +155,9 @@ async fn a_stream_goes_on_with_an_equal_worker_though_another_model_is_idle() {
     assert_eq!(joined(&all, 1).0, [expected(text, 128, 0)]);
 }
 
-/// Whoever reads nothing keeps nobody waiting: not the worker, not the link, not the batch.
+/// A client that reads nothing delays neither the worker nor its batch nor the link.
 #[tokio::test]
-async fn a_client_that_does_not_read_delays_nobody() {
+async fn a_client_that_does_not_read_delays_no_other_client() {
     let stack = Stack::simulated(&[], &[]).await;
     let words = "a word that is rather long ".repeat(300);
     let body = json!({"text": words, "max_new_tokens": 2000, "min_new_tokens": 2000}).to_string();
@@ -172,7 +172,7 @@ async fn a_client_that_does_not_read_delays_nobody() {
     stack.metric("pillion_generated_tokens_total", |tokens| tokens == 20_000).await;
     carries_on(&stack.client()).await;
     stack.metric("pillion_running", |running| running == 0).await;
-    // And what they did not read is still theirs.
+    // The answers that were not read are complete.
     let (status, text) = {
         let mut raw = lazy.pop().unwrap();
         raw.send(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
@@ -183,7 +183,7 @@ async fn a_client_that_does_not_read_delays_nobody() {
 }
 
 #[tokio::test]
-async fn a_drain_ends_streams_well() {
+async fn a_proxy_that_drains_completes_its_streams() {
     let mut stack = Stack::simulated(&[], &["--step-cost", "5ms"]).await;
     let client = stack.client();
     let body = json!({"text": "some words", "max_new_tokens": 60, "min_new_tokens": 60});
@@ -197,7 +197,7 @@ async fn a_drain_ends_streams_well() {
 }
 
 #[tokio::test]
-async fn a_thousand_streams_at_once_are_each_their_own() {
+async fn each_of_a_thousand_concurrent_streams_gets_its_own_answer() {
     let stack = Stack::simulated(&[], &["--slots", "2", "--step-cost", "1ms"]).await;
     let mut asked = JoinSet::new();
     for k in 0..1000_usize {
@@ -215,9 +215,9 @@ async fn a_thousand_streams_at_once_are_each_their_own() {
     }
 }
 
-/// Clients that go away at random moments, with the answer streamed or not, leave nothing behind.
+/// The clients leave at random moments, and half of them have their answers streamed.
 #[tokio::test]
-async fn two_thousand_who_go_away_leave_nothing_behind() {
+async fn two_thousand_clients_that_leave_early_occupy_no_slot_and_no_worker() {
     const SEED: u64 = 20_261_124;
     let stack = Stack::simulated(&["--max-queue", "4000"], &["--slots", "2", "--step-cost", "1ms"]).await;
     let mut random = SplitMix64(SEED);

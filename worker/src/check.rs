@@ -14,8 +14,7 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-
-use crate::command;
+use pillion_process::command;
 
 /// A worker that takes longer than this to answer is unhealthy.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -13,6 +13,8 @@ mod refusal;
 #[cfg(test)]
 mod tests;
 
+use pillion_process::log::LogFormat;
+
 use crate::model::Overrides;
 pub use compute::ComputeType;
 pub use refusal::FlagError;
@@ -91,15 +93,6 @@ pub enum DeviceChoice {
     Cpu,
     /// A CUDA device.
     Cuda,
-}
-
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// Valid settings.

@@ -1,4 +1,6 @@
-//! Why the worker ends, and with which exit code. The exit codes of the serving worker are defined only here.
+//! Why the worker ends, and with which exit code.
+
+use pillion_process::exit;
 
 use crate::config::FlagError;
 use crate::engine::ct2::LoadError;
@@ -44,11 +46,11 @@ impl Error {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Flag(_) => 64,
-            Self::Model(_) => 66,
-            Self::Device(_) | Self::Unusable(_) => 69,
-            Self::Stuck { .. } | Self::Internal(_) => 70,
-            Self::WorkLeft { .. } => 75,
+            Self::Flag(_) => exit::BAD_FLAG,
+            Self::Model(_) => exit::NO_MODEL,
+            Self::Device(_) | Self::Unusable(_) => exit::UNAVAILABLE,
+            Self::Stuck { .. } | Self::Internal(_) => exit::INTERNAL,
+            Self::WorkLeft { .. } => exit::WORK_LEFT,
         }
     }
 }

@@ -5,11 +5,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use pillion_process::command;
 
 use crate::error::Error;
+use crate::memory;
 use crate::model::{Model, ModelError, Overrides};
 use crate::tokens::Tokens;
-use crate::{command, memory};
 
 /// Bytes of an element of the keys and values on a processor.
 const ELEMENT: u64 = 4;

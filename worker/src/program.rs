@@ -3,10 +3,12 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use pillion_process::log;
+
 use crate::app::Patch;
 use crate::config::{Command, Config};
 use crate::error::Error;
-use crate::{app, check, environment, inspect, leave, log};
+use crate::{app, check, environment, inspect, leave};
 
 /// Runs what the command line asks for: a worker, or one of the commands `check` and `inspect`.
 pub fn run(patch: Patch) -> ExitCode {
@@ -23,7 +25,7 @@ pub fn run(patch: Patch) -> ExitCode {
         }
         Ok(Command::Serve(config)) => {
             environment::prepare(std::env::args_os());
-            log::start(config.log_format);
+            log::start(config.log_format, false);
             leave::on_panic();
             let end = app::run(*config, patch);
             let code = end.result.map_or_else(|error| report(&error), |()| 0);

@@ -1,4 +1,4 @@
-//! A frame of every type, for tests that go through all of them.
+//! A frame of every type, for tests that try all types.
 
 use pillion_protocol::frame::{
     Batch, BatchCost, FailureCode, FinishReason, Goodbye, GoodbyeReason, Heartbeat, Hello, Member, MemberFailed,

@@ -1,4 +1,4 @@
-//! What every dialect turns a request into.
+//! A parsed request, and what a dialect must provide.
 
 use std::fmt::Debug;
 use std::time::{Duration, SystemTime};
@@ -7,18 +7,18 @@ use super::error::{ApiError, FieldNames};
 use crate::domain::{Completion, GenerationRequest, Outcome};
 use crate::scheduler::models::Models;
 
-/// What requests are measured against.
+/// Limits for requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of a body.
+    /// The largest body, in bytes.
     pub body_bytes: usize,
-    /// Texts that the queue takes: a longer list can never be admitted.
+    /// The size of the queue, in texts. A request with more texts can never be admitted.
     pub texts: usize,
-    /// The longest that a request may take, and what it may take if it does not say.
+    /// The longest timeout of a request, and the default.
     pub request_timeout: Duration,
 }
 
-/// What a request is read against.
+/// What a dialect needs, besides the body, to parse a request.
 #[derive(Debug)]
 pub(crate) struct ParseContext<'a> {
     pub limits: &'a Limits,
@@ -28,46 +28,46 @@ pub(crate) struct ParseContext<'a> {
     pub now: SystemTime,
 }
 
-/// A family of endpoints with one way to write requests, answers and errors.
+/// A format for requests, answers and errors.
 #[derive(Debug)]
 pub(crate) struct Dialect {
-    /// Reads and checks a body.
+    /// Parses and validates a body.
     pub parse: fn(&[u8], &ParseContext<'_>) -> Result<Call, ApiError>,
     pub fields: FieldNames,
-    /// Whether a wrong field is answered with 422. OpenAI's clients know only 400.
+    /// Whether an invalid field is answered with 422. Clients of the OpenAI API expect 400.
     pub has_unprocessable: bool,
 }
 
 /// A valid request.
 #[derive(Debug)]
 pub(crate) struct Call {
-    /// One per text.
+    /// One for each text.
     pub requests: Vec<GenerationRequest>,
-    /// How long it may take.
+    /// The time from admission to the deadline.
     pub timeout: Duration,
-    /// Whether the answer is sent as it is made.
+    /// Whether the answer is streamed.
     pub stream: bool,
-    /// How the answer is written.
+    /// Writes the answer.
     pub renderer: Box<dyn Renderer>,
 }
 
-/// Writes the answers of one request.
+/// Writes the answer to one request.
 pub(crate) trait Renderer: Debug + Send {
-    /// The whole answer: a JSON body.
+    /// Writes the whole answer as a JSON body.
     ///
     /// # Errors
-    /// The answer is an error, so that no failure hides behind a 200.
+    /// All texts failed, or one failed and the dialect's format has no place for the error of a single text.
     fn whole(&self, outcomes: &[Outcome]) -> Result<Vec<u8>, ApiError>;
 
-    /// Appends what stands before the first event of a stream.
+    /// Appends what opens a stream, before the first piece of a text.
     fn begin(&mut self, _out: &mut Vec<u8>) {}
 
-    /// Appends the event for a new piece of a text, with its completion if that was the last.
+    /// Appends the events for a piece of a text. The last piece of a text comes with its `completion`.
     fn piece(&mut self, text: usize, piece: &str, completion: Option<&Completion>, out: &mut Vec<u8>);
 
     /// Appends the event for a text that has failed.
     fn failed(&mut self, text: usize, error: ApiError, request_id: &str, out: &mut Vec<u8>);
 
-    /// Appends what stands after the last event.
+    /// Appends what closes a stream, after all texts have ended.
     fn end(&mut self, _out: &mut Vec<u8>) {}
 }

@@ -1,4 +1,4 @@
-//! Everything that can be wrong with a request or its answer, in the words that clients read. `http` gives each a status.
+//! The errors that clients get, with their messages, codes and types. `http` chooses the status of each.
 
 use std::time::Duration;
 
@@ -8,36 +8,36 @@ use serde::Serialize;
 use crate::admission::Rejected;
 use crate::domain::Failure;
 
-/// The fields in which a dialect tells the prompt and the most new tokens: a worker's errors name them.
+/// A dialect's field names for the prompt and the most new tokens. Errors from a worker name these fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FieldNames {
     pub prompt: &'static str,
     pub max_tokens: &'static str,
 }
 
-/// What is wrong.
+/// Why a request was refused or failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ApiError {
     #[error("the body is not valid JSON: {0}")]
     NotJson(String),
-    /// The body ended early, or was framed wrongly.
+    /// The body ended early, or its framing is invalid.
     #[error("the body could not be read: {0}")]
     Body(String),
-    /// A field is wrong. The message says how, and what is allowed.
+    /// A field is invalid. The message says why, and what is allowed.
     #[error("{message}")]
     Field { param: Option<String>, message: String },
-    /// A field asks for what cannot be done here.
+    /// A field asks for something that Pillion does not support.
     #[error("{param} is not supported: {why}")]
     Unsupported { param: String, why: String },
-    #[error("there is no model {name:?}; GET /v1/models lists what there is")]
+    #[error("there is no model {name:?}; GET /v1/models lists the models")]
     NoModel { name: String },
-    #[error("an API key is needed: Authorization: Bearer KEY")]
+    #[error("a valid API key is required: Authorization: Bearer KEY")]
     Unauthorised,
-    #[error("there is nothing at {path}")]
+    #[error("there is no endpoint at {path}")]
     NotFound { path: String },
-    #[error("this path takes {allow}")]
+    #[error("the method is not allowed: this path accepts {allow}")]
     Method { allow: &'static str },
-    #[error("the body must be application/json, not {0}")]
+    #[error("the content type must be application/json, not {0}")]
     ContentType(String),
     #[error("the body did not arrive within {0:?}")]
     BodyTimeout(Duration),
@@ -46,12 +46,12 @@ pub(crate) enum ApiError {
     /// The request was not admitted.
     #[error("{0}")]
     Rejected(#[from] Rejected),
-    /// The request was admitted and has no answer.
+    /// The request was admitted, but there is no answer.
     #[error("{0}")]
     Failed(#[from] Failure),
 }
 
-/// What a client reads of an error.
+/// The error object in a response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct ErrorBody {
     message: String,
@@ -63,7 +63,7 @@ pub(crate) struct ErrorBody {
 }
 
 impl ApiError {
-    /// Which error it is, for programs.
+    /// The error's code, for programs.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NotJson(_) => "not_json",
@@ -84,13 +84,13 @@ impl ApiError {
         }
     }
 
-    /// Which kind of error it is, in OpenAI's words.
-    fn kind(&self) -> &'static str {
+    /// The error's type, as the OpenAI API names it.
+    fn error_type(&self) -> &'static str {
         match self {
             Self::Unauthorised => "authentication_error",
             Self::Rejected(Rejected::Draining) => "server_error",
             Self::Rejected(_) | Self::Failed(Failure::TooLate { .. }) => "rate_limit_error",
-            Self::Failed(Failure::Worker { code, .. }) if is_the_requests_fault(*code) => "invalid_request_error",
+            Self::Failed(Failure::Worker { code, .. }) if is_request_error(*code) => "invalid_request_error",
             Self::Failed(_) => "server_error",
             _ => "invalid_request_error",
         }
@@ -107,20 +107,20 @@ impl ApiError {
         }
     }
 
-    /// The error as a client reads it.
+    /// The error object for a response.
     pub(crate) fn body(&self, request_id: Option<&str>, fields: FieldNames) -> ErrorBody {
         let request_id = request_id.map(str::to_owned);
         let param = self.param(fields);
-        ErrorBody { message: self.to_string(), r#type: self.kind(), code: self.code(), param, request_id }
+        ErrorBody { message: self.to_string(), r#type: self.error_type(), code: self.code(), param, request_id }
     }
 }
 
-/// Whether a worker's failure code says that the request, not the worker, is at fault.
-pub(crate) fn is_the_requests_fault(code: FailureCode) -> bool {
+/// Whether a worker's failure code means that the request is invalid, rather than that the worker failed.
+pub(crate) fn is_request_error(code: FailureCode) -> bool {
     matches!(code, FailureCode::EmptyPrompt | FailureCode::TooManyTokens | FailureCode::InvalidRequest)
 }
 
-/// Why an answer ended, in the words of `/generate`.
+/// The `finish_reason` of `/generate` and of the access log.
 pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
@@ -130,7 +130,7 @@ pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
     }
 }
 
-/// Why a text has no answer, for programs.
+/// The failure's code, for programs.
 pub(crate) fn failure_code(failure: &Failure) -> &'static str {
     match failure {
         Failure::Deadline => "deadline",
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_says_what_where_and_which_request() {
+    fn an_error_has_a_message_a_type_a_code_a_param_and_a_request_id() {
         let fields = FieldNames { prompt: "text", max_tokens: "max_new_tokens" };
         let error = ApiError::Field { param: Some("stop".into()), message: "no".into() };
         let body = serde_json::to_value(error.body(Some("r1"), fields)).unwrap();

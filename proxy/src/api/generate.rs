@@ -5,13 +5,13 @@ mod render;
 
 use super::call::Dialect;
 
-/// The answer comes whole.
+/// `POST /generate`: the answer is sent whole.
 pub(crate) static GENERATE: Dialect = Dialect {
     parse: |body, context| parse::parse(body, context.limits, false),
     fields: render::FIELDS,
     has_unprocessable: true,
 };
 
-/// The answer comes as it is made.
+/// `POST /generate_stream`: the answer is streamed.
 pub(crate) static GENERATE_STREAM: Dialect =
     Dialect { parse: |body, context| parse::parse(body, context.limits, true), ..GENERATE };

@@ -1,8 +1,8 @@
-//! The OpenAI API's dialect (`/v1/…`), as far as it goes: requests become the same calls as those of `/generate`, and the
-//! answers are written in OpenAI's words.
+//! The dialect of the OpenAI API (`/v1/…`). It parses requests into the same calls as `/generate`, and writes answers in
+//! OpenAI's format.
 //!
-//! An option with a meaning that this engine cannot give it is refused by name, never silently ignored; its neutral values
-//! are taken, since clients send them unasked.
+//! An option that the engine does not support is refused by name, never ignored silently. Its neutral values, which change
+//! nothing, are accepted, because clients send them by default.
 
 mod chat;
 mod common;

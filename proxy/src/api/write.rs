@@ -1,14 +1,16 @@
-//! JSON bodies and server-sent events (WHATWG HTML, section 9.2) as bytes.
+//! Writes JSON bodies and server-sent events (WHATWG HTML, section 9.2).
 
 use serde::Serialize;
 
 /// A value as a JSON body.
 pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
-    // The types that are written here have no maps with other keys than strings, so writing them cannot fail.
-    serde_json::to_vec(value).unwrap_or_default()
+    // Serialising fails only for maps whose keys are not strings, and none of these types has one.
+    let mut body = Vec::with_capacity(512);
+    let _ = serde_json::to_writer(&mut body, value);
+    body
 }
 
-/// Appends one event: its data is JSON, which holds no line breaks.
+/// Appends one event. Its data is JSON without line breaks, so it fits on one line.
 pub(super) fn event(out: &mut Vec<u8>, name: Option<&str>, data: &impl Serialize) {
     if let Some(name) = name {
         out.extend(b"event: ");
@@ -16,7 +18,7 @@ pub(super) fn event(out: &mut Vec<u8>, name: Option<&str>, data: &impl Serialize
         out.push(b'\n');
     }
     out.extend(b"data: ");
-    // As above.
+    // Serialising cannot fail, as in `json`.
     let _ = serde_json::to_writer(&mut *out, data);
     out.extend(b"\n\n");
 }
@@ -26,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_has_a_name_where_it_needs_one() {
+    fn an_event_has_a_name_only_if_one_is_given() {
         let mut out = Vec::new();
         event(&mut out, None, &"a\nb");
         event(&mut out, Some("error"), &1);

@@ -1,32 +1,32 @@
-//! What decides which texts can share a batch, and which workers can serve them.
+//! Which texts can share a batch, and which workers can serve them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use pillion_protocol::frame::Options;
 
-/// The model that a job is for.
+/// A model, by number. The proxy numbers the model names that workers announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelId(u32);
 
 impl ModelId {
-    /// Any will do.
+    /// Stands for any model.
     pub const ANY: Self = Self(0);
 
-    /// That of a model; `number` is at least 1.
+    /// The model with this number, which is at least 1.
     pub const fn new(number: u32) -> Self {
         Self(number)
     }
 }
 
-/// Workers that can go on with each other's answers: their models and tokenizers have one fingerprint.
+/// A hash of a worker's fingerprint. Workers with the same fingerprint can continue each other's answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelFingerprint(u64);
 
 impl ModelFingerprint {
-    /// Any will do.
+    /// Stands for any fingerprint.
     pub const ANY: Self = Self(0);
 
-    /// That of workers with this fingerprint.
+    /// The hash of this fingerprint; never [`ANY`](Self::ANY).
     pub fn of(fingerprint: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         fingerprint.hash(&mut hasher);
@@ -34,29 +34,29 @@ impl ModelFingerprint {
     }
 }
 
-/// What a worker is, as far as it decides whom it can serve.
+/// A worker's model, which decides which jobs the worker can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WorkerModel {
-    /// Its model's name.
+    /// The number of the model's name.
     pub model: ModelId,
-    /// Its model's fingerprint.
+    /// The fingerprint of the model and its tokenizer.
     pub fingerprint: ModelFingerprint,
 }
 
-/// How much company a job may have that was there when workers died, and may have been why.
+/// How many jobs may share a batch with a job that may be the cause of workers' deaths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Quarantine {
-    /// It is not suspected.
+    /// The job is not quarantined: its batch may have any size.
     None,
-    /// It rides with a few others who are suspected too.
+    /// The job shares a batch with a few other quarantined jobs.
     Few,
-    /// It rides alone.
+    /// The job is alone in its batch.
     Alone,
 }
 
 impl Quarantine {
-    /// The most members of its batch.
-    pub fn most(self) -> usize {
+    /// The most members of the job's batch.
+    pub fn max_size(self) -> usize {
         match self {
             Self::None => usize::MAX,
             Self::Few => 8,
@@ -65,22 +65,22 @@ impl Quarantine {
     }
 }
 
-/// What must be equal for two jobs to share a batch: the engine takes these for a whole call.
+/// Jobs with equal keys can share a batch: the engine takes the options for a whole call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchKey {
     /// The engine's options.
     pub options: OptionBits,
-    /// The least number of new tokens.
+    /// The least number of tokens to produce.
     pub min_new_tokens: u32,
-    /// The model that is asked for, or [any](ModelId::ANY).
+    /// The model that was asked for, or [any](ModelId::ANY).
     pub model: ModelId,
-    /// The fingerprint of the model with which the answer has begun: only workers of it can go on.
+    /// The only fingerprint with which the answer can be continued, or [any](ModelFingerprint::ANY).
     pub fingerprint: ModelFingerprint,
-    /// Whether workers have died with it.
+    /// How the jobs are quarantined, if workers have died with them.
     pub quarantine: Quarantine,
 }
 
-/// The engine's options, as bits: so they can be compared and hashed.
+/// The engine's options, with numbers as bits so that they can be compared and hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OptionBits {
     topk: u32,
@@ -104,18 +104,18 @@ impl BatchKey {
         Self { options, min_new_tokens, model, fingerprint, quarantine: Quarantine::None }
     }
 
-    /// Whether only workers of one build can serve it.
+    /// Whether only workers with one fingerprint can serve these jobs.
     pub fn is_tied(&self) -> bool {
         self.fingerprint != ModelFingerprint::ANY
     }
 
-    /// Whether a worker of this kind can serve it.
+    /// Whether a worker with this model can serve these jobs.
     pub fn is_for(&self, model: WorkerModel) -> bool {
         (self.model == ModelId::ANY || self.model == model.model)
             && (!self.is_tied() || self.fingerprint == model.fingerprint)
     }
 
-    /// Whether one worker may serve both, as far as that is known.
+    /// Whether one worker could serve jobs of both keys, as far as the keys tell.
     pub fn may_share_a_worker(&self, other: &Self) -> bool {
         let models = [self.model, other.model];
         let fingerprints = [self.fingerprint, other.fingerprint];
@@ -123,7 +123,7 @@ impl BatchKey {
             && (fingerprints[0] == fingerprints[1] || fingerprints.contains(&ModelFingerprint::ANY))
     }
 
-    /// The options that all requests with this key have.
+    /// The options of all jobs with this key.
     pub fn options(&self) -> Options {
         let OptionBits { topk, topp, temperature, penalty, ngram } = self.options;
         Options {
@@ -141,13 +141,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_gives_back_its_options() {
+    fn a_key_returns_the_options_that_it_was_made_from() {
         let options = Options { sampling_topp: 0.9, repetition_penalty: 1.2, ..Options::default() };
         assert_eq!(BatchKey::new(&options, 3).options(), options);
     }
 
     #[test]
-    fn a_key_says_which_workers_can_serve_it() {
+    fn a_key_is_for_workers_with_its_model_and_fingerprint() {
         let any = BatchKey::new(&Options::default(), 0);
         let model = |model, fingerprint| WorkerModel {
             model: ModelId::new(model),
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_with_other_penalties_have_other_keys() {
+    fn requests_with_different_penalties_have_different_keys() {
         let one = BatchKey::new(&Options::default(), 0);
         let other = BatchKey::new(&Options { repetition_penalty: 1.1, ..Options::default() }, 0);
         assert_ne!(one, other);

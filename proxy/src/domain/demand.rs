@@ -1,31 +1,31 @@
-//! What texts ask of an engine, known before anything is tokenised.
+//! How much work texts demand of an engine, estimated before they are tokenised.
 
-/// What the members of a batch ask for.
+/// The work that some jobs, often the members of a batch, demand all together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
-    /// Members.
+    /// The number of members.
     pub members: usize,
     /// Bytes of their prompts.
     pub bytes: u64,
-    /// The most tokens that they may still produce, together.
+    /// The most tokens that they may still produce, all together.
     pub tokens: u64,
-    /// The most tokens that one of them may still produce.
+    /// The most tokens that any one of them may still produce.
     pub longest: u32,
-    /// Tokens that earlier attempts have produced, which are fed again like a prompt.
-    pub again: u64,
+    /// Tokens that earlier attempts produced. The engine is fed these again like a prompt.
+    pub refed: u64,
 }
 
 impl Demand {
-    /// One member more: bytes of its prompt, tokens that it may still produce, and tokens that it has produced before.
-    pub fn add(&mut self, bytes: usize, tokens: u32, again: usize) {
+    /// Adds a member: the bytes of its prompt, the most tokens that it may still produce, and the tokens to feed again.
+    pub fn add(&mut self, bytes: usize, tokens: u32, refed: usize) {
         self.members += 1;
         self.bytes += bytes as u64;
         self.tokens += u64::from(tokens);
         self.longest = self.longest.max(tokens);
-        self.again += again as u64;
+        self.refed += refed as u64;
     }
 
-    /// These members and others.
+    /// The demand of these members and of `other`, together.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         Self {
@@ -33,11 +33,11 @@ impl Demand {
             bytes: self.bytes + other.bytes,
             tokens: self.tokens + other.tokens,
             longest: self.longest.max(other.longest),
-            again: self.again + other.again,
+            refed: self.refed + other.refed,
         }
     }
 
-    /// Without those others, who were among them. The longest stays.
+    /// The demand without `other`, which is a part of it. `longest` stays the same.
     #[must_use]
     pub fn less(&self, other: &Self) -> Self {
         Self {
@@ -45,11 +45,11 @@ impl Demand {
             bytes: self.bytes.saturating_sub(other.bytes),
             tokens: self.tokens.saturating_sub(other.tokens),
             longest: self.longest,
-            again: self.again.saturating_sub(other.again),
+            refed: self.refed.saturating_sub(other.refed),
         }
     }
 
-    /// Of so many members like these on average, where there are `all`.
+    /// The demand of `members` average members, if this is the demand of `all`. `longest` stays the same.
     #[must_use]
     pub fn part(&self, members: usize, all: usize) -> Self {
         let (n, all) = (members as u64, (all as u64).max(1));
@@ -58,14 +58,14 @@ impl Demand {
             bytes: self.bytes * n / all,
             tokens: self.tokens * n / all,
             longest: self.longest,
-            again: self.again * n / all,
+            refed: self.refed * n / all,
         }
     }
 }
 
 #[cfg(test)]
 impl Demand {
-    /// So many times as much: `members` like this one.
+    /// The demand of this many times the same members.
     #[must_use]
     pub(crate) fn times(&self, members: usize) -> Self {
         let n = members as u64;
@@ -74,7 +74,7 @@ impl Demand {
             bytes: self.bytes * n,
             tokens: self.tokens * n,
             longest: self.longest,
-            again: self.again * n,
+            refed: self.refed * n,
         }
     }
 }

@@ -1,50 +1,61 @@
-//! What a request's texts have produced and its client has not taken yet.
+//! The output of a request's texts that the request's connection has not taken yet.
 //!
-//! A link says what there is and never waits; a client takes all of it at once. So if a client reads slowly, its pieces grow
-//! together, and what is kept for it is never more than its answer.
+//! Links add output and never wait. The connection takes all of it at once. If the client reads slowly, the pieces of a
+//! text are joined, so a feed never holds more than the request's answers.
 
 use std::any::Any;
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::Notify;
+use std::task::{Poll, Waker};
 
 use super::outcome::Outcome;
 
-/// One request's.
-pub struct Feed {
-    state: Mutex<State>,
-    changes: Notify,
+/// The output of one request that has not been taken yet.
+pub struct Feed(Mutex<State>);
+
+pub(super) struct State {
+    /// New output, by text.
+    texts: Vec<NewOutput>,
+    /// The texts that have new output, in the order in which it came.
+    changed: Vec<usize>,
+    /// Whether the reader is gone. Then no output is kept.
+    closed: bool,
+    /// The number of texts that have not ended.
+    open: usize,
+    /// A value that is kept until the last text has ended, such as the memory reserved for the request.
+    held: Option<Box<dyn Any + Send>>,
+    /// The task that waits for new output.
+    reader: Option<Waker>,
 }
 
-struct State {
-    /// By text.
-    texts: Vec<Fresh>,
-    /// Texts of which there is something new, in the order in which it came.
-    changed: Vec<usize>,
-    /// Nobody takes it any more.
-    closed: bool,
-    /// Texts that have not ended.
-    open: usize,
-    /// What the request needs until its last text has ended, whether or not its client reads.
-    held: Option<Box<dyn Any + Send>>,
+impl State {
+    /// Takes the output that is new now.
+    pub(super) fn take(&mut self) -> Vec<StreamEvent> {
+        let Self { texts, changed, .. } = self;
+        let event = |text: usize| {
+            let NewOutput { piece, outcome, .. } = std::mem::take(&mut texts[text]);
+            StreamEvent { text, piece, outcome }
+        };
+        changed.drain(..).map(event).collect()
+    }
 }
 
 #[derive(Debug, Default)]
-struct Fresh {
+struct NewOutput {
     piece: String,
     outcome: Option<Outcome>,
     is_listed: bool,
 }
 
-/// What is new of one text.
+/// New output of one text.
 #[derive(Debug, PartialEq)]
 pub struct StreamEvent {
-    /// Which text, by its place in the request.
+    /// The text's index in the request.
     pub text: usize,
-    /// More of its answer; may be empty if it has ended.
+    /// The next piece of its answer; may be empty if the text has ended.
     pub piece: String,
-    /// How it ended, if it has ended.
+    /// How the text ended, if it has ended.
     pub outcome: Option<Outcome>,
 }
 
@@ -55,31 +66,26 @@ impl fmt::Debug for Feed {
 }
 
 impl Feed {
-    /// For a request of so many texts.
+    /// A feed for a request with this number of texts.
     pub fn new(texts: usize) -> Self {
-        let (open, texts) = (texts, (0..texts).map(|_| Fresh::default()).collect());
-        let state = State { texts, changed: Vec::new(), closed: false, open, held: None };
-        Self { state: Mutex::new(state), changes: Notify::new() }
+        let (open, texts) = (texts, (0..texts).map(|_| NewOutput::default()).collect());
+        let state = State { texts, changed: Vec::new(), closed: false, open, held: None, reader: None };
+        Self(Mutex::new(state))
     }
 
-    /// More of a text's answer.
-    pub(super) fn say(&self, text: usize, piece: &str) {
+    /// Adds a piece of a text's answer.
+    pub(super) fn add_piece(&self, text: usize, piece: &str) {
         if !piece.is_empty() {
-            self.change(text, |fresh| fresh.piece.push_str(piece));
+            self.change(text, false, |output| output.piece.push_str(piece));
         }
     }
 
-    /// A text has ended.
+    /// Adds a text's outcome, which is its last output.
     pub(super) fn end(&self, text: usize, outcome: Outcome) {
-        self.change(text, |fresh| fresh.outcome = Some(outcome));
-        let mut state = self.lock();
-        state.open = state.open.saturating_sub(1);
-        let held = if state.open == 0 { state.held.take() } else { None };
-        drop(state);
-        drop(held);
+        self.change(text, true, |output| output.outcome = Some(outcome));
     }
 
-    /// Holds something until the last text has ended, or the feed is closed.
+    /// Keeps a value until the last text has ended or the feed is closed.
     pub fn hold(&self, held: impl Any + Send) {
         let mut state = self.lock();
         if state.open > 0 && !state.closed {
@@ -87,44 +93,40 @@ impl Feed {
         }
     }
 
-    fn change(&self, text: usize, change: impl FnOnce(&mut Fresh)) {
-        let mut state = self.lock();
-        let State { texts, changed, closed, .. } = &mut *state;
-        if let Some(fresh) = texts.get_mut(text).filter(|_| !*closed) {
-            change(fresh);
-            if !std::mem::replace(&mut fresh.is_listed, true) {
-                changed.push(text);
+    fn change(&self, text: usize, has_ended: bool, change: impl FnOnce(&mut NewOutput)) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if let Some(output) = state.texts.get_mut(text) {
+            change(output);
+            if !std::mem::replace(&mut output.is_listed, true) {
+                state.changed.push(text);
             }
-            drop(state);
-            self.changes.notify_one();
+        }
+        state.open = state.open.saturating_sub(usize::from(has_ended));
+        let held = if state.open == 0 { state.held.take() } else { None };
+        let reader = state.reader.take();
+        drop(guard);
+        drop(held);
+        if let Some(reader) = reader {
+            reader.wake();
         }
     }
 
-    /// What is new, at least one text's. Safe to drop: nothing is taken before it is returned.
+    /// Waits for new output and takes it, at least one event. Cancel safe: output is taken only when it is returned. At
+    /// most one task waits at a time.
     pub async fn next(&self) -> Vec<StreamEvent> {
-        loop {
-            let events = self.take();
-            if !events.is_empty() {
-                return events;
+        poll_fn(|context| {
+            let mut state = self.lock();
+            if state.changed.is_empty() {
+                state.reader = Some(context.waker().clone());
+                return Poll::Pending;
             }
-            self.changes.notified().await;
-        }
+            Poll::Ready(state.take())
+        })
+        .await
     }
 
-    /// What is new now.
-    pub(super) fn take(&self) -> Vec<StreamEvent> {
-        let mut state = self.lock();
-        let State { texts, changed, .. } = &mut *state;
-        changed
-            .drain(..)
-            .map(|text| {
-                let Fresh { piece, outcome, .. } = std::mem::take(&mut texts[text]);
-                StreamEvent { text, piece, outcome }
-            })
-            .collect()
-    }
-
-    /// Nobody takes anything any more.
+    /// Drops all output and the kept value, and ignores later output. For a reader that goes away.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -139,9 +141,9 @@ impl Feed {
         self.lock().closed
     }
 
-    /// Held for a few instructions, by the link and by the one connection that the feed is for.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The lock is only held for a few instructions, by a link or by the request's connection.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,38 +154,41 @@ mod tests {
     use super::*;
     use crate::domain::Failure;
 
-    fn told(events: Vec<StreamEvent>) -> Vec<(usize, String)> {
+    fn pieces(events: Vec<StreamEvent>) -> Vec<(usize, String)> {
         events.into_iter().map(|event| (event.text, event.piece)).collect()
     }
 
     #[test]
-    fn pieces_that_nobody_took_grow_together() {
+    fn pieces_that_were_not_taken_are_joined() {
         let feed = Feed::new(3);
         for (text, piece) in [(1, "a"), (0, "x"), (1, "b"), (1, "")] {
-            feed.say(text, piece);
+            feed.add_piece(text, piece);
         }
-        assert_eq!(told(feed.take()), [(1, "ab".to_owned()), (0, "x".to_owned())]);
-        assert!(feed.take().is_empty());
-        feed.say(1, "c");
+        assert_eq!(pieces(feed.lock().take()), [(1, "ab".to_owned()), (0, "x".to_owned())]);
+        assert!(feed.lock().take().is_empty());
+        feed.add_piece(1, "c");
         feed.end(1, Err(Failure::Deadline));
-        assert_eq!(feed.take(), [StreamEvent { text: 1, piece: "c".into(), outcome: Some(Err(Failure::Deadline)) }]);
+        assert_eq!(
+            feed.lock().take(),
+            [StreamEvent { text: 1, piece: "c".into(), outcome: Some(Err(Failure::Deadline)) }]
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_waits_is_woken_and_loses_nothing_by_giving_up() {
+    async fn a_waiting_reader_is_woken_and_loses_nothing_by_cancelling() {
         use std::time::Duration;
         let feed = Arc::new(Feed::new(1));
-        let late = feed.clone();
+        let writer = feed.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            late.say(0, "at last");
+            writer.add_piece(0, "at last");
         });
         assert!(tokio::time::timeout(Duration::from_secs(1), feed.next()).await.is_err());
-        assert_eq!(told(feed.next().await), [(0, "at last".to_owned())]);
+        assert_eq!(pieces(feed.next().await), [(0, "at last".to_owned())]);
     }
 
     #[test]
-    fn what_is_held_is_dropped_when_all_texts_have_ended_though_nobody_reads() {
+    fn a_kept_value_is_dropped_when_all_texts_have_ended_even_if_nothing_is_read() {
         let held = Arc::new(());
         let is_held = || Arc::strong_count(&held) > 1;
         let feed = Feed::new(2);
@@ -193,18 +198,18 @@ mod tests {
         feed.end(0, Err(Failure::Deadline));
         assert!(!is_held());
         feed.hold(held.clone());
-        assert!(!is_held(), "it comes late");
+        assert!(!is_held(), "all texts have ended");
         let feed = Feed::new(1);
         feed.hold(held.clone());
         feed.close();
-        assert!(!is_held(), "given up");
+        assert!(!is_held(), "the feed is closed");
     }
 
     #[test]
-    fn nothing_is_kept_for_who_has_gone_away() {
+    fn a_closed_feed_keeps_no_output() {
         let feed = Feed::new(1);
         feed.close();
-        feed.say(0, "a");
-        assert!(feed.is_closed() && feed.take().is_empty());
+        feed.add_piece(0, "a");
+        assert!(feed.is_closed() && feed.lock().take().is_empty());
     }
 }

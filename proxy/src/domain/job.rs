@@ -1,4 +1,4 @@
-//! What travels through the proxy: a job is one text of one request, on its way to exactly one terminal event.
+//! A job is one text of one request. It gets exactly one outcome.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -14,66 +14,66 @@ use super::queue_slot::QueueSlot;
 use super::reply::Reply;
 use super::request::{GenerationRequest, Origin};
 
-/// A job gives way to others so often at most.
+/// The most times that a job gives way to others.
 const MAX_PREEMPTIONS: u32 = 3;
 
-/// A job's number. Numbers rise with admission, so a smaller one is older.
+/// A job's number. Numbers rise with admission: of two jobs, the older one has the smaller number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub u64);
 
-/// The jobs of one request: consecutive numbers.
+/// The jobs of one request, which have consecutive numbers.
 pub type JobRange = Range<u64>;
 
-/// What a member has produced so far, over all attempts.
+/// What a job has produced so far, in all attempts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Token ids.
+    /// The tokens' ids.
     pub produced: Vec<u32>,
-    /// Bytes of their text, as far as the worker has sent it.
+    /// Bytes of the tokens' text that the worker has sent.
     pub sent: usize,
-    /// That text; nothing where it is streamed, for then it has gone on to the client.
+    /// The text that the worker has sent. Empty if the answer is streamed: then the text has gone to the feed.
     pub text: String,
-    /// The fingerprint of the worker that produced them: only its equal may go on.
+    /// The fingerprint of the worker that produced the tokens. Only a worker with the same one may continue.
     pub fingerprint: Option<Arc<str>>,
-    /// When the first of them arrived.
+    /// When the first token arrived.
     pub first_token_at: Option<Instant>,
 }
 
-/// One text on its way.
+/// One text of a request, queued or running.
 #[derive(Debug)]
 pub struct Job {
-    /// Its number.
+    /// The job's number.
     pub id: JobId,
-    /// What was asked.
+    /// What the client asked for.
     pub request: GenerationRequest,
-    /// Whose it is, for the worker's log, if it belongs to a trace.
+    /// The names of its request in the worker's log, if it belongs to a trace.
     pub origin: Option<Arc<Origin>>,
     /// When it was admitted.
     pub admitted: Instant,
-    /// Since when it waits for its turn: its admission, or when it last gave way to others.
+    /// Since when it waits: its admission, or when it last gave way.
     pub waits_since: Instant,
-    /// When it is worth nothing any more.
+    /// When it must have ended.
     pub deadline: Instant,
-    /// What it has so far.
+    /// What it has produced so far.
     pub progress: Progress,
-    /// Its latest batch.
+    /// When it left the queue, and with how many members. `None` until then.
     pub dispatch: Option<Dispatch>,
-    /// How often it has been sent to a worker.
+    /// How often it has been sent to a worker. Attempts after which the job was given back do not count.
     pub attempts: u32,
-    /// How often a worker has died with it though it was not told to stop, and had produced nothing for it.
+    /// How often it was suspected, see [`suspect`](Job::suspect).
     pub suspicions: u32,
-    /// Tokens that it had when it last left the queue.
-    pub had: usize,
-    /// How often it has been made to give way to others.
+    /// The number of tokens that it had when it last left the queue.
+    pub produced_before: usize,
+    /// How often it has given way to others.
     pub gave_way: u32,
-    /// Its place in the queue's bound; dropped when it leaves the queue.
+    /// Its slot in the bounded queue; dropped when it leaves the queue.
     pub slot: Option<QueueSlot>,
-    /// Where its terminal event goes.
+    /// Where its outcome goes.
     pub reply: Reply,
 }
 
 impl Job {
-    /// A job that is admitted now, whose answer goes to `reply`.
+    /// A job that is admitted at `admitted` and whose outcome goes to `reply`.
     pub fn new(id: JobId, request: GenerationRequest, admitted: Instant, deadline: Instant, reply: Reply) -> Self {
         Self {
             id,
@@ -86,14 +86,14 @@ impl Job {
             dispatch: None,
             attempts: 0,
             suspicions: 0,
-            had: 0,
+            produced_before: 0,
             gave_way: 0,
             slot: None,
             reply,
         }
     }
 
-    /// What it asks for, less what it has.
+    /// What the job still demands of an engine.
     pub fn demand(&self) -> Demand {
         let produced = self.progress.produced.len();
         let left = self.request.max_new_tokens.saturating_sub(u32::try_from(produced).unwrap_or(u32::MAX));
@@ -102,54 +102,53 @@ impl Job {
         demand
     }
 
-    /// It ends well: with what it has, as far as it has not gone on to the client.
+    /// Ends the job with a completion, which has the answer's text unless that was streamed.
     pub fn finish(self, reason: FinishReason, prompt_tokens: u32, completion_tokens: u32) {
         let Self { progress: Progress { text, first_token_at, .. }, dispatch, reply, .. } = self;
         reply.finish(Completion { text, reason, prompt_tokens, completion_tokens, first_token_at, dispatch });
     }
 
-    /// Whether it can be given back by an engine once more, and go on later.
+    /// Whether the job may give way once more, and can be continued afterwards.
     pub fn may_give_way(&self) -> bool {
         self.gave_way < MAX_PREEMPTIONS && !self.request.key.options().look_back()
     }
 
-    /// The job leaves the queue, with so many members, for a worker with this fingerprint. What another model produced is
-    /// forgotten, and so is what was produced under options that look back: where nothing of it has reached the client, it
-    /// starts again.
+    /// Records that the job leaves the queue in a batch of `members`, for a worker with this fingerprint. If another
+    /// model produced its tokens, or if its options look back over the answer, the job loses them and starts again.
     ///
     /// # Errors
-    /// Something has.
+    /// The job would have to start again, but a part of its answer has reached the client.
     pub fn leave_queue(&mut self, fingerprint: &Arc<str>, members: usize, now: Instant) -> Result<(), Failure> {
         self.slot = None;
         self.attempts += 1;
-        self.had = self.progress.produced.len();
+        self.produced_before = self.progress.produced.len();
         self.dispatch = Some(Dispatch { first: self.dispatch.map_or(now, |dispatch| dispatch.first), members });
-        let foreign = self.progress.fingerprint.as_ref().is_some_and(|theirs| theirs != fingerprint);
-        if foreign || self.request.key.options().look_back() {
-            if self.has_been_heard() {
-                return Err(if foreign { Failure::ModelGone } else { Failure::NotResumable });
+        let is_other_model = self.progress.fingerprint.as_ref().is_some_and(|other| other != fingerprint);
+        if is_other_model || self.request.key.options().look_back() {
+            if self.has_reached_client() {
+                return Err(if is_other_model { Failure::ModelGone } else { Failure::NotResumable });
             }
             self.progress = Progress::default();
-            self.had = 0;
+            self.produced_before = 0;
         }
         Ok(())
     }
 
-    /// Its worker has died, and was serving it. Where that had produced nothing for it, it may have been why: it is struck,
-    /// and once it was so often enough it goes on with less company, until it fails for having been alone.
+    /// Records that the job's worker died while the job ran. If the job had produced nothing in this attempt, it may be
+    /// the cause, so it is suspected once more. After enough suspicions it is quarantined, at last alone.
     ///
     /// # Errors
-    /// It has been struck `most` times, the last time alone; or once, where that is all that it may be.
-    pub fn suspect(&mut self, most: u32) -> Result<(), Failure> {
-        if self.progress.produced.len() > self.had {
+    /// The job has been suspected `max_attempts` times, and it was alone in its batch or `max_attempts` is 1.
+    pub fn suspect(&mut self, max_attempts: u32) -> Result<(), Failure> {
+        if self.progress.produced.len() > self.produced_before {
             return Ok(());
         }
         self.suspicions += 1;
         let was_alone = self.dispatch.is_some_and(|dispatch| dispatch.members == 1);
-        if self.suspicions >= most && (was_alone || most <= 1) {
+        if self.suspicions >= max_attempts && (was_alone || max_attempts <= 1) {
             return Err(Failure::WorkerLost { attempts: self.attempts });
         }
-        let quarantine = match self.suspicions.saturating_add(1).cmp(&most) {
+        let quarantine = match self.suspicions.saturating_add(1).cmp(&max_attempts) {
             Ordering::Less => Quarantine::None,
             Ordering::Equal => Quarantine::Few,
             Ordering::Greater => Quarantine::Alone,
@@ -158,12 +157,12 @@ impl Job {
         Ok(())
     }
 
-    /// It waits again. Where a part of its answer has reached the client, only a worker of the same build can go on.
+    /// Prepares the job to wait again. It is tied to its fingerprint if a part of its answer has reached the client.
     ///
     /// # Errors
-    /// Not even that, since its options look back.
+    /// A part of the answer has reached the client, and no worker can continue it because the options look back.
     pub fn requeue(&mut self) -> Result<(), Failure> {
-        let Some(fingerprint) = self.progress.fingerprint.as_ref().filter(|_| self.has_been_heard()) else {
+        let Some(fingerprint) = self.progress.fingerprint.as_ref().filter(|_| self.has_reached_client()) else {
             return Ok(());
         };
         if self.request.key.options().look_back() {
@@ -174,7 +173,7 @@ impl Job {
     }
 
     /// Whether a part of its answer has reached the client.
-    fn has_been_heard(&self) -> bool {
+    fn has_reached_client(&self) -> bool {
         self.reply.is_stream() && self.progress.sent > 0
     }
 }
@@ -191,27 +190,27 @@ mod tests {
         Job::new(JobId(1), request, Instant::now(), Instant::now(), Reply::unheard())
     }
 
-    /// What becomes of a job whose worker dies once for each number of members that it rides with.
-    fn suspicions(most: u32, rides: &[usize]) -> Vec<Option<Quarantine>> {
+    /// A job's quarantine after each death of a worker, in batches of these sizes. `None` if the job has failed.
+    fn quarantines(max_attempts: u32, batch_sizes: &[usize]) -> Vec<Option<Quarantine>> {
         let (mut job, fingerprint) = (job(), Arc::from("a"));
-        let mut ride = |&members| {
+        let mut attempt = |&members| {
             job.leave_queue(&fingerprint, members, Instant::now()).unwrap();
-            job.suspect(most).ok().map(|()| job.request.key.quarantine)
+            job.suspect(max_attempts).ok().map(|()| job.request.key.quarantine)
         };
-        rides.iter().map(&mut ride).collect()
+        batch_sizes.iter().map(&mut attempt).collect()
     }
 
     #[test]
-    fn whoever_is_struck_has_less_and_less_company_and_fails_alone() {
+    fn a_suspected_job_shares_smaller_and_smaller_batches_and_fails_alone() {
         use Quarantine::{Alone, Few};
-        assert_eq!(suspicions(3, &[50, 50, 8, 1]), [Some(Quarantine::None), Some(Few), Some(Alone), None]);
-        assert_eq!(suspicions(3, &[1, 1, 1]), [Some(Quarantine::None), Some(Few), None]);
-        assert_eq!(suspicions(2, &[50, 8, 1]), [Some(Few), Some(Alone), None]);
-        assert_eq!(suspicions(1, &[50]), [None], "it was to be tried once");
+        assert_eq!(quarantines(3, &[50, 50, 8, 1]), [Some(Quarantine::None), Some(Few), Some(Alone), None]);
+        assert_eq!(quarantines(3, &[1, 1, 1]), [Some(Quarantine::None), Some(Few), None]);
+        assert_eq!(quarantines(2, &[50, 8, 1]), [Some(Few), Some(Alone), None]);
+        assert_eq!(quarantines(1, &[50]), [None], "it has only one attempt");
     }
 
     #[test]
-    fn an_attempt_that_got_on_is_no_strike() {
+    fn a_job_that_produced_tokens_in_the_attempt_is_not_suspected() {
         let (mut job, fingerprint) = (job(), Arc::from("a"));
         for produced in 1..9 {
             job.leave_queue(&fingerprint, 1, Instant::now()).unwrap();

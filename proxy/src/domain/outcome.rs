@@ -5,78 +5,78 @@ use std::time::Duration;
 use pillion_protocol::frame::{FailureCode, FinishReason};
 use tokio::time::Instant;
 
-/// What a client hears of one text, once.
+/// How one text ends. Each text has exactly one outcome.
 pub type Outcome = Result<Completion, Failure>;
 
-/// An answer.
+/// A text's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
-    /// The answer's text; empty where it was streamed.
+    /// The answer's text; empty if it was streamed.
     pub text: String,
-    /// Why it ended.
+    /// Why the answer ended.
     pub reason: FinishReason,
-    /// Tokens of the prompt.
+    /// The number of tokens in the prompt.
     pub prompt_tokens: u32,
-    /// Tokens of the answer.
+    /// The number of tokens in the answer.
     pub completion_tokens: u32,
-    /// When the proxy saw the first token, if there was one.
+    /// When the proxy received the first token, if there was one.
     pub first_token_at: Option<Instant>,
-    /// The batch that it rode in.
+    /// When its job left the queue, and with how many members.
     pub dispatch: Option<Dispatch>,
 }
 
 /// Why a text has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// Its deadline passed before anything was produced.
+    /// The deadline passed before anything was produced.
     #[error("the deadline passed before anything was produced")]
     Deadline,
-    /// It would still have waited when its deadline passed, so it was not let in.
-    #[error("{ahead} texts go first, so the request would not be begun before its deadline")]
+    /// The request could not start before its deadline, so it was refused.
+    #[error("{ahead} texts are ahead in the queue, so the request could not start before its deadline")]
     TooLate {
-        /// How many.
+        /// The number of texts that go first.
         ahead: usize,
-        /// When they will be gone.
+        /// How long the client should wait before it tries again.
         retry_after: Duration,
     },
-    /// No worker came within `--worker-wait`.
+    /// No suitable worker connected within `--worker-wait`.
     #[error("no worker was connected in time")]
     NoWorker,
-    /// Workers died under it, `--max-attempts` times.
-    #[error("the worker was lost, at attempt {attempts}")]
+    /// Workers died while they ran the text, as often as `--max-attempts` allows.
+    #[error("the worker was lost in attempt {attempts}")]
     WorkerLost {
-        /// How often it was tried.
+        /// How often the text was tried.
         attempts: u32,
     },
-    /// The worker refused it, or failed on it.
+    /// The worker refused the text or failed to serve it.
     #[error("{message}")]
     Worker {
         /// The worker's code.
         code: FailureCode,
-        /// The worker's words.
+        /// The worker's message.
         message: String,
     },
-    /// Its worker was lost or wants to leave, a part of the answer has reached the client, and its options look back over
-    /// the answer, so that no other worker can go on with it.
+    /// The worker was lost or gave the text back after a part of the answer had reached the client. No other worker can
+    /// continue the answer, because the options look back over it.
     #[error(
-        "the worker was lost after a part of the answer was sent, and with repetition_penalty or \
-        no_repeat_ngram_size no other can go on"
+        "the worker was lost after a part of the answer was sent, and an answer with repetition_penalty or \
+        no_repeat_ngram_size cannot be continued by another worker"
     )]
     NotResumable,
-    /// Its worker was lost or wants to leave, a part of the answer has reached the client, and no worker with the same
-    /// model is there to go on with it.
-    #[error("the worker was lost after a part of the answer was sent, and those that are there have another model")]
+    /// The worker was lost or gave the text back after a part of the answer had reached the client. No worker with the
+    /// same model is there to continue the answer.
+    #[error("the worker was lost after a part of the answer was sent, and no other worker has the same model")]
     ModelGone,
-    /// The batch it was to ride in could not be sent.
-    #[error("the request could not be passed to a worker: {0}")]
+    /// The text's batch could not be sent to a worker.
+    #[error("the request could not be sent to a worker: {0}")]
     Unsendable(String),
-    /// The proxy dropped it; that is a bug.
+    /// The proxy dropped the text's reply unsent, which is a bug.
     #[error("the request was lost inside the proxy")]
     Internal,
 }
 
 impl Completion {
-    /// The same, but a deadline that passed before anything was produced is a failure, whichever side noticed it.
+    /// The same completion, or [`Failure::Deadline`] if the deadline passed before anything was produced.
     pub fn checked(self) -> Outcome {
         if self.reason == FinishReason::Deadline && self.completion_tokens == 0 {
             return Err(Failure::Deadline);
@@ -85,12 +85,12 @@ impl Completion {
     }
 }
 
-/// A job's leaving the queue with a batch.
+/// When a job left the queue, and with how many members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dispatch {
-    /// When it first did.
+    /// When the job left the queue for the first time.
     pub first: Instant,
-    /// Members of the latest batch.
+    /// The number of members of its latest batch.
     pub members: usize,
 }
 

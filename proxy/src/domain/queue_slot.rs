@@ -1,4 +1,4 @@
-//! How many texts wait in the queue.
+//! Counts the texts that wait in the queue.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -13,25 +13,25 @@ pub struct QueueDepth {
 }
 
 impl QueueDepth {
-    /// No text waits.
+    /// A count of zero, shown by `gauge`.
     pub fn new(gauge: Gauge) -> Arc<Self> {
         Arc::new(Self { texts: AtomicUsize::new(0), gauge })
     }
 
-    /// Texts that wait.
+    /// The number of texts that wait.
     pub fn get(&self) -> usize {
         self.texts.load(Relaxed)
     }
 
-    /// Slots for `n` texts more, all or none: at most `bound` may wait then.
+    /// Reserves slots for `n` more texts, all or none, so that at most `bound` texts wait.
     pub fn reserve(self: &Arc<Self>, n: usize, bound: usize) -> Option<Vec<QueueSlot>> {
         let room = |texts: usize| texts.checked_add(n).filter(|&sum| sum <= bound);
         self.texts.fetch_update(Relaxed, Relaxed, room).ok()?;
         Some((0..n).map(|_| self.slot()).collect())
     }
 
-    /// A slot for a text that comes back to the queue. It is never refused, so a bound may be passed by as many texts as
-    /// workers hold.
+    /// A slot for a text that comes back to the queue. It is never refused, so the bound can be exceeded by as many
+    /// texts as workers hold.
     pub fn readmit(self: &Arc<Self>) -> QueueSlot {
         self.texts.fetch_add(1, Relaxed);
         self.slot()
@@ -43,7 +43,7 @@ impl QueueDepth {
     }
 }
 
-/// A text's place in the queue. Dropping it says that the text has left the queue.
+/// A text's slot in the queue. Dropping it frees the slot.
 #[derive(Debug)]
 pub struct QueueSlot {
     depth: Arc<QueueDepth>,

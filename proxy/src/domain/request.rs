@@ -1,4 +1,4 @@
-//! What a client asks for, one text at a time.
+//! What a client asks for, text by text.
 
 use std::sync::Arc;
 
@@ -8,67 +8,67 @@ use tokio::time::Instant;
 
 use super::batch_key::BatchKey;
 
-/// Bytes that a message of a chat takes on the wire beside its texts.
-const MESSAGE: usize = 32;
+/// Bytes that a message of a chat takes on the wire besides its role and content.
+const FRAMING: usize = 32;
 
-/// What a request is called in logs.
+/// The names of a request in logs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// Its `x-request-id`.
+    /// Its header `x-request-id`.
     pub request_id: String,
-    /// Its `traceparent`.
+    /// Its header `traceparent`.
     pub traceparent: String,
 }
 
-/// What a client asked of one text.
+/// One text that a client wants generated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerationRequest {
-    /// What to continue.
+    /// The prompt to continue.
     pub prompt: Prompt,
-    /// What it can share a batch with.
+    /// The key of its batch: jobs with equal keys can share one.
     pub key: BatchKey,
     /// The most tokens to produce, at least 1.
     pub max_new_tokens: u32,
-    /// Whether fewer will do, where the prompt leaves fewer of the model's positions.
+    /// Whether the worker lowers `max_new_tokens` to what the prompt leaves of positions and memory, or fails the text.
     pub fit: bool,
-    /// Where the answer ends.
+    /// What ends the answer, besides the model's own end tokens.
     pub stop: Arc<Stops>,
-    /// What a chat's template is told besides the messages.
+    /// What the chat template gets besides the messages.
     pub chat_template_kwargs: Arc<TemplateKwargs>,
 }
 
-/// What a chat's template is told besides the messages.
+/// What a chat template gets besides the messages.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct TemplateKwargs {
     /// Names and values.
     pub map: Map<String, Value>,
-    /// Bytes that they take as JSON.
+    /// Bytes that all of them take as JSON.
     pub bytes: usize,
 }
 
-/// Where an answer ends, besides the model's own end tokens. Neither is part of the answer.
+/// What ends an answer, besides the model's own end tokens. It does not become part of the answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Stops {
-    /// Texts, none empty.
+    /// Texts, none of them empty.
     pub strings: Vec<String>,
     /// Token ids.
     pub token_ids: Vec<u32>,
 }
 
 impl GenerationRequest {
-    /// To continue a text, with nothing else asked.
+    /// A request to continue a text, with nothing else set.
     pub fn text(text: &str, key: BatchKey, max_new_tokens: u32) -> Self {
         let prompt = Prompt::Text(text.to_owned());
         Self { prompt, key, max_new_tokens, fit: false, stop: Arc::default(), chat_template_kwargs: Arc::default() }
     }
 
-    /// A guess at the tokens that prompt and answer take, made before anything is tokenised: a token is rarely shorter
-    /// than three bytes of text. The worker counts exactly and splits a batch that is too large for it.
+    /// Estimates the tokens of prompt and answer before the prompt is tokenised: a token is rarely shorter than three
+    /// bytes of text. The worker counts exactly and splits a batch that is too large for it.
     pub fn estimated_tokens(&self) -> u64 {
         let prompt = match &self.prompt {
             Prompt::Text(text) => text.len() / 3 + 1,
             Prompt::Ids(ids) => ids.len(),
-            Prompt::Chat(messages) => messages.iter().map(|said| said.content.len() / 3 + 5).sum(),
+            Prompt::Chat(messages) => messages.iter().map(|message| message.content.len() / 3 + 5).sum(),
         };
         prompt as u64 + u64::from(self.max_new_tokens)
     }
@@ -85,19 +85,19 @@ pub fn prompt_bytes(prompt: &Prompt) -> usize {
     match prompt {
         Prompt::Text(text) => text.len(),
         Prompt::Ids(ids) => ids.len() * 8,
-        Prompt::Chat(messages) => messages.iter().map(|said| said.content.len() + said.role.len() + MESSAGE).sum(),
+        Prompt::Chat(messages) => messages.iter().map(|turn| turn.content.len() + turn.role.len() + FRAMING).sum(),
     }
 }
 
-/// What is known of a request beside its texts.
+/// What the scheduler needs to know of a request besides its texts.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
-    /// What it is called in the worker's log, if it belongs to a trace.
+    /// The request's names in the worker's log, if it belongs to a trace.
     pub origin: Option<Arc<Origin>>,
-    /// When its client had its last answer, if it had one: it helps to foresee when others will come.
+    /// When its client got its previous answer, if it had one. From this the policy learns when clients return.
     pub answered: Option<Instant>,
-    /// When it is admitted.
+    /// When the request is admitted.
     pub now: Instant,
-    /// When its answer is worth nothing any more.
+    /// When the request must have ended.
     pub deadline: Instant,
 }

@@ -1,4 +1,4 @@
-//! A request's body: memory is reserved before a part is kept, and the body is read within bounds of size and time.
+//! Reads a request's body within limits of size and time. Memory is reserved for each part before the part is kept.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::admission::{Admission, BodyBytes, BodyReservation};
 use crate::api::error::ApiError;
 
-/// Reads a body of at most `limit` bytes, which must be there `timeout` after `started`. Its memory is reserved while the
-/// second part of the result is held.
+/// Reads a body of at most `limit` bytes, which must be complete `timeout` after `started`. Its memory stays reserved until
+/// the returned [`BodyBytes`] is dropped.
 pub(super) async fn read(
     body: Incoming,
     limit: usize,
@@ -45,11 +45,11 @@ async fn collect(mut body: Incoming, limit: usize, reservation: &mut BodyReserva
     Ok(whole.freeze())
 }
 
-/// Checks that the body may be read as JSON: its type says so, or says nothing. `curl -d` without a header says that it
-/// sends a form; that is taken for JSON too, because it is what people type.
+/// Checks that the content type is that of JSON, or absent. The type of a form is accepted too, because `curl -d` sends it
+/// unless the user sets a header.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
-    let text = value.to_str().unwrap_or("something unreadable");
+    let text = value.to_str().unwrap_or("an unreadable value");
     let essence = text.split(';').next().unwrap_or_default().trim();
     if ["application/json", "application/x-www-form-urlencoded"].iter().any(|ok| essence.eq_ignore_ascii_case(ok)) {
         Ok(())

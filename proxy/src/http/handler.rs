@@ -1,4 +1,4 @@
-//! The way of a request that generates: its body is read and parsed, its texts are admitted, and their outcomes are written.
+//! Handles a request that generates text: reads and parses the body, submits the texts, and writes their outcomes.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,18 +18,19 @@ use crate::admission::{Arriving, BODY_TIMEOUT, BodyBytes, Rejected};
 use crate::api::call::{Call, Dialect, ParseContext};
 use crate::api::error::ApiError;
 use crate::domain::{Failure, RequestContext, prompt_bytes};
+use crate::scheduler::Serving;
 
 impl Service {
-    /// Answers a request of an endpoint that generates.
-    pub(super) async fn call(
+    /// Answers a request to an endpoint that generates text.
+    pub(super) async fn generate(
         &self,
         dialect: &'static Dialect,
         request: Request<Incoming>,
         client: &Arc<ClientHistory>,
         mut record: Record,
     ) -> Answer {
-        let (call, reserved, arriving) = match self.read(dialect, request, &mut record).await {
-            Ok(read) => read,
+        let (call, reserved, arriving) = match self.parse(dialect, request, &mut record).await {
+            Ok(parsed) => parsed,
             Err(error) => return record.refuse(&error),
         };
         let Call { requests, timeout, stream, renderer } = call;
@@ -38,7 +39,7 @@ impl Service {
         let log_texts = self.shared.log_prompts;
         if log_texts {
             let prompts: Vec<_> = requests.iter().map(|request| &request.prompt).collect();
-            info!(request_id = record.request_id(), ?prompts, "admitting");
+            info!(request_id = record.request_id(), ?prompts, "received prompts");
         }
         let (origin, answered) = (record.origin(), client.take_answered());
         let context = RequestContext { origin, answered, now, deadline: now + timeout };
@@ -47,18 +48,18 @@ impl Service {
             Err(rejected) => return record.refuse(&rejected.into()),
         };
         drop(arriving);
-        // The prompts are kept until the last text has ended, in case that a worker dies.
+        // The prompts are kept until the last text has ended: if a worker dies, the next one needs them.
         answers.hold(reserved);
         let mut events = Events::new(answers, client.clone());
         if stream {
             return streaming::answer(events, renderer, record, log_texts).await;
         }
         let mut outcomes = vec![Err(Failure::Internal); record.texts()];
-        while let Some(new) = events.next().await {
-            new.into_iter().for_each(|event| outcomes[event.text] = event.outcome.unwrap_or(Err(Failure::Internal)));
+        while let Some(more) = events.next().await {
+            more.into_iter().for_each(|event| outcomes[event.text] = event.outcome.unwrap_or(Err(Failure::Internal)));
         }
         if log_texts {
-            info!(request_id = record.request_id(), answers = ?outcomes, "answering");
+            info!(request_id = record.request_id(), answers = ?outcomes, "sending answers");
         }
         outcomes.iter().for_each(|outcome| record.ended(outcome));
         match renderer.whole(&outcomes) {
@@ -67,7 +68,7 @@ impl Service {
         }
     }
 
-    async fn read(
+    async fn parse(
         &self,
         dialect: &Dialect,
         request: Request<Incoming>,
@@ -84,9 +85,10 @@ impl Service {
         let (bytes, mut reserved) =
             body::read(request.into_body(), limits.body_bytes, record.started(), timeout, handle.admission()).await?;
         let (request_id, now) = (record.request_id(), SystemTime::now());
-        let call =
-            handle.with_models(|models| (dialect.parse)(&bytes, &ParseContext { limits, models, request_id, now }))?;
-        // A prompt with several answers is there several times.
+        let call = handle.serving(|Serving { models, .. }| {
+            (dialect.parse)(&bytes, &ParseContext { limits, models, request_id, now })
+        })?;
+        // A prompt with several answers is kept several times.
         let prompts: usize = call.requests.iter().map(|request| prompt_bytes(&request.prompt)).sum();
         reserved.grow(prompts.saturating_sub(bytes.len()))?;
         Ok((call, reserved, arriving))

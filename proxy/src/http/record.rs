@@ -1,4 +1,4 @@
-//! What is recorded of a request while it is answered: for the metrics, and for its line in the access log.
+//! Records a request while it is answered, for the metrics and for its line in the access log.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,7 @@ use crate::domain::{Origin, Outcome};
 use crate::log::{Line, RequestLog};
 use crate::metrics::{Endpoint, Metrics};
 
-/// One request's. Dropping it writes its line. A record that has no status by then belongs to a client that has gone away.
+/// The record of one request. Dropping it writes the log line. If it has no status by then, the client has gone away.
 #[derive(Debug)]
 pub(super) struct Record {
     metrics: Arc<Metrics>,
@@ -28,19 +28,19 @@ pub(super) struct Record {
     admitted: Option<Instant>,
     stream: bool,
     status: Option<u16>,
-    /// Why it ended: as its texts did, if all did alike.
+    /// Why the request ended: the reason of its texts, or `several` if they differ.
     reason: Option<&'static str>,
-    texts: Texts,
+    texts: TextTotals,
 }
 
-/// What is recorded of a request's texts.
+/// Totals over the texts of a request.
 #[derive(Debug, Default)]
-struct Texts {
+struct TextTotals {
     all: usize,
     ended: usize,
-    /// Until the last left the queue.
+    /// Time from admission until the last text left the queue.
     queued: Duration,
-    /// Members of the largest batch that one of them was in.
+    /// Members of the largest batch that one of the texts was in.
     batch_size: usize,
     prompt_tokens: u64,
     completion_tokens: u64,
@@ -56,38 +56,38 @@ impl Record {
         headers: &HeaderMap,
         started: Instant,
     ) -> Self {
-        let (trace, texts) = (TraceParent::of(headers), Texts::default());
+        let (trace, texts) = (TraceParent::from_headers(headers), TextTotals::default());
         let (admitted, stream, status, reason) = (None, false, None, None);
         Self { metrics, log, endpoint, dialect, request_id, trace, started, admitted, stream, status, reason, texts }
     }
 
-    /// When its head was complete.
+    /// When the request's head was complete.
     pub(super) fn started(&self) -> Instant {
         self.started
     }
 
-    /// Its number, which is ASCII.
+    /// The request's id, which is ASCII.
     pub(super) fn request_id(&self) -> &str {
         self.request_id.to_str().unwrap_or_default()
     }
 
-    /// What it is called in logs, if it belongs to a trace.
+    /// The request's id and trace for the worker's logs, if the request belongs to a trace.
     pub(super) fn origin(&self) -> Option<Arc<Origin>> {
         let traceparent = self.trace.as_ref()?.to_string();
         Some(Arc::new(Origin { request_id: self.request_id().to_owned(), traceparent }))
     }
 
-    /// How many texts it has.
+    /// Number of texts.
     pub(super) fn texts(&self) -> usize {
         self.texts.all
     }
 
-    /// It is about to be admitted.
+    /// Records that the request is about to be admitted.
     pub(super) fn admitted(&mut self, texts: usize, stream: bool, now: Instant) {
         (self.texts.all, self.stream, self.admitted) = (texts, stream, Some(now));
     }
 
-    /// One of its texts has ended.
+    /// Records that one of the texts has ended.
     pub(super) fn ended(&mut self, outcome: &Outcome) {
         let texts = &mut self.texts;
         texts.ended += 1;
@@ -111,19 +111,19 @@ impl Record {
         }
     }
 
-    /// It is answered with an error.
+    /// Answers with an error, and ends the record.
     pub(super) fn refuse(mut self, error: &ApiError) -> Answer {
         self.reason = Some(error.code());
         let answer = response::error(error, &self.request_id, self.dialect);
         self.close(answer)
     }
 
-    /// It is answered, and over.
+    /// Records a whole answer, and ends the record.
     pub(super) fn close(mut self, answer: Answer) -> Answer {
         self.answered(answer)
     }
 
-    /// It is answered, and goes on while the answer's body is written.
+    /// Records an answer whose body is still written, and adds the request's id to its headers.
     pub(super) fn answered(&mut self, mut answer: Answer) -> Answer {
         let status = answer.status().as_u16();
         self.status = Some(status);
@@ -133,7 +133,7 @@ impl Record {
     }
 }
 
-/// Milliseconds, to the microsecond.
+/// Milliseconds, with microseconds as decimals.
 fn millis(time: Duration) -> f64 {
     f64::from(u32::try_from(time.as_micros()).unwrap_or(u32::MAX)) / 1000.0
 }

@@ -1,4 +1,4 @@
-//! What a request is called: as its client called it, or by a number.
+//! Request ids: the client's own, or a generated one.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -6,7 +6,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 pub(super) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Numbers for requests that come without one: unique within a process, and unlike those of another.
+/// Generates ids for requests without one. Ids are unique within a process, and two processes generate different ones.
 #[derive(Debug)]
 pub(super) struct RequestIds {
     base: u64,
@@ -19,8 +19,8 @@ impl RequestIds {
         Self { base: RandomState::new().hash_one(std::process::id()), next: AtomicU64::new(0) }
     }
 
-    /// The client's own where it sent a valid one: 1 to 128 visible ASCII characters.
-    pub(super) fn of(&self, headers: &HeaderMap) -> HeaderValue {
+    /// The client's own id if it is valid (1 to 128 visible ASCII characters), else a new one.
+    pub(super) fn choose(&self, headers: &HeaderMap) -> HeaderValue {
         let valid = |value: &&HeaderValue| {
             (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
         };
@@ -28,7 +28,7 @@ impl RequestIds {
             return value.clone();
         }
         let number = self.base.wrapping_add(self.next.fetch_add(1, Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        // Hexadecimal digits are always allowed.
+        // Hexadecimal digits are always valid in a header.
         HeaderValue::try_from(format!("{number:016x}")).unwrap_or(HeaderValue::from_static("unnumbered"))
     }
 }
@@ -38,17 +38,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_valid_request_id_is_kept_and_any_other_replaced() {
+    fn a_valid_request_id_is_kept_and_any_other_is_replaced() {
         let ids = RequestIds::new();
-        let of = |value: &[u8]| {
+        let choose = |value: &[u8]| {
             let mut headers = HeaderMap::new();
             headers.insert(&X_REQUEST_ID, HeaderValue::from_bytes(value).unwrap());
-            ids.of(&headers)
+            ids.choose(&headers)
         };
-        assert_eq!(of(b"abc-1"), "abc-1");
+        assert_eq!(choose(b"abc-1"), "abc-1");
         for invalid in [&b""[..], b"two words", &[b'x'; 129], "\u{e9}".as_bytes()] {
-            assert_ne!(of(invalid).as_bytes(), invalid);
+            assert_ne!(choose(invalid).as_bytes(), invalid);
         }
-        assert_ne!(ids.of(&HeaderMap::new()), ids.of(&HeaderMap::new()));
+        assert_ne!(ids.choose(&HeaderMap::new()), ids.choose(&HeaderMap::new()));
     }
 }

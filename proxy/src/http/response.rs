@@ -1,4 +1,4 @@
-//! Responses. The only file that knows a status code.
+//! Builds responses. No other file of the crate knows HTTP statuses.
 
 use std::convert::Infallible;
 
@@ -12,22 +12,22 @@ use serde::Serialize;
 
 use crate::admission::Rejected;
 use crate::api::call::Dialect;
-use crate::api::error::{ApiError, ErrorBody, is_the_requests_fault};
+use crate::api::error::{ApiError, ErrorBody, is_request_error};
 use crate::domain::Failure;
 
-/// A body: whole, or sent as it is made.
+/// The body of a response, whole or streamed.
 pub(super) type AnswerBody = UnsyncBoxBody<Bytes, Infallible>;
 /// A response.
 pub(super) type Answer = Response<AnswerBody>;
 
-/// An error as a response. `dialect` is the endpoint's, if it has one.
+/// The response for an error. `dialect` decides between statuses 400 and 422, and names the fields.
 pub(super) fn error(error: &ApiError, request_id: &HeaderValue, dialect: &Dialect) -> Answer {
     #[derive(Serialize)]
     struct Envelope {
         error: ErrorBody,
     }
     let envelope = Envelope { error: error.body(request_id.to_str().ok(), dialect.fields) };
-    // It has no maps with other keys than strings, so writing it cannot fail.
+    // Serialising fails only for maps whose keys are not strings, and the envelope has none.
     let body = serde_json::to_vec(&envelope).unwrap_or_default();
     let mut answer = with_type(status(error, dialect), "application/json", body);
     let (name, value) = match error {
@@ -62,7 +62,7 @@ fn status(error: &ApiError, dialect: &Dialect) -> StatusCode {
             Failure::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Failure::TooLate { .. } => StatusCode::TOO_MANY_REQUESTS,
             Failure::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
-            Failure::Worker { code, .. } if is_the_requests_fault(*code) => unprocessable,
+            Failure::Worker { code, .. } if is_request_error(*code) => unprocessable,
             Failure::Worker { code: FailureCode::Internal, .. } | Failure::Unsendable(_) | Failure::Internal => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -73,18 +73,18 @@ fn status(error: &ApiError, dialect: &Dialect) -> StatusCode {
     }
 }
 
-/// A JSON body, for a request that went well.
+/// The response to a successful request, with a JSON body.
 pub(super) fn json(body: impl Into<Bytes>) -> Answer {
     with_type(StatusCode::OK, "application/json", body)
 }
 
-/// A probe's answer: well, or not and why.
-pub(super) fn probe(fault: Option<&'static str>) -> Answer {
-    let status = if fault.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    with_type(status, "text/plain; charset=utf-8", format!("{}\n", fault.unwrap_or("ok")))
+/// The response to a probe: 200, or 503 with the `reason`.
+pub(super) fn probe(reason: Option<&'static str>) -> Answer {
+    let status = if reason.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    with_type(status, "text/plain; charset=utf-8", format!("{}\n", reason.unwrap_or("ok")))
 }
 
-/// The head of a stream of server-sent events, whose body is still to come. No proxy on the way is to keep or collect it.
+/// A response to which a stream of server-sent events is added. Its headers forbid proxies on the way to cache or buffer it.
 pub(super) fn event_stream() -> Answer {
     let mut answer = with_type(StatusCode::OK, "text/event-stream", Bytes::new());
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -92,7 +92,7 @@ pub(super) fn event_stream() -> Answer {
     answer
 }
 
-/// The metrics, in the version of Prometheus's text format that its scraper names.
+/// The metrics, in version 0.0.4 of Prometheus's text format.
 pub(super) fn metrics(text: String) -> Answer {
     with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
 }
@@ -113,7 +113,7 @@ mod tests {
     use crate::api::openai::CHAT_COMPLETIONS;
 
     #[test]
-    fn socket_failure_codes_reach_no_client_unmapped() {
+    fn every_failure_code_of_a_worker_has_a_status() {
         for (code, expected) in [
             (FailureCode::EmptyPrompt, 422),
             (FailureCode::TooManyTokens, 422),
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_says_when_to_come_back() {
+    fn a_full_queue_is_429_with_retry_after() {
         let full = ApiError::Rejected(Rejected::QueueFull { retry_after: Duration::from_secs(7) });
         let answer = error(&full, &HeaderValue::from_static("r1"), &GENERATE);
         assert_eq!(answer.status(), 429);

@@ -1,7 +1,7 @@
-//! Answers as they are made: server-sent events in the body of a response.
+//! Streams answers as server-sent events in the body of a response.
 //!
-//! Whatever is new when the connection can take more goes into one piece of the body. So nothing that is ready waits, many
-//! small events cost one write, and a client that reads slowly gets fewer and larger ones.
+//! When the connection can take more, all new events become one piece of the body. So no event waits for others, many small
+//! events cost one write, and a client that reads slowly gets fewer and larger events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,28 +21,28 @@ use crate::api::error::ApiError;
 use crate::domain::{Completion, Failure, StreamEvent};
 use crate::scheduler::Stream;
 
-/// The head waits so long for the first event, because an error can still be told by a status until it is sent.
-const HEAD: Duration = Duration::from_secs(5);
-/// After so long without an event a comment is sent, so that nothing on the way takes the connection for dead.
+/// The longest that the head waits for the first event. Until the head is sent, a failure can still become a status.
+const HEAD_DELAY: Duration = Duration::from_secs(5);
+/// After this time without an event a comment is sent, so that no proxy on the way closes the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// The answer: an error if all texts failed and nothing was said, else a stream of events.
+/// Answers with a stream of events, or with an error if all texts fail before any of them produces text.
 pub(super) async fn answer(
     mut events: Events,
     renderer: Box<dyn Renderer>,
     mut record: Record,
     log_texts: bool,
 ) -> Answer {
-    let until = Instant::now() + HEAD;
+    let until = Instant::now() + HEAD_DELAY;
     let mut first = Vec::new();
-    // Texts fail one after the other: as long as nothing went well, the status may still be that of all.
+    // Texts fail one after the other. As long as all events are failures, the request as a whole may still fail.
     while first.len() < record.texts() && first.iter().all(is_failure) {
         match timeout_at(until, events.next()).await {
             Ok(Some(more)) => first.extend(more),
             _ => break,
         }
     }
-    if let Some(error) = failed(&first, record.texts()) {
+    if let Some(error) = request_error(&first, record.texts()) {
         first.iter().filter_map(|event| event.outcome.as_ref()).for_each(|outcome| record.ended(outcome));
         return record.refuse(&error);
     }
@@ -59,12 +59,12 @@ pub(super) async fn answer(
     head.map(|_| StreamBody::new(pieces).boxed_unsync())
 }
 
-/// A request's answers as they are made. Dropping them cancels what has not ended.
+/// The events of a request's texts. Dropping it cancels the texts that have not ended.
 #[derive(Debug)]
 pub(super) struct Events {
     stream: Stream,
     client: Arc<ClientHistory>,
-    /// The scheduler did not let the request in after all, so its client has had no answer.
+    /// Whether the scheduler refused the request after it was submitted. If so, the client got no answer from a worker.
     is_refused: bool,
 }
 
@@ -73,11 +73,11 @@ impl Events {
         Self { stream, client, is_refused: false }
     }
 
-    /// What is new; `None` once every text has ended. Safe to drop.
+    /// The next events; `None` once every text has ended. The future may be dropped without losing an event.
     pub(super) async fn next(&mut self) -> Option<Vec<StreamEvent>> {
         let Some(mut events) = self.stream.next().await else {
             if !self.is_refused {
-                self.client.answered(Instant::now());
+                self.client.set_answered(Instant::now());
             }
             return None;
         };
@@ -89,19 +89,19 @@ impl Events {
     }
 }
 
-/// Whether the text failed, and had said nothing.
+/// Whether an event is a failure without text.
 fn is_failure(event: &StreamEvent) -> bool {
     event.piece.is_empty() && matches!(event.outcome, Some(Err(_)))
 }
 
-/// Why the request failed, if all its texts did and none has said anything.
-fn failed(events: &[StreamEvent], texts: usize) -> Option<ApiError> {
+/// The first text's error, if all texts of the request have failed without text.
+fn request_error(events: &[StreamEvent], texts: usize) -> Option<ApiError> {
     let failures = events.iter().filter(|event| is_failure(event));
     let first = failures.clone().min_by_key(|event| event.text)?.outcome.as_ref()?.as_ref().err()?;
     (failures.count() == texts).then(|| first.clone().into())
 }
 
-/// Writes what is new as events.
+/// Writes the events of a request as pieces of the body.
 struct SseWriter {
     events: Events,
     renderer: Box<dyn Renderer>,
@@ -110,7 +110,7 @@ struct SseWriter {
 }
 
 impl SseWriter {
-    /// The next piece of the body, and the writer if there will be another.
+    /// The next piece of the body, and the writer if another piece follows.
     async fn next(mut self: Box<Self>) -> (Option<Box<Self>>, Vec<u8>) {
         let mut out = Vec::with_capacity(256);
         match timeout(KEEP_ALIVE, self.events.next()).await {
@@ -127,7 +127,7 @@ impl SseWriter {
     fn write(&mut self, events: Vec<StreamEvent>, out: &mut Vec<u8>) {
         for StreamEvent { text, piece, outcome } in events {
             if self.log_texts {
-                info!(request_id = self.record.request_id(), text, piece, "answering");
+                info!(request_id = self.record.request_id(), text, piece, "sending a piece of an answer");
             }
             if let Some(outcome) = &outcome {
                 self.record.ended(outcome);
@@ -155,9 +155,9 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_failed_where_all_its_texts_have_and_none_has_said_anything() {
+    fn a_request_fails_if_all_its_texts_fail_without_text() {
         let deadline = || Some(Failure::Deadline);
-        let error = |events: &[StreamEvent], texts| failed(events, texts).map(|error| error.code());
+        let error = |events: &[StreamEvent], texts| request_error(events, texts).map(|error| error.code());
         assert_eq!(error(&[event(1, "", deadline()), event(0, "", Some(Failure::NoWorker))], 2), Some("no_worker"));
         assert_eq!(error(&[event(0, "", deadline())], 2), None);
         assert_eq!(error(&[event(0, "a", deadline())], 1), None);

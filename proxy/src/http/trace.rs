@@ -1,20 +1,20 @@
-//! `traceparent` (W3C Trace Context, level 1): the trace that a request belongs to, so that the lines of all the programs
-//! that it went through can be found together. Nothing is traced here; the name is only passed on.
+//! `traceparent` (W3C Trace Context, level 1) names the trace that a request belongs to. The proxy records no spans. It logs
+//! the trace's id and passes the value to the worker, so that the log lines of all programs can be found together.
 
 use hyper::header::HeaderMap;
 
-/// The present version's have 55 bytes; a later one's may have more, but are not passed on without bound.
-const LONGEST: usize = 256;
+/// The longest value that is accepted, in bytes. Version 00 has 55 bytes; later versions may have more.
+const MAX_LEN: usize = 256;
 
-/// A `traceparent` of the right form.
+/// A valid `traceparent`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TraceParent(String);
 
 impl TraceParent {
-    /// The one that a request brings; `None` where it brings none, or one that is wrong, which the standard says to ignore.
-    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
+    /// The `traceparent` of a request; `None` if it has none, or an invalid one, which the standard says to ignore.
+    pub(super) fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all("traceparent").iter();
-        let value = values.next()?.to_str().ok().filter(|value| value.len() <= LONGEST)?;
+        let value = values.next()?.to_str().ok().filter(|value| value.len() <= MAX_LEN)?;
         if values.next().is_some() {
             return None;
         }
@@ -23,13 +23,13 @@ impl TraceParent {
         let hex = |text: &str, digits: usize| {
             text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
         };
-        let named = |text: &str, digits: usize| hex(text, digits) && text.bytes().any(|byte| byte != b'0');
-        // Later versions may say more after the flags; this one may not.
-        let form = hex(version, 2) && *version != "ff" && (*version != "00" || more.is_empty());
-        (form && named(trace, 32) && named(parent, 16) && hex(flags, 2)).then(|| Self(value.to_owned()))
+        let nonzero = |text: &str, digits: usize| hex(text, digits) && text.bytes().any(|byte| byte != b'0');
+        // Later versions may have more fields after the flags; version 00 may not.
+        let valid_version = hex(version, 2) && *version != "ff" && (*version != "00" || more.is_empty());
+        (valid_version && nonzero(trace, 32) && nonzero(parent, 16) && hex(flags, 2)).then(|| Self(value.to_owned()))
     }
 
-    /// The trace's name: 32 hexadecimal digits.
+    /// The trace's id: 32 hexadecimal digits.
     pub(super) fn trace_id(&self) -> &str {
         &self.0[3..35]
     }
@@ -48,11 +48,11 @@ mod tests {
     fn of(value: &str) -> Option<String> {
         let mut headers = HeaderMap::new();
         headers.insert("traceparent", value.parse().unwrap());
-        TraceParent::of(&headers).map(|trace| trace.trace_id().to_owned())
+        TraceParent::from_headers(&headers).map(|trace| trace.trace_id().to_owned())
     }
 
     #[test]
-    fn a_sound_one_is_read_and_any_other_ignored() {
+    fn a_valid_traceparent_is_read_and_any_other_is_ignored() {
         let trace = "0af7651916cd43dd8448eb211c80319c";
         assert_eq!(of(&format!("00-{trace}-b7ad6b7169203331-01")).as_deref(), Some(trace));
         assert_eq!(of(&format!("cc-{trace}-b7ad6b7169203331-01-more")).as_deref(), Some(trace));
@@ -73,11 +73,11 @@ mod tests {
     }
 
     #[test]
-    fn two_are_none() {
+    fn two_traceparents_are_ignored() {
         let mut headers = HeaderMap::new();
         for _ in 0..2 {
             headers.append("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap());
         }
-        assert_eq!(TraceParent::of(&headers), None);
+        assert_eq!(TraceParent::from_headers(&headers), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Why a worker's connection is closed for cause.
+//! Why a worker's connection fails.
 
 use std::time::Duration;
 
@@ -10,21 +10,21 @@ use super::inflight::Violation;
 /// Why a link failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
-    #[error("no HELLO in time")]
+    #[error("the worker sent no HELLO in time")]
     NoHello,
     #[error("the worker's first frame is not HELLO")]
     NotHello,
-    #[error("the worker speaks protocol versions {theirs:?}, this proxy {VERSIONS:?}")]
+    #[error("the worker speaks protocol versions {theirs:?}, but this proxy speaks {VERSIONS:?}")]
     Version { theirs: Vec<u8> },
-    #[error("the worker's HELLO cannot be used: {0}")]
+    #[error("the worker's HELLO is invalid: {0}")]
     Hello(&'static str),
     #[error("the worker broke the protocol: {0}")]
     Violation(#[from] Violation),
     #[error("the worker sent a frame that only a proxy sends")]
     Direction,
-    #[error("the worker's engine has made no step for {0:?}, which is longer than it said it might take")]
+    #[error("the worker's engine has made no step for {0:?}, which is longer than its heartbeats allow")]
     Stuck(Duration),
-    #[error("the worker granted more credit than anyone could use")]
+    #[error("the worker granted a credit of 0, or more credit than the proxy takes")]
     Credit,
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -35,7 +35,7 @@ pub(super) enum LinkError {
 }
 
 impl LinkError {
-    /// Whether the worker is to blame, so that the counter of protocol errors rises and the worker is told.
+    /// Whether the worker broke the protocol, which the metrics count.
     pub(super) fn is_violation(&self) -> bool {
         !matches!(
             self,

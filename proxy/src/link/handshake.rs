@@ -1,4 +1,4 @@
-//! A worker's HELLO and the proxy's WELCOME.
+//! The handshake: a worker's HELLO and the proxy's WELCOME.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use tokio::time::timeout;
 use super::error::LinkError;
 use crate::numbers::as_u32;
 
-/// How long a worker may take for its HELLO; its model is loaded before it dials.
+/// How long a worker may take to send HELLO. It has loaded its model before it dials.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Reads the worker's HELLO, checks it and answers it.
+/// Reads the worker's HELLO, checks it, and answers with WELCOME.
 pub(super) async fn shake_hands<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     reader: &mut FrameReader<R>,
     writer: &mut FrameWriter<W>,
@@ -26,7 +26,7 @@ pub(super) async fn shake_hands<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         return Err(LinkError::Version { theirs: hello.versions });
     };
     if hello.model.is_empty() || hello.model.len() > 256 {
-        return Err(LinkError::Hello("its model's name is empty or longer than 256 bytes"));
+        return Err(LinkError::Hello("the model's name is empty or longer than 256 bytes"));
     }
     if hello.positions == 0 || hello.vocabulary == 0 || hello.max_batch_tokens == 0 || hello.slots == 0 {
         return Err(LinkError::Hello("positions, vocabulary, max_batch_tokens and slots must be at least 1"));

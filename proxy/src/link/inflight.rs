@@ -1,4 +1,4 @@
-//! The members that a worker holds. Plain data: what the worker says goes in, jobs that ended come out.
+//! The batches that a worker holds, and their members. Plain data: the worker's frames go in, ended jobs come out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,34 +13,34 @@ use crate::numbers::as_f64;
 use crate::policy::forecast::BatchOutcome;
 use crate::scheduler::batch::{CompletedBatch, DispatchedBatch};
 
-/// What a worker said contradicts what it holds. It cannot be trusted any further.
+/// A frame that contradicts what the worker holds. The worker cannot be trusted any further.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// It never had this batch, or has said it was done.
-    #[error("it spoke of {0}, which it does not hold")]
+    /// The worker never got this batch, or has sent DONE for it.
+    #[error("it sent a frame for {0}, which it does not hold")]
     UnknownBatch(BatchId),
     /// The batch has fewer members.
-    #[error("it spoke of member {1} of {0}, which has fewer")]
+    #[error("it sent a frame for member {1} of {0}, which has fewer members")]
     UnknownMember(BatchId, MemberIndex),
-    /// The member had its terminal frame.
-    #[error("it spoke of member {1} of {0} after its end")]
+    /// The member has had its terminal frame.
+    #[error("it sent a frame for member {1} of {0} after the member's end")]
     AlreadyEnded(BatchId, MemberIndex),
-    /// More tokens, or more text, than was asked for.
-    #[error("it produced more than was demand for member {1} of {0}")]
+    /// The member has more tokens or more text than was asked for.
+    #[error("it produced more for member {1} of {0} than was asked for")]
     TooMuch(BatchId, MemberIndex),
-    /// It said that the batch was done while members had no terminal frame.
-    #[error("it called {0} done while members were unfinished")]
+    /// The worker sent DONE for a batch before each member had its terminal frame.
+    #[error("it sent DONE for {0} before all of its members had ended")]
     Unfinished(BatchId),
 }
 
-/// The most bytes of text a token may stand for, on average over an answer.
+/// The most bytes of text for each token of an answer, on average.
 const TEXT_PER_TOKEN: usize = 1024;
 
-/// Members by batch.
+/// The batches that a worker holds.
 #[derive(Debug)]
 pub struct InFlight {
     batches: BTreeMap<BatchId, Running>,
-    /// Shows how many members clients wait for.
+    /// Shows the number of members that clients wait for.
     wanted: Gauge,
 }
 
@@ -49,34 +49,34 @@ struct Running {
     since: Instant,
     dispatched: DispatchedBatch,
     outcome: BatchOutcome,
-    members: Vec<Slot>,
+    members: Vec<MemberState>,
 }
 
 #[derive(Debug)]
-enum Slot {
-    /// A client waits for it.
+enum MemberState {
+    /// A client waits for the member.
     Wanted(Box<Job>),
-    /// Its client went away, or its deadline passed: the worker may go on speaking of it for a while.
+    /// The member's client went away, or its deadline passed. The worker may send more frames for it.
     Abandoned,
-    /// It had its terminal frame.
+    /// The member has had its terminal frame.
     Ended,
 }
 
 impl InFlight {
-    /// The worker holds nothing.
+    /// A worker that holds no batch. `wanted` shows the number of members that clients wait for.
     pub fn new(wanted: Gauge) -> Self {
         Self { batches: BTreeMap::new(), wanted }
     }
 
-    /// Whether the worker holds nothing.
+    /// Whether the worker holds no batch.
     pub fn is_empty(&self) -> bool {
         self.batches.is_empty()
     }
 
-    /// Members that clients wait for.
+    /// The members that clients wait for.
     pub fn wanted(&self) -> impl Iterator<Item = &Job> {
-        self.batches.values().flat_map(|batch| &batch.members).filter_map(|slot| match slot {
-            Slot::Wanted(job) => Some(&**job),
+        self.batches.values().flat_map(|batch| &batch.members).filter_map(|state| match state {
+            MemberState::Wanted(job) => Some(&**job),
             _ => None,
         })
     }
@@ -86,26 +86,26 @@ impl InFlight {
         self.batches.contains_key(&id)
     }
 
-    /// Registers a batch as it is sent.
+    /// Adds a batch that is being sent.
     pub fn insert(&mut self, jobs: Vec<Box<Job>>, dispatched: DispatchedBatch, now: Instant) {
         let id = dispatched.batch;
         self.wanted.increment(as_f64(jobs.len()));
-        let members = jobs.into_iter().map(Slot::Wanted).collect();
+        let members = jobs.into_iter().map(MemberState::Wanted).collect();
         let running = Running { since: now, dispatched, outcome: BatchOutcome::default(), members };
         let replaced = self.batches.insert(id, running);
         assert!(replaced.is_none(), "{id} was sent twice");
     }
 
-    fn slot(&mut self, id: BatchId, member: MemberIndex) -> Result<&mut Slot, Violation> {
+    fn state(&mut self, id: BatchId, member: MemberIndex) -> Result<&mut MemberState, Violation> {
         let batch = self.batches.get_mut(&id).ok_or(Violation::UnknownBatch(id))?;
-        let slot = batch.members.get_mut(member as usize).ok_or(Violation::UnknownMember(id, member))?;
-        if matches!(slot, Slot::Ended) { Err(Violation::AlreadyEnded(id, member)) } else { Ok(slot) }
+        let state = batch.members.get_mut(member as usize).ok_or(Violation::UnknownMember(id, member))?;
+        if matches!(state, MemberState::Ended) { Err(Violation::AlreadyEnded(id, member)) } else { Ok(state) }
     }
 
-    /// A member's progress.
+    /// Adds what a member has produced.
     ///
     /// # Errors
-    /// The worker contradicts itself.
+    /// The worker does not hold the member, or the member has more than was asked for.
     pub fn tokens(
         &mut self,
         id: BatchId,
@@ -113,7 +113,7 @@ impl InFlight {
         fingerprint: &Arc<str>,
         now: Instant,
     ) -> Result<(), Violation> {
-        let Slot::Wanted(job) = self.slot(id, tokens.member)? else { return Ok(()) };
+        let MemberState::Wanted(job) = self.state(id, tokens.member)? else { return Ok(()) };
         let most = job.request.max_new_tokens as usize;
         let progress = &mut job.progress;
         if progress.produced.len() + tokens.ids.len() > most
@@ -128,7 +128,7 @@ impl InFlight {
             progress.produced.extend(tokens.ids);
         }
         if job.reply.is_stream() {
-            job.reply.say(&tokens.text);
+            job.reply.send_piece(&tokens.text);
         } else if progress.text.is_empty() {
             progress.text = tokens.text;
         } else {
@@ -141,13 +141,13 @@ impl InFlight {
         Ok(())
     }
 
-    /// A member's terminal frame. `None` where nobody waits for it any more.
+    /// Ends a member. Returns its job, or `None` if no client waits for it any more.
     ///
     /// # Errors
-    /// The worker contradicts itself.
+    /// The worker does not hold the member.
     pub fn end(&mut self, id: BatchId, member: MemberIndex) -> Result<Option<Box<Job>>, Violation> {
-        match std::mem::replace(self.slot(id, member)?, Slot::Ended) {
-            Slot::Wanted(job) => {
+        match std::mem::replace(self.state(id, member)?, MemberState::Ended) {
+            MemberState::Wanted(job) => {
                 self.wanted.decrement(1.0);
                 Ok(Some(job))
             }
@@ -155,10 +155,10 @@ impl InFlight {
         }
     }
 
-    /// A member's end, with the tokens that it came to. `None` where nobody waits for it any more.
+    /// Ends a member like [`end`](Self::end), and counts its tokens for the batch.
     ///
     /// # Errors
-    /// The worker contradicts itself.
+    /// The worker does not hold the member.
     pub fn finish(&mut self, id: BatchId, finished: &MemberFinished) -> Result<Option<Box<Job>>, Violation> {
         let job = self.end(id, finished.member)?;
         if let Some(batch) = self.batches.get_mut(&id) {
@@ -168,13 +168,13 @@ impl InFlight {
         Ok(job)
     }
 
-    /// The batch is done and has cost so much.
+    /// Removes a batch that is completed at this cost.
     ///
     /// # Errors
-    /// The worker contradicts itself.
+    /// The worker does not hold the batch, or some of its members have not ended.
     pub fn done(&mut self, id: BatchId, cost: BatchCost) -> Result<CompletedBatch, Violation> {
         let batch = self.batches.get(&id).ok_or(Violation::UnknownBatch(id))?;
-        if batch.members.iter().any(|slot| !matches!(slot, Slot::Ended)) {
+        if batch.members.iter().any(|state| !matches!(state, MemberState::Ended)) {
             return Err(Violation::Unfinished(id));
         }
         let Running { since, dispatched, outcome, .. } = *batch;
@@ -182,13 +182,13 @@ impl InFlight {
         Ok(CompletedBatch { since, dispatched, outcome: BatchOutcome { cost, ..outcome } })
     }
 
-    /// Takes out the wanted members that `leave` picks; the worker is to be told to stop them.
+    /// Takes the jobs of the wanted members that `leave` picks. The caller tells the worker to stop them.
     fn abandon(&mut self, leave: impl Fn(&Job) -> bool) -> Vec<(BatchId, MemberIndex, Box<Job>)> {
         let mut left = Vec::new();
         for (&id, batch) in &mut self.batches {
-            for (member, slot) in (0..).zip(&mut batch.members) {
-                if matches!(slot, Slot::Wanted(job) if leave(job))
-                    && let Slot::Wanted(job) = std::mem::replace(slot, Slot::Abandoned)
+            for (member, state) in (0..).zip(&mut batch.members) {
+                if matches!(state, MemberState::Wanted(job) if leave(job))
+                    && let MemberState::Wanted(job) = std::mem::replace(state, MemberState::Abandoned)
                 {
                     left.push((id, member, job));
                 }
@@ -198,24 +198,24 @@ impl InFlight {
         left
     }
 
-    /// Takes out the members of a request whose client went away.
+    /// Takes the members of a request whose client has gone away.
     pub fn cancel(&mut self, jobs: &JobRange) -> Vec<(BatchId, MemberIndex, Box<Job>)> {
         self.abandon(|job| jobs.contains(&job.id.0))
     }
 
-    /// Takes out the members whose deadline is not after `instant`.
+    /// Takes the members whose deadline is not after `instant`.
     pub fn expire(&mut self, instant: Instant) -> Vec<(BatchId, MemberIndex, Box<Job>)> {
         self.abandon(|job| job.deadline <= instant)
     }
 
-    /// Takes out all that clients wait for, each with its batch: the worker is gone.
+    /// Takes all jobs that clients wait for, each with its batch, when the connection has ended. The oldest is first.
     pub fn drain(&mut self) -> Vec<(BatchId, Box<Job>)> {
         let batches = std::mem::take(&mut self.batches);
         let mut jobs: Vec<_> = batches
             .into_iter()
-            .flat_map(|(id, batch)| batch.members.into_iter().map(move |slot| (id, slot)))
-            .filter_map(|(id, slot)| match slot {
-                Slot::Wanted(job) => Some((id, job)),
+            .flat_map(|(id, batch)| batch.members.into_iter().map(move |state| (id, state)))
+            .filter_map(|(id, state)| match state {
+                MemberState::Wanted(job) => Some((id, job)),
                 _ => None,
             })
             .collect();

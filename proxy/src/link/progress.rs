@@ -1,69 +1,69 @@
-//! Whether a worker's engine gets on, by what its heartbeats say of it. Plain data; the instant is passed in.
+//! Whether a worker's engine makes progress, as its heartbeats show. Plain data; the instant is passed in.
 //!
-//! A heartbeat alone proves nothing: the thread that sends it may live while the engine is stuck. So it carries how many
-//! steps were made, and for how long there may be none. A worker that is stopped sends none at all, and the same watch
-//! finds it.
+//! A heartbeat alone proves nothing: the thread that sends it may live while the engine is stuck. So a heartbeat
+//! carries the number of steps made so far, and how long the engine may take for the next one. A process that is
+//! stopped sends no heartbeats and is found in the same way.
 
 use std::time::Duration;
 
 use pillion_protocol::frame::Heartbeat;
 use tokio::time::Instant;
 
-/// What a worker that has said nothing yet may take.
-const FIRST: Duration = Duration::from_secs(60);
-/// No promise of silence is believed beyond this.
-const LONGEST: Duration = Duration::from_secs(600);
-/// Heartbeats come once a second: what they say may be so old, and a little more.
-const LATE: Duration = Duration::from_secs(2);
-/// Between two looks that are further apart this process itself stood still, as when it was stopped and goes on: what the
-/// worker said meanwhile has not been read.
-const ABSENT: Duration = Duration::from_secs(1);
+/// How long a worker may make no step before its first heartbeat.
+const FIRST_SILENCE: Duration = Duration::from_secs(60);
+/// The longest time without a step that a heartbeat can allow.
+const LONGEST_SILENCE: Duration = Duration::from_secs(600);
+/// How old the latest heartbeat may be: heartbeats come once a second, and a second is added.
+const HEARTBEAT_AGE: Duration = Duration::from_secs(2);
+/// If two checks are further apart than this, the proxy's process stood still in between, for example after SIGSTOP.
+/// Then the worker's frames of that time have not been read yet.
+const STANDSTILL: Duration = Duration::from_secs(1);
 
 /// A worker's progress.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     steps: u64,
-    /// When it last got on.
+    /// When it last made progress.
     since: Instant,
-    /// For how long it may make no step.
+    /// How long it may make no step.
     silence: Duration,
-    /// When it was last looked at.
-    looked: Instant,
+    /// When it was last checked.
+    checked: Instant,
 }
 
 impl Progress {
-    /// Of a worker that has just connected.
+    /// The progress of a worker that has connected at `now`.
     pub fn new(now: Instant) -> Self {
-        Self { steps: 0, since: now, silence: FIRST, looked: now }
+        Self { steps: 0, since: now, silence: FIRST_SILENCE, checked: now }
     }
 
-    /// Its heartbeat.
-    pub fn heard(&mut self, heartbeat: &Heartbeat, now: Instant) {
+    /// Records a heartbeat.
+    pub fn on_heartbeat(&mut self, heartbeat: &Heartbeat, now: Instant) {
         if heartbeat.steps != self.steps {
             (self.steps, self.since) = (heartbeat.steps, now);
         }
-        self.silence = Duration::from_millis(heartbeat.silence_ms).min(LONGEST);
+        self.silence = Duration::from_millis(heartbeat.silence_ms).min(LONGEST_SILENCE);
     }
 
-    /// Members got tokens or ended.
-    pub fn got_on(&mut self, now: Instant) {
+    /// Records that members got tokens or ended.
+    pub fn on_output(&mut self, now: Instant) {
         self.since = now;
     }
 
-    /// It is looked at from now on, often: it has work after it had none.
-    pub fn begins(&mut self, now: Instant) {
-        (self.since, self.looked) = (now, now);
+    /// Records that the worker has work after it had none. From now on it is checked often.
+    pub fn starts_work(&mut self, now: Instant) {
+        (self.since, self.checked) = (now, now);
     }
 
-    /// For how long it has been silent, where that is longer than it may while it has work. Time in which nobody listened is
-    /// none of its silence.
+    /// How long a worker that has work has made no progress, if that is longer than it may. Time in which the proxy's
+    /// process stood still does not count.
     pub fn stuck(&mut self, now: Instant) -> Option<Duration> {
-        let absent = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
-        if absent > ABSENT {
-            self.since = (self.since + absent).min(now);
+        let unchecked = now.saturating_duration_since(std::mem::replace(&mut self.checked, now));
+        if unchecked > STANDSTILL {
+            self.since = (self.since + unchecked).min(now);
         }
         let silent = now.saturating_duration_since(self.since);
-        (silent > self.silence + LATE).then_some(silent)
+        (silent > self.silence + HEARTBEAT_AGE).then_some(silent)
     }
 }
 
@@ -73,8 +73,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Looks once a second; what is seen last.
-    fn look(progress: &mut Progress, start: Instant, seconds: std::ops::RangeInclusive<u32>) -> Option<Duration> {
+    /// Checks once a second, and returns the result of the last check.
+    fn check(progress: &mut Progress, start: Instant, seconds: std::ops::RangeInclusive<u32>) -> Option<Duration> {
         seconds.map(|second| progress.stuck(start + second * SECOND)).last().flatten()
     }
 
@@ -83,39 +83,39 @@ mod tests {
         let start = Instant::now();
         let mut progress = Progress::new(start);
         for second in 0..=7 {
-            progress.heard(&Heartbeat { steps: 9, silence_ms: 5000 }, start + SECOND * second);
+            progress.on_heartbeat(&Heartbeat { steps: 9, silence_ms: 5000 }, start + SECOND * second);
         }
-        assert_eq!(look(&mut progress, start, 0..=7), None);
-        assert_eq!(look(&mut progress, start, 8..=8), Some(8 * SECOND));
-        progress.heard(&Heartbeat { steps: 10, silence_ms: 5000 }, start + 8 * SECOND);
-        assert_eq!(look(&mut progress, start, 9..=15), None);
-        progress.got_on(start + 15 * SECOND);
-        assert_eq!(look(&mut progress, start, 16..=22), None);
-        assert!(look(&mut progress, start, 23..=23).is_some());
+        assert_eq!(check(&mut progress, start, 0..=7), None);
+        assert_eq!(check(&mut progress, start, 8..=8), Some(8 * SECOND));
+        progress.on_heartbeat(&Heartbeat { steps: 10, silence_ms: 5000 }, start + 8 * SECOND);
+        assert_eq!(check(&mut progress, start, 9..=15), None);
+        progress.on_output(start + 15 * SECOND);
+        assert_eq!(check(&mut progress, start, 16..=22), None);
+        assert!(check(&mut progress, start, 23..=23).is_some());
     }
 
     #[test]
-    fn nobody_is_stuck_for_what_was_not_heard_while_this_process_stood_still() {
+    fn time_in_which_the_proxys_process_stood_still_does_not_count() {
         let start = Instant::now();
         let mut progress = Progress::new(start);
-        progress.heard(&Heartbeat { steps: 1, silence_ms: 1000 }, start);
-        assert_eq!(look(&mut progress, start, 0..=1), None);
-        assert_eq!(look(&mut progress, start, 90..=92), None);
-        assert_eq!(look(&mut progress, start, 93..=93), Some(4 * SECOND));
-        progress.begins(start + 200 * SECOND);
-        assert_eq!(look(&mut progress, start, 201..=203), None);
-        assert_eq!(look(&mut progress, start, 204..=204), Some(4 * SECOND));
+        progress.on_heartbeat(&Heartbeat { steps: 1, silence_ms: 1000 }, start);
+        assert_eq!(check(&mut progress, start, 0..=1), None);
+        assert_eq!(check(&mut progress, start, 90..=92), None);
+        assert_eq!(check(&mut progress, start, 93..=93), Some(4 * SECOND));
+        progress.starts_work(start + 200 * SECOND);
+        assert_eq!(check(&mut progress, start, 201..=203), None);
+        assert_eq!(check(&mut progress, start, 204..=204), Some(4 * SECOND));
     }
 
     #[test]
-    fn whoever_never_says_anything_is_found_and_no_promise_is_believed_for_ever() {
+    fn a_worker_without_heartbeats_is_found_and_the_allowed_silence_is_bounded() {
         let start = Instant::now();
         let mut progress = Progress::new(start);
-        assert_eq!(look(&mut progress, start, 0..=62), None);
-        assert!(look(&mut progress, start, 63..=63).is_some());
-        progress.begins(start);
-        progress.heard(&Heartbeat { steps: 0, silence_ms: u64::MAX }, start);
-        assert_eq!(look(&mut progress, start, 0..=602), None);
-        assert!(look(&mut progress, start, 603..=603).is_some());
+        assert_eq!(check(&mut progress, start, 0..=62), None);
+        assert!(check(&mut progress, start, 63..=63).is_some());
+        progress.starts_work(start);
+        progress.on_heartbeat(&Heartbeat { steps: 0, silence_ms: u64::MAX }, start);
+        assert_eq!(check(&mut progress, start, 0..=602), None);
+        assert!(check(&mut progress, start, 603..=603).is_some());
     }
 }

@@ -1,28 +1,28 @@
-//! How long whoever comes now will wait. Plain data.
+//! How long a new request will wait. Plain data.
 
 use std::time::Duration;
 
 use super::candidates::{ALIKE, Bucket};
 use crate::domain::Demand;
 
-/// The engines' time for all that wait in these cells, each in batches of its own of at most `most`.
+/// The engines' time for the jobs in these buckets, if each bucket goes in batches of its own of at most `max_size`.
 pub fn time_for<'a>(
     buckets: impl IntoIterator<Item = &'a Bucket>,
-    most: usize,
+    max_size: usize,
     time: impl Fn(&Demand) -> Duration,
 ) -> Duration {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let of_cell = |Bucket { demand, .. }: &Bucket| {
-        if demand.members <= most {
+    let of_bucket = |Bucket { demand, .. }: &Bucket| {
+        if demand.members <= max_size {
             return time(demand);
         }
-        time(&demand.part(most, demand.members)).saturating_mul(count(demand.members)) / count(most).max(1)
+        time(&demand.part(max_size, demand.members)).saturating_mul(count(demand.members)) / count(max_size).max(1)
     };
-    buckets.into_iter().map(of_cell).fold(Duration::ZERO, Duration::saturating_add)
+    buckets.into_iter().map(of_bucket).fold(Duration::ZERO, Duration::saturating_add)
 }
 
-/// What goes before `own`: all that waits and is not much longer. What is longer is passed over, unless it has waited for too
-/// long.
+/// The buckets whose jobs go before those of a request with the demand `own`: those whose jobs do not take much longer.
+/// Longer jobs are passed over, unless they are due, which this forecast leaves out.
 pub fn ahead<'a>(
     buckets: &'a [Bucket],
     own: &Demand,
@@ -47,7 +47,7 @@ mod tests {
         one.times(members)
     }
 
-    /// A millisecond a step.
+    /// A batch takes a millisecond a step.
     fn time(demand: &Demand) -> Duration {
         Duration::from_millis(demand.longest.into())
     }
@@ -59,26 +59,26 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_takes_as_many_batches_as_it_fills() {
+    fn waiting_jobs_take_as_many_batches_as_they_fill() {
         let millis = Duration::from_millis;
         assert_eq!(time_for(&[bucket(40, 10)], 50, time), millis(10));
         assert_eq!(time_for(&[bucket(1000, 10)], 50, time), millis(200));
         assert_eq!(
             time_for(&[bucket(1000, 10), bucket(1, 300)], 50, time),
             millis(500),
-            "one long one makes no other longer"
+            "a long job does not make the other batches longer"
         );
         assert_eq!(time_for(&[], 50, time), Duration::ZERO);
     }
 
     #[test]
-    fn short_ones_wait_for_short_ones_and_long_ones_for_all() {
+    fn short_jobs_wait_for_short_jobs_and_long_jobs_for_all() {
         let buckets = [bucket(20, 10), bucket(5, 200)];
         let waiting = |own: &Demand, time: fn(&Demand) -> Duration| -> usize {
             ahead(&buckets, own, time).map(|bucket| bucket.demand.members).sum()
         };
         assert_eq!(waiting(&demand(1, 10), time), 20);
         assert_eq!(waiting(&demand(1, 100), time), 25);
-        assert_eq!(waiting(&demand(1, 100), |_| Duration::ZERO), 25, "with nothing measured");
+        assert_eq!(waiting(&demand(1, 100), |_| Duration::ZERO), 25, "without measurements");
     }
 }

@@ -1,85 +1,81 @@
-//! Whether the next batch leaves now.
+//! Whether the next batch leaves now or is held because more texts are expected.
 //!
-//! The rule is work-conserving at heart: a free credit takes what waits. Holding a batch back leaves an engine idle, so
-//! it must pay. It pays where companions are likely to come soon ([`returns`](super::returns): clients that were just answered, requests
-//! that are being read, the rate of strangers) and a batch costs much however small it is ([`forecast`](super::forecast): what two
-//! batches cost more than one). With a model of 5 ms that is never, with one of 400 ms it is the 2 ms that forty clients
-//! take to come back. `--batch-timeout` is the upper bound, never the price.
+//! The rule is work-conserving at heart: a free credit takes what waits. A held batch leaves an engine idle, so the hold must
+//! pay. It pays if texts are likely to come soon ([`returns`](super::returns): clients that were just answered, requests that are
+//! being read, the rate of new clients) and if a batch costs much however small it is ([`forecast`](super::forecast): what two
+//! batches cost more than one). A model that takes 5 ms is never held; a model that takes 400 ms is held for the 2 ms in which
+//! forty clients come back. `--batch-timeout` is the upper bound of a hold, never its price.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::preemption::{self, Preemption, Waiting};
+use super::preemption::Preemption;
 use super::returns::Returns;
-use super::spans;
 use crate::numbers::as_f64;
 
-/// A crowd comes at this many times the usual rate.
+/// The shortest hold: tokio's timers tick in milliseconds.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// Each hold that is considered is so much longer than the one before.
+const LONGER: (u32, u32) = (3, 2);
+/// Texts come in a crowd if they come at more than this many times the usual rate.
 const CROWD: f64 = 1.2;
-/// What a batch weighs in the usual rate after one more has ended.
+/// The weight of a batch in the usual rate, relative to the batch after it.
 const FADE: f64 = 0.9;
-/// A batch stands aside for others for at most such a part of the time that it takes: the engine may be idle meanwhile.
-const MOST_IDLE: u32 = 20;
-/// Requests that are being read are waited for up to this part of a batch's fixed cost.
+/// A batch is held for requests that are being read for at most one part in so many of its fixed cost.
 const PATIENCE: u32 = 10;
 
-/// What is known when a credit is free and somebody waits.
+/// What is known when a credit is free and texts wait.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct View {
     /// Texts that could leave together.
     pub waiting: usize,
     /// Requests that are being read at this moment.
     pub arriving: usize,
-    /// What a batch of these costs however few they are.
+    /// The cost of their batch that does not depend on how many they are.
     pub fixed_cost: Duration,
-    /// What each of them adds.
+    /// The cost that each of them adds.
     pub member_cost: Duration,
     /// Engines that share the work.
     pub engines: usize,
-    /// Members of the batch whose engine the credit is for, where it has not ended yet.
+    /// Members of the batch whose engine the credit is for, if that batch has not ended yet.
     pub ending: usize,
     /// When that batch is expected to end, from now.
     pub ends_in: Duration,
     /// How long the whole batch takes.
     pub time: Duration,
-    /// Whether it has waited for so long that it stands aside for nobody.
+    /// Whether it has waited for so long that it gives way to no other batch.
     pub is_due: bool,
-    /// What the latest batch cost however few its members were, and what each of them added: those who are expected are
-    /// taken to ask for the like again.
-    pub latest: (Duration, Duration),
-    /// How long the batch may wait and still end before the first deadline of those who wait, where that is known.
+    /// How long the batch may wait and still end before the first deadline of the waiting texts, if that is known.
     pub slack: Option<Duration>,
 }
 
-/// What to do.
+/// Whether the batch leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// The batch leaves.
     Go {
-        /// It has been held for companions.
+        /// Whether it was held before.
         held: bool,
     },
-    /// It waits for companions, to this instant at the latest. Ask again at every arrival.
+    /// The batch is held, to this instant at the latest. Ask again when a text arrives.
     HoldUntil(Instant),
 }
 
-/// What decides.
+/// The policy with what it has learned.
 #[derive(Debug)]
 pub struct Policy {
     /// The most members of a batch.
     max_batch_size: usize,
     /// The longest hold.
     batch_timeout: Duration,
-    /// Who may come.
+    /// Which clients are expected.
     pub returns: Returns,
-    /// Whether a batch that runs gives way.
+    /// Whether a running batch gives way.
     pub preemption: Preemption,
     pace: Pace,
     hold: Option<Hold>,
-    /// Since when a batch stands aside for others.
-    deferred_since: Option<Instant>,
-    /// Requests that were being read when a hold for them had run out: nobody waits for those again.
+    /// Requests that were being read when a hold for them ran out. No batch is held for them again.
     stalled: usize,
 }
 
@@ -100,7 +96,6 @@ impl Policy {
             preemption: Preemption::default(),
             pace: Pace::default(),
             hold: None,
-            deferred_since: None,
             stalled: 0,
         }
     }
@@ -114,7 +109,7 @@ impl Policy {
             self.stalled = view.arriving;
         }
         let since = self.hold.map_or(now, |hold| hold.since);
-        // A hold that has run out was a wrong guess: it is not tried again on the same hopes.
+        // A hold that has run out was a wrong guess. It is not repeated on the same expectation.
         let left = match self.hold {
             Some(hold) if now >= hold.until => Duration::ZERO,
             _ => (since + self.batch_timeout.min(view.fixed_cost)).saturating_duration_since(now),
@@ -125,10 +120,6 @@ impl Policy {
             self.hold = Some(Hold { since, until });
             return Decision::HoldUntil(until);
         }
-        if let Some(until) = self.defer(view, now) {
-            return Decision::HoldUntil(until);
-        }
-        self.deferred_since = None;
         Decision::Go { held: self.hold.take().is_some() }
     }
 
@@ -137,43 +128,26 @@ impl Policy {
         self.pace.ended(texts, now);
     }
 
-    /// Texts that come in a second, as they did lately: those that were served, or those that strangers sent, if more.
+    /// Texts that came in a second lately: those that were served, or those of new clients, if they are more.
     pub fn texts_per_second(&self, now: Instant) -> f64 {
         self.pace.texts_per_second(now).max(self.returns.new_clients_per_second(now))
     }
 
-    /// Nobody waits any more: there is nothing to hold.
+    /// No text waits any more, so there is nothing to hold.
     pub fn nobody_waits(&mut self) {
         self.hold = None;
-        self.deferred_since = None;
-    }
-
-    /// Until when the batch stands aside for others who are about to come back, if it does. Who comes at random is not waited
-    /// for.
-    fn defer(&mut self, view: &View, now: Instant) -> Option<Instant> {
-        if view.is_due || view.waiting == 0 {
-            return None;
-        }
-        let since = *self.deferred_since.get_or_insert(now);
-        let longest = self.batch_timeout.min(view.time / MOST_IDLE);
-        let longest = (since + longest).saturating_duration_since(now).min(view.slack.unwrap_or(Duration::MAX));
-        let batch = Waiting { members: view.waiting.min(self.max_batch_size), time: view.time };
-        let time = |members: f64| view.latest.0 + view.latest.1.mul_f64(members);
-        let returning =
-            |ahead| self.returns.returning(ahead, now) + self.returns.expected_of(view.ending, view.ends_in, ahead);
-        preemption::defer(&batch, returning, time, longest).map(|ahead| now + ahead)
     }
 
     /// The hold that gains most, if any gains: at most `longest`.
     ///
-    /// With `k` companions the batch of `n` saves the fixed cost of the batch that they would have been. Fewer companions
-    /// than there are members save less: without them the present batch would still be nearly as good a use of the
-    /// engine, by the part k / n. What it costs is the time for which the engine stands idle.
+    /// If `k` texts come, a batch of `n` saves the fixed cost of the batch that they would have been. If fewer come than are
+    /// in the batch, they save only the part `k / n`: without them the batch would still be nearly as good a use of the
+    /// engine. The hold costs the time for which the engine is idle.
     ///
-    /// And the companions must come thicker than requests do on the whole: the engine must serve more of them in the time
-    /// that the hold and their part of the batch take than it does on average. Else those who come while the longer
-    /// batch runs lose what these gain. So whoever comes at random is never waited for, only whoever comes in a crowd.
-    /// (The comparison with the long-run average is that of renewal reward: Ross, Applied Probability Models, 1970.)
+    /// The expected texts must also come in a crowd: in the time that the hold and their part of the batch take, the engine must
+    /// serve more of them than it serves texts on average. Otherwise the texts that come while the longer batch runs lose what
+    /// these gain. So no batch is held for texts that come at random. (The comparison with the long-run average is that of
+    /// renewal reward: Ross, Applied Probability Models, 1970.)
     fn worthwhile(&self, view: &View, longest: Duration, now: Instant) -> Option<Duration> {
         let room = self.max_batch_size.saturating_sub(view.waiting);
         if room == 0 || view.waiting == 0 {
@@ -181,18 +155,19 @@ impl Policy {
         }
         let arriving = as_f64(view.arriving - self.stalled);
         let usual = self.texts_per_second(now) / as_f64(view.engines.max(1));
-        let patience = (view.fixed_cost / PATIENCE).max(spans::SHORTEST);
+        let patience = (view.fixed_cost / PATIENCE).max(SHORTEST);
         let mut best: Option<(f64, Duration)> = None;
-        let spans = spans::up_to(longest).chain([patience.min(longest)]);
-        for ahead in spans.filter(|span| *span >= spans::SHORTEST) {
+        let spans = std::iter::successors(Some(SHORTEST), |span| Some(*span * LONGER.0 / LONGER.1));
+        let spans = spans.take_while(|span| *span <= longest).chain([patience.min(longest)]);
+        for ahead in spans.filter(|span| *span >= SHORTEST) {
             let coming = arriving * ahead.div_duration_f64(patience).min(1.0)
                 + self.returns.expected(ahead, now)
                 + self.returns.expected_of(view.ending, view.ends_in, ahead);
-            let companions = coming.min(as_f64(room));
-            let part = (companions / as_f64(view.waiting)).min(1.0);
+            let expected = coming.min(as_f64(room));
+            let part = (expected / as_f64(view.waiting)).min(1.0);
             let gain = view.fixed_cost.as_secs_f64() * part - ahead.as_secs_f64();
-            let spent = ahead.as_secs_f64() + companions * view.member_cost.as_secs_f64();
-            let crowd = companions > CROWD * usual * spent;
+            let spent = ahead.as_secs_f64() + expected * view.member_cost.as_secs_f64();
+            let crowd = expected > CROWD * usual * spent;
             if crowd && gain > best.map_or(0.0, |(most, _)| most) {
                 best = Some((gain, ahead));
             }
@@ -333,19 +308,6 @@ mod tests {
         assert_eq!(policy.decide(&view, until + MILLI), GO, "the same slow body");
         let view = View { arriving: 2, ..view };
         assert!(matches!(policy.decide(&view, until + 2 * MILLI), Decision::HoldUntil(_)), "a new one");
-    }
-
-    #[test]
-    fn a_long_batch_stands_aside_for_those_who_were_just_answered_until_it_is_due() {
-        let (mut policy, now) = forty_closed_loops(100 * MILLI);
-        policy.returns.answered(20, now);
-        let view = View { time: 200 * MILLI, latest: (MILLI, MILLI / 10), ..view(2, MILLI / 2) };
-        let Decision::HoldUntil(until) = policy.decide(&view, now) else { panic!("it does not stand defer") };
-        assert!(until > now + 2 * MILLI && until < now + 10 * MILLI, "they come after 2 to 3 ms");
-        assert_eq!(policy.decide(&View { is_due: true, ..view }, now), GO);
-        assert_eq!(policy.decide(&View { time: 5 * MILLI, ..view }, now), GO, "they would not wait for long");
-        policy.returns.returned(20, now, now + 2 * MILLI);
-        assert_eq!(policy.decide(&view, now + 2 * MILLI), GO, "they have come");
     }
 
     #[test]

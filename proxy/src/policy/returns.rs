@@ -1,10 +1,10 @@
-//! Who is likely to come back soon: learned from how long clients take from an answer to their next request.
+//! Predicts how many texts come soon, from how long clients take from an answer to their next request.
 //!
-//! A client that was just answered is the best hint of a companion on its way. How long clients take is learned as a
-//! histogram of return times, and whoever has not returned yet is expected according to it: the hazard rate of survival
-//! analysis. Some clients open a connection for each request: whoever comes on a new one is taken for the last of those
-//! who have closed theirs. Requests beyond that cannot be foreseen one by one, so they count by their rate. Plain data;
-//! the instant is passed in. Counts are texts.
+//! A client that was just answered is likely to return soon. A histogram of return times gives the probability that a
+//! client that has been away for some time returns within the next span (the hazard rate of survival analysis). Some
+//! clients open a connection for each request. So a request on a new connection is attributed to the client that was
+//! answered last among those that have closed their connections. If there is none, it comes from a *new client*. These
+//! cannot be predicted one by one, so they count by their rate. Plain data; the instant is passed in. Counts are texts.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use tokio::time::Instant;
 
 use crate::numbers::as_f64;
 
-/// The first bucket ends here; each further one is √2 times as long as the one before.
-const SHORTEST: f64 = 62.5e-6;
+/// The end of the first bucket, in seconds. Each further bucket ends √2 times as late as the one before.
+const FIRST_END: f64 = 62.5e-6;
 const BUCKETS: usize = 36;
-/// Whoever has not returned for so long is not waited for any more. Beyond the last bucket.
+/// A client that has not returned for this long is not expected any more. Longer than the end of the last bucket.
 const HORIZON: Duration = Duration::from_secs(16);
-/// Texts that the histogram remembers; at twice as many, all counts are halved.
+/// The number of texts that the histogram remembers. At twice as many, all counts are halved.
 const MEMORY: f64 = 256.0;
-/// Answers told apart by their age. With more, the two oldest are taken for one.
+/// The most cohorts of answers. With more, the two oldest are merged.
 const COHORTS: usize = 128;
-/// Seconds over which the rate of unforeseen requests is averaged.
+/// Seconds over which the rate of new clients' texts is averaged.
 const RATE_WINDOW: f64 = 1.0;
 
 /// Texts that were answered at one instant and whose clients have not returned.
@@ -30,31 +30,31 @@ const RATE_WINDOW: f64 = 1.0;
 struct Cohort {
     at: Instant,
     texts: usize,
-    /// Of them, those whose clients have closed their connections.
+    /// The part of `texts` whose clients have closed their connections.
     gone: usize,
 }
 
-/// What was learned, and who may come.
+/// Predicts how many texts come soon, from earlier answers and requests.
 #[derive(Debug)]
 pub struct Returns {
-    /// The oldest first.
+    /// The answered texts whose clients may return, the oldest first.
     cohorts: VecDeque<Cohort>,
-    /// Returned within each bucket or before.
+    /// The texts whose clients returned within each bucket or an earlier one.
     returned: [f64; BUCKETS],
-    /// Of all that were answered: returned, or waited for in vain.
+    /// The texts that were answered and whose clients have returned or are not expected any more.
     answered: f64,
-    unforeseen: f64,
-    unforeseen_at: Option<Instant>,
+    new_texts: f64,
+    new_texts_at: Option<Instant>,
 }
 
 impl Default for Returns {
     fn default() -> Self {
-        Self { cohorts: VecDeque::new(), returned: [0.0; BUCKETS], answered: 0.0, unforeseen: 0.0, unforeseen_at: None }
+        Self { cohorts: VecDeque::new(), returned: [0.0; BUCKETS], answered: 0.0, new_texts: 0.0, new_texts_at: None }
     }
 }
 
 impl Returns {
-    /// Texts were answered; their clients may return.
+    /// Records that texts were answered. Their clients may return.
     pub fn answered(&mut self, texts: usize, now: Instant) {
         while let Some(oldest) = self.cohorts.front()
             && now.saturating_duration_since(oldest.at) > HORIZON
@@ -75,9 +75,9 @@ impl Returns {
         }
     }
 
-    /// A client that was answered at `answered` has sent so many texts.
+    /// Records that a client that was answered at `answered` has sent this number of texts.
     pub fn returned(&mut self, texts: usize, answered: Instant, now: Instant) {
-        // A client's own answer may have left a little later than the first of its cohort.
+        // The time counts from the cohort's instant, which may be a little before the client's own answer.
         let since = match self.cohort(answered) {
             Some(cohort) => {
                 cohort.texts = cohort.texts.saturating_sub(texts);
@@ -88,14 +88,14 @@ impl Returns {
         self.count(Some(now.saturating_duration_since(since)), texts);
     }
 
-    /// A client that was answered at `answered` has closed its connection. It may come back on another.
+    /// Records that a client that was answered at `answered` has closed its connection. It may return on another one.
     pub fn left(&mut self, answered: Instant) {
         if let Some(cohort) = self.cohort(answered) {
             cohort.gone = (cohort.gone + 1).min(cohort.texts);
         }
     }
 
-    /// Texts came on a new connection.
+    /// Records that texts came on a new connection.
     pub fn came(&mut self, texts: usize, now: Instant) {
         if let Some(cohort) = self.cohorts.iter_mut().rev().find(|cohort| cohort.gone > 0) {
             let at = cohort.at;
@@ -103,53 +103,53 @@ impl Returns {
             cohort.texts = cohort.texts.saturating_sub(texts);
             return self.count(Some(now.saturating_duration_since(at)), texts);
         }
-        self.unforeseen = self.fading(now) + as_f64(texts);
-        self.unforeseen_at = Some(now);
+        self.new_texts = self.recent_new_texts(now) + as_f64(texts);
+        self.new_texts_at = Some(now);
     }
 
-    /// Texts expected to come within `ahead` from now.
+    /// The number of texts that are expected within `ahead` from now.
     pub fn expected(&self, ahead: Duration, now: Instant) -> f64 {
         self.returning(ahead, now) + self.new_clients_per_second(now) * ahead.as_secs_f64()
     }
 
-    /// Of them, those whose clients were answered before.
+    /// The part of the expected texts whose clients were answered before.
     pub fn returning(&self, ahead: Duration, now: Instant) -> f64 {
         self.cohorts
             .iter()
             .filter(|cohort| cohort.texts > 0)
-            .map(|cohort| as_f64(cohort.texts) * self.share(now.saturating_duration_since(cohort.at), ahead))
+            .map(|cohort| as_f64(cohort.texts) * self.probability(now.saturating_duration_since(cohort.at), ahead))
             .sum()
     }
 
-    /// The rate of those who could not be foreseen.
+    /// The texts of new clients in a second.
     pub fn new_clients_per_second(&self, now: Instant) -> f64 {
-        self.fading(now) / RATE_WINDOW
+        self.recent_new_texts(now) / RATE_WINDOW
     }
 
-    /// Of texts that will be answered `after` from now, those expected back within `ahead` from now.
+    /// How many of `texts` that will be answered `after` from now are expected back within `ahead` from now.
     pub fn expected_of(&self, texts: usize, after: Duration, ahead: Duration) -> f64 {
-        as_f64(texts) * self.share(Duration::ZERO, ahead.saturating_sub(after))
+        as_f64(texts) * self.probability(Duration::ZERO, ahead.saturating_sub(after))
     }
 
-    /// The share of those who have been gone for `age` that returns within `ahead`.
-    fn share(&self, age: Duration, ahead: Duration) -> f64 {
+    /// The probability that a client that was answered `age` ago and has not returned does so within `ahead`.
+    fn probability(&self, age: Duration, ahead: Duration) -> f64 {
         let away = self.answered - below(&self.returned, age);
         let coming = below(&self.returned, age + ahead) - below(&self.returned, age);
         if away > 0.0 { (coming / away).clamp(0.0, 1.0) } else { 0.0 }
     }
 
-    fn fading(&self, now: Instant) -> f64 {
-        let since = self.unforeseen_at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
-        self.unforeseen * (-since / RATE_WINDOW).exp()
+    fn recent_new_texts(&self, now: Instant) -> f64 {
+        let since = self.new_texts_at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        self.new_texts * (-since / RATE_WINDOW).exp()
     }
 
-    /// The cohort that was answered last before `answered`.
+    /// The cohort of a text that was answered at `answered`: the last one that is not later.
     fn cohort(&mut self, answered: Instant) -> Option<&mut Cohort> {
         let after = self.cohorts.partition_point(|cohort| cohort.at <= answered);
         after.checked_sub(1).and_then(|at| self.cohorts.get_mut(at))
     }
 
-    /// Texts whose clients have returned after so long, or never.
+    /// Counts texts whose clients have returned after this time, or are not expected any more (`None`).
     fn count(&mut self, after: Option<Duration>, texts: usize) {
         if let Some(after) = after {
             self.returned[bucket(after)..].iter_mut().for_each(|count| *count += as_f64(texts));
@@ -162,9 +162,9 @@ impl Returns {
     }
 }
 
-/// Where a time lies on the scale of buckets: 0 at its start, 1 at the end of the first.
+/// The place of a time on the scale of buckets: 0 at its start, 1 at the end of the first bucket.
 fn place(time: Duration) -> f64 {
-    let ratio = time.as_secs_f64() / SHORTEST;
+    let ratio = time.as_secs_f64() / FIRST_END;
     if ratio <= 1.0 { ratio } else { 1.0 + 2.0 * ratio.log2() }
 }
 
@@ -173,7 +173,7 @@ fn bucket(time: Duration) -> usize {
     (place(time) as usize).min(BUCKETS - 1)
 }
 
-/// The count of all that is below `time`: of its own bucket the part that is.
+/// How many texts returned before `time`, interpolated within its bucket.
 fn below(counts: &[f64; BUCKETS], time: Duration) -> f64 {
     let bucket = bucket(time);
     let before = bucket.checked_sub(1).map_or(0.0, |before| counts[before]);
@@ -186,7 +186,7 @@ mod tests {
 
     const MILLI: Duration = Duration::from_millis(1);
 
-    /// Forty clients that come back about two milliseconds after each answer, ten times over.
+    /// Forty clients that returned about two milliseconds after each answer, ten times.
     fn forty_closed_loops() -> (Returns, Instant) {
         let mut returns = Returns::default();
         let mut now = Instant::now();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn with_nothing_known_nobody_is_expected() {
+    fn without_any_history_no_texts_are_expected() {
         let mut returns = Returns::default();
         let now = Instant::now();
         assert_eq!(returns.expected(Duration::from_secs(1), now).to_bits(), 0.0f64.to_bits());
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_was_just_answered_is_expected_back_as_fast_as_before() {
+    fn clients_that_were_just_answered_are_expected_as_fast_as_before() {
         let (mut returns, now) = forty_closed_loops();
         returns.answered(40, now);
         assert!(returns.expected(MILLI / 2, now) < 4.0);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_returned_is_not_expected_again() {
+    fn clients_that_have_returned_are_not_expected_again() {
         let (mut returns, now) = forty_closed_loops();
         assert!(returns.expected(Duration::from_secs(1), now) < 0.1);
         returns.answered(40, now);
@@ -234,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_stayed_away_for_long_is_not_expected() {
+    fn clients_that_have_stayed_away_for_long_are_not_expected() {
         let (mut returns, now) = forty_closed_loops();
         returns.answered(40, now);
         assert!(returns.expected(10 * MILLI, now + 50 * MILLI) < 1.0);
     }
 
     #[test]
-    fn whoever_closes_after_each_answer_and_comes_no_more_is_not_expected() {
+    fn clients_that_close_after_each_answer_and_do_not_return_are_not_expected() {
         let mut returns = Returns::default();
         let mut now = Instant::now();
         for _ in 0..100 {
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_opens_a_connection_for_each_request_is_expected_back_too() {
+    fn clients_that_open_a_connection_for_each_request_are_expected_too() {
         let mut returns = Returns::default();
         let mut now = Instant::now();
         for _ in 0..10 {
@@ -265,11 +265,11 @@ mod tests {
         }
         returns.answered(40, now);
         assert!(returns.expected(4 * MILLI, now) > 36.0);
-        assert!(returns.new_clients_per_second(now) < 0.1, "none of them is a stranger");
+        assert!(returns.new_clients_per_second(now) < 0.1, "none of them is a new client");
     }
 
     #[test]
-    fn strangers_are_expected_at_their_rate() {
+    fn new_clients_are_expected_at_their_rate() {
         let mut returns = Returns::default();
         let now = Instant::now();
         for k in 0..5000 {
@@ -277,11 +277,11 @@ mod tests {
         }
         let expected = returns.expected(10 * MILLI, now + 5000 * MILLI);
         assert!((9.0..=11.0).contains(&expected), "{expected}");
-        assert!(returns.expected(10 * MILLI, now + 15000 * MILLI) < 0.01, "it fades");
+        assert!(returns.expected(10 * MILLI, now + 15000 * MILLI) < 0.01, "the rate fades");
     }
 
     #[test]
-    fn those_in_vain_waited_for_count_as_such() {
+    fn clients_that_did_not_return_lower_the_expectation() {
         let mut returns = Returns::default();
         let mut now = Instant::now();
         for k in 0..200 {
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_whatever_comes() {
+    fn the_number_of_cohorts_is_bounded() {
         let mut returns = Returns::default();
         let now = Instant::now();
         for k in 0..10_000 {

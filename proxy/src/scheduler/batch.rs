@@ -1,4 +1,4 @@
-//! A batch on its way to a worker and back, as the scheduler and a link tell each other of it.
+//! What the scheduler and a link exchange about a batch: when it is sent, and when it is completed.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use tokio::time::Instant;
 use crate::domain::Demand;
 use crate::policy::forecast::BatchOutcome;
 
-/// What was known of a batch as it left.
+/// A batch that is sent to a worker, with what is known of it then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DispatchedBatch {
-    /// Its number.
+    /// The batch's number.
     pub batch: BatchId,
-    /// What its members ask for.
+    /// The demand of its members.
     pub demand: Demand,
-    /// How long it was expected to take the engine.
+    /// How long the engine is predicted to take.
     pub predicted: Duration,
-    /// The first deadline of its members, if they can be given back and go on later.
+    /// The earliest deadline of its members, if the batch may give way to others.
     pub resumable_before: Option<Instant>,
 }
 
-/// A batch that is done.
+/// A batch that a worker has completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompletedBatch {
-    /// Since when it ran.
+    /// When it was sent.
     pub since: Instant,
-    /// What was known of it then.
+    /// What was known of it when it was sent.
     pub dispatched: DispatchedBatch,
-    /// What came of it.
+    /// What it produced and cost.
     pub outcome: BatchOutcome,
 }

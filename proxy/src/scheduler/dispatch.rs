@@ -1,4 +1,4 @@
-//! What leaves the queue: for a worker, since it pays or is time; for good, since its time is over. And what is called back.
+//! What the scheduler does after it handled messages: it expires jobs, sends and preempts batches, releases workers.
 
 use pillion_protocol::codec::MAX_BATCH_TEXT;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use crate::policy::{Decision, View};
 use crate::scheduler::queue::{Filled, Limits};
 
 impl Scheduler {
-    /// Ends what has waited for as long as it may.
+    /// Fails the jobs that have waited for as long as they may.
     pub(super) fn expire(&mut self, now: Instant) {
         for job in self.queue.take_expired(now) {
             job.reply.fail(Failure::Deadline);
@@ -24,15 +24,15 @@ impl Scheduler {
         }
     }
 
-    /// The next instant at which something is due though nothing happens.
+    /// When the next job expires.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let unserved = |key: &BatchKey| self.workers.unserved_since(key, self.start);
         let unserved = self.queue.next_unserved(unserved, self.settings.worker_wait).map(|(due, _)| due);
         [self.queue.next_deadline(), unserved].into_iter().flatten().min()
     }
 
-    /// Every free credit takes what waits, as far as the policy allows. Until when the policy holds the next batch back,
-    /// if it does.
+    /// Sends a batch for each free credit, as far as the policy allows. Returns the time until which the policy holds
+    /// the next batch back, if it does.
     pub(super) fn dispatch(&mut self, now: Instant) -> Option<Instant> {
         loop {
             if self.queue.is_empty() {
@@ -42,27 +42,27 @@ impl Scheduler {
             if !self.workers.have_credit() {
                 return None;
             }
-            let most = self.most();
+            let max_size = self.max_size();
             let rate = self.policy.texts_per_second(now);
-            let (id, candidate) = self.workers.next(&self.queue.buckets(), most, rate, now)?;
+            let (id, candidate) = self.workers.next(&self.queue.buckets(), max_size, rate, now)?;
             let share = self.workers.share(&candidate.demand, id);
             let engines = self.workers.engines();
             let worker = self.workers.get_mut(id)?;
             let arriving = self.admission.count_arriving();
             let view = View { arriving, ..worker.view(&candidate, engines, now) };
-            let first = self.queue.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
-            let slack = first.map(|left| left.saturating_sub(view.ends_in + view.time));
+            let until_deadline = self.queue.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
+            let slack = until_deadline.map(|left| left.saturating_sub(view.ends_in + view.time));
             let view = View { slack, ..view };
             let was_held = match self.policy.decide(&view, now) {
                 Decision::HoldUntil(until) => return Some(until),
                 Decision::Go { held } => held,
             };
             let limits = Limits {
-                members: most.min(share).min(candidate.quarantine().most()),
+                members: max_size.min(share).min(candidate.quarantine().max_size()),
                 tokens: u64::from(worker.hello.max_batch_tokens),
                 bytes: MAX_BATCH_TEXT,
             };
-            // A link without room is one that has ended; its last word, which takes the worker out, is on its way.
+            // A link without room has ended. Its last event, which removes the worker, is on its way.
             let link = worker.link.clone();
             let Ok(room) = link.try_reserve() else {
                 worker.credit = 0;
@@ -81,7 +81,7 @@ impl Scheduler {
                 continue;
             }
             let trigger = match filled {
-                Filled::Members if jobs.len() == most => Trigger::Full,
+                Filled::Members if jobs.len() == max_size => Trigger::Full,
                 Filled::Tokens => Trigger::Tokens,
                 _ if was_held => Trigger::Hold,
                 _ => Trigger::Idle,
@@ -93,19 +93,19 @@ impl Scheduler {
             let dispatched = worker.dispatch(&jobs, view.is_due, now);
             if candidate.quarantine() != Quarantine::None {
                 let (batch, members) = (dispatched.batch.0, jobs.len());
-                warn!(worker = id.0, batch, members, "workers have died with these: apart");
+                warn!(worker = id.0, batch, members, "a batch of quarantined jobs: workers have died with them");
             }
             room.send(LinkCommand::Batch(jobs, dispatched));
         }
     }
 
-    /// A batch of which little is left gives way to those who wait, where that pays.
+    /// Tells a running batch to give way to the jobs that wait, if that pays.
     pub(super) fn preempt(&mut self, now: Instant) {
         if self.queue.is_empty() {
             return;
         }
-        let told = self.workers.should_give_way(&self.queue.buckets(), self.most(), &self.policy, now);
-        if let Some((id, batch, remains)) = told
+        let chosen = self.workers.should_give_way(&self.queue.buckets(), self.max_size(), &self.policy, now);
+        if let Some((id, batch, remains)) = chosen
             && let Some(worker) = self.workers.get_mut(id)
             && worker.link.try_send(LinkCommand::Yield(batch)).is_ok()
         {
@@ -114,8 +114,8 @@ impl Scheduler {
         }
     }
 
-    /// Workers that want to leave and are not needed are told that they may. When to look again, if nothing happens
-    /// before.
+    /// Tells workers that have asked to leave and are not needed that they may. Returns when to check again, if nothing
+    /// happens before.
     pub(super) fn release(&mut self, now: Instant) -> Option<Instant> {
         if !self.workers.iter().any(|worker| worker.is_draining() && !worker.released) {
             return None;
@@ -126,7 +126,7 @@ impl Scheduler {
                 && worker.link.try_send(LinkCommand::Release).is_ok()
             {
                 self.workers.release(id, now);
-                info!(worker = id.0, "the worker may leave");
+                info!(worker = id.0, "the worker asked to leave and is released");
             }
         }
         self.workers.next_leave(arriving, now)

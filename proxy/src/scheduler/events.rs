@@ -1,4 +1,4 @@
-//! What links report, and what becomes of jobs whose attempt ended early.
+//! Handles what links report, and requeues jobs whose attempt ended early.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use super::message::{LinkEvent, WorkerId};
 use crate::domain::{Job, ModelId};
 
 impl Scheduler {
-    pub(super) fn hear(&mut self, id: WorkerId, event: LinkEvent) {
+    pub(super) fn on_link_event(&mut self, id: WorkerId, event: LinkEvent) {
         match event {
             LinkEvent::Up(hello, link) => {
                 self.metrics.workers_connected(&hello.model).increment(1.0);
@@ -49,7 +49,7 @@ impl Scheduler {
                 });
                 let resumed = if gives_way { &self.metrics.resumed_preempted } else { &self.metrics.resumed_yielded };
                 resumed.increment(jobs.len() as u64);
-                // Nothing went wrong: it does not count as an attempt.
+                // Nothing went wrong, so the attempt does not count.
                 for mut job in jobs {
                     job.attempts = job.attempts.saturating_sub(1);
                     if gives_way {
@@ -60,24 +60,24 @@ impl Scheduler {
                 }
             }
             LinkEvent::Draining => self.workers.drains(id, Instant::now()),
-            LinkEvent::Down(jobs) => self.lose(id, jobs),
+            LinkEvent::Down(jobs) => self.on_worker_down(id, jobs),
         }
-        self.tell_ready();
+        self.publish_serving();
     }
 
-    /// A worker is gone. What it had goes on elsewhere, except what it may have died of too often.
-    fn lose(&mut self, id: WorkerId, jobs: Vec<(Option<BatchId>, Box<Job>)>) {
+    /// Handles the end of a worker's connection. Its jobs wait again, except those that were suspected too often.
+    fn on_worker_down(&mut self, id: WorkerId, jobs: Vec<(Option<BatchId>, Box<Job>)>) {
         let worker = self.workers.remove(id, Instant::now());
         if let Some(worker) = &worker {
             self.metrics.workers_connected(&worker.hello.model).decrement(1.0);
             self.serving.send_modify(|serving| serving.models.left(worker.model.model));
             self.lost_workers += 1;
         }
-        // One that wanted to leave has been told to by somebody: whoever stops it then has not died of its work.
+        // A worker that asked to leave was being stopped, so its jobs are not suspected.
         let died = worker.filter(|worker| !worker.is_draining());
         for (batch, mut job) in jobs {
-            let was_served = batch.is_some_and(|batch| died.as_ref().is_some_and(|worker| worker.runs(batch)));
-            match if was_served { job.suspect(self.settings.max_attempts) } else { Ok(()) } {
+            let was_running = batch.is_some_and(|batch| died.as_ref().is_some_and(|worker| worker.runs(batch)));
+            match if was_running { job.suspect(self.settings.max_attempts) } else { Ok(()) } {
                 Ok(()) => {
                     self.metrics.resumed_worker_lost.increment(1);
                     self.requeue(job);
@@ -86,7 +86,7 @@ impl Scheduler {
                     warn!(
                         job = job.id.0,
                         suspicions = job.suspicions,
-                        "workers have died with it: it is not tried again"
+                        "a job has failed, because workers died while they ran it"
                     );
                     job.reply.fail(failure);
                 }
@@ -94,7 +94,7 @@ impl Scheduler {
         }
     }
 
-    /// A job whose attempt ended early goes on waiting: in its old place, or from now on where it gave way.
+    /// Puts a job whose attempt ended early back into the queue, or fails it if no worker could continue it.
     fn requeue(&mut self, mut job: Box<Job>) {
         if job.reply.is_abandoned() {
             self.metrics.cancelled_running.increment(1);
@@ -106,7 +106,7 @@ impl Scheduler {
         }
     }
 
-    fn tell_ready(&mut self) {
+    fn publish_serving(&mut self) {
         let serving = self.workers.iter().filter(|worker| !worker.is_draining()).count();
         let leaving = self.workers.leaving();
         self.serving.send_if_modified(|known| {

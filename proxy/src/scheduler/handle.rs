@@ -1,4 +1,4 @@
-//! How the rest of the proxy speaks to the scheduler.
+//! How requests and links reach the scheduler.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -7,83 +7,81 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::message::{LinkEvent, Message, Serving, WorkerId};
-use super::models::Models;
-use crate::admission::{Admission, Rejected};
+use crate::admission::{Admission, LINGER, Rejected};
 use crate::domain::{Feed, GenerationRequest, Job, JobId, JobRange, Reply, RequestContext, StreamEvent};
 
-/// For requests. Cheap to clone; the scheduler ends when all handles and ports are gone.
+/// The scheduler's handle for requests. Cheap to clone. The scheduler ends when all handles and ports are dropped.
 #[derive(Clone, Debug)]
 pub struct Handle {
     outbox: mpsc::Sender<Message>,
     admission: Admission,
-    serving: watch::Receiver<Serving>,
+    serving: watch::Sender<Serving>,
     next_job: Arc<AtomicU64>,
 }
 
 impl Handle {
-    pub(super) fn new(outbox: mpsc::Sender<Message>, admission: Admission, serving: watch::Receiver<Serving>) -> Self {
+    pub(super) fn new(outbox: mpsc::Sender<Message>, admission: Admission, serving: watch::Sender<Serving>) -> Self {
         Self { outbox, admission, serving, next_job: Arc::new(AtomicU64::new(1)) }
     }
 
-    /// The door in front of the queue.
+    /// Admission control, which bounds the queue.
     pub fn admission(&self) -> &Admission {
         &self.admission
     }
 
-    /// Workers that are connected and stay.
-    pub fn workers_serving(&self) -> usize {
-        self.serving.borrow().workers
+    /// Calls `look` with what is there to serve requests.
+    pub fn serving<T>(&self, look: impl FnOnce(&Serving) -> T) -> T {
+        look(&self.serving.borrow())
     }
 
-    /// Since when no worker stays, where whoever was last there was told to stop. Those that are left still serve.
-    pub fn workers_leaving(&self) -> Option<Instant> {
-        self.serving.borrow().leaving
+    /// From now on the proxy is shutting down: clients are to go elsewhere. Requests are still admitted.
+    pub fn shut_down(&self) {
+        self.serving.send_modify(|serving| serving.shutting_down = true);
     }
 
-    /// The same, when it is so.
-    pub async fn workers_leave(&self) -> Instant {
-        let mut serving = self.serving.clone();
+    /// Resolves when the proxy is shutting down.
+    pub async fn shutting_down(&self) {
+        // An error means that all senders are dropped, and this handle is one.
+        let _ = self.serving.subscribe().wait_for(|serving| serving.shutting_down).await;
+    }
+
+    /// Resolves [`LINGER`] after clients were told to [go elsewhere](Serving::is_leaving), unless that is over by then.
+    pub async fn clients_have_to_leave(&self) {
+        let mut serving = self.serving.subscribe();
         loop {
-            if let Some(since) = serving.borrow_and_update().leaving {
-                return since;
-            }
-            if serving.changed().await.is_err() {
-                // The scheduler has ended, and says nothing any more.
-                return std::future::pending().await;
+            let since = serving.wait_for(Serving::is_leaving).await.ok().and_then(|serving| serving.leaving);
+            sleep(LINGER).await;
+            if self.serving(|now| now.shutting_down || (now.is_leaving() && now.leaving == since)) {
+                return;
             }
         }
     }
 
-    /// Looks at the models that workers have announced.
-    pub fn with_models<T>(&self, look: impl FnOnce(&Models) -> T) -> T {
-        look(&self.serving.borrow().models)
-    }
-
-    /// Logs what waits and what is in flight, if the scheduler is not too busy to hear of it.
+    /// Asks the scheduler to log what is queued and in flight. Does nothing if the scheduler's inbox is full.
     pub fn dump(&self) {
         let _ = self.outbox.try_send(Message::Dump);
     }
 
-    /// A client that had its last answer at this instant has closed its connection. Only a hint: where the scheduler is too
-    /// busy to hear of it, nothing is lost.
+    /// Reports that a client that got its last answer at `answered` has closed its connection. This is a hint for the
+    /// policy, and is dropped if the scheduler's inbox is full.
     pub fn left(&self, answered: Instant) {
-        let _ = self.outbox.try_send(Message::Left(answered));
+        let _ = self.outbox.try_send(Message::ClientLeft(answered));
     }
 
-    /// Ends the scheduler; links that it fed then say goodbye to their workers.
+    /// Ends the scheduler. Its links then say goodbye to their workers.
     pub async fn close(&self) {
-        // An error means that it has ended already.
+        // An error means that the scheduler has ended already.
         let _ = self.outbox.send(Message::Close).await;
     }
 
-    /// Admits the texts of one request, all or none. Each gets exactly one outcome on the stream, and before it, if
-    /// `is_stream`, its text as it is made.
+    /// Admits the texts of one request, all or none. Each text gets exactly one outcome on the stream, and before that,
+    /// if `is_stream`, the pieces of its answer.
     ///
     /// # Errors
-    /// There is no room; nothing was admitted.
+    /// The queue is full or the proxy is shutting down. Nothing was admitted.
     pub fn submit(
         &self,
         requests: Vec<GenerationRequest>,
@@ -92,7 +90,7 @@ impl Handle {
     ) -> Result<Stream, Rejected> {
         let texts = requests.len();
         let slots = self.admission.texts(texts)?;
-        // A full inbox is rare: only HTTP/2 has more requests than connections.
+        // A full inbox is rare: only with HTTP/2 can there be more requests than connections.
         let room = || {
             self.outbox.clone().try_reserve_owned().map_err(|error| match error {
                 TrySendError::Full(_) => Rejected::QueueFull { retry_after: Duration::from_secs(1) },
@@ -111,11 +109,11 @@ impl Handle {
     }
 }
 
-/// The answers of a request. Dropping it before all have ended cancels what is left.
+/// The answers of a request. Dropping it before all texts have ended cancels the others.
 #[derive(Debug)]
 pub struct Stream {
     feed: Arc<Feed>,
-    /// Texts of whose end nothing was taken.
+    /// The number of texts whose outcome was not taken yet.
     open: usize,
     jobs: JobRange,
     /// The place in the scheduler's inbox that was reserved for a cancellation.
@@ -123,12 +121,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Holds something until the last text has ended, whether or not anybody takes it.
+    /// Keeps a value until the last text has ended, even if nothing is read from the stream.
     pub fn hold(&self, held: impl Any + Send) {
         self.feed.hold(held);
     }
 
-    /// What is new; `None` once every text has ended. Safe to drop: nothing is lost by it.
+    /// Waits for new output and takes it; `None` once every text has ended. Cancel safe.
     pub async fn next(&mut self) -> Option<Vec<StreamEvent>> {
         if self.open == 0 {
             return None;
@@ -141,7 +139,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // First, so that the scheduler knows that nobody waits.
+        // The feed is closed first, so that the scheduler finds the replies abandoned.
         self.feed.close();
         if let Some(cancel) = self.cancel.take().filter(|_| self.open > 0) {
             cancel.send(Message::Cancel(self.jobs.clone()));
@@ -149,7 +147,7 @@ impl Drop for Stream {
     }
 }
 
-/// For links.
+/// The scheduler's handle for links.
 #[derive(Clone, Debug)]
 pub struct LinkPort {
     outbox: mpsc::Sender<Message>,
@@ -161,14 +159,14 @@ impl LinkPort {
         Self { outbox, next_worker: Arc::new(AtomicU64::new(1)) }
     }
 
-    /// A number for a new connection.
+    /// A new number for a worker's connection.
     pub fn new_worker(&self) -> WorkerId {
         WorkerId(self.next_worker.fetch_add(1, Relaxed))
     }
 
-    /// Tells the scheduler. Waits while its inbox is full; the scheduler never waits for a link.
-    pub async fn tell(&self, worker: WorkerId, event: LinkEvent) {
-        // The scheduler is gone only while the proxy shuts down; replies that are dropped then speak for themselves.
+    /// Sends an event to the scheduler. Waits while the inbox is full; the scheduler never waits for a link.
+    pub async fn send(&self, worker: WorkerId, event: LinkEvent) {
+        // An error means that the scheduler has ended. The event's jobs are dropped, and their replies send a failure.
         let _ = self.outbox.send(Message::Link(worker, event)).await;
     }
 }

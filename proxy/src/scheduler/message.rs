@@ -1,4 +1,4 @@
-//! What is said between the batcher, the requests and the links.
+//! The messages between requests, the scheduler and links.
 
 use pillion_protocol::BatchId;
 use pillion_protocol::frame::Hello;
@@ -9,69 +9,78 @@ use super::batch::{CompletedBatch, DispatchedBatch};
 use super::models::Models;
 use crate::domain::{Job, JobRange};
 
-/// A connection of a worker; a worker that returns is a new one.
+/// A worker's connection. A worker that dials again gets a new number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId(pub u64);
 
-/// To the scheduler.
+/// A message to the scheduler.
 #[derive(Debug)]
 pub(super) enum Message {
-    /// Jobs of one request, and when its client had its answer to the request before, if there was one.
+    /// The jobs of one request, and when its client got its previous answer, if it had one.
     Submit(Vec<Box<Job>>, Option<Instant>),
-    /// The request's client went away.
+    /// The client of these jobs has gone away.
     Cancel(JobRange),
-    /// A client that had its last answer at this instant has closed its connection.
-    Left(Instant),
-    /// From a link.
+    /// A client that got its last answer at this instant has closed its connection.
+    ClientLeft(Instant),
+    /// An event from the link of this worker.
     Link(WorkerId, LinkEvent),
-    /// Log what waits.
+    /// Log what is queued, and what is in flight.
     Dump,
-    /// End: whoever still waits hears of it.
+    /// End. Jobs that still wait fail.
     Close,
 }
 
-/// From a link to the scheduler.
+/// What a link reports to the scheduler.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// A worker is connected; this is its link's inbox.
+    /// The worker is connected. The sender is its link's inbox.
     Up(Hello, mpsc::Sender<LinkCommand>),
-    /// It will take so many batches more.
+    /// The worker has granted credit for this number of batches.
     Credit(u32),
-    /// So many members of a batch have ended, well or badly.
+    /// This number of members of a batch have finished or failed.
     Ended(BatchId, usize),
-    /// A batch is done.
+    /// The worker has completed a batch.
     Done(CompletedBatch),
-    /// So many members of a batch were given back though the worker lives; the jobs among them that clients wait for go
-    /// on.
+    /// The worker has given back this number of members of a batch. The jobs are those among them that clients still
+    /// wait for.
     Yielded(BatchId, usize, Vec<Box<Job>>),
-    /// It wants to leave.
+    /// The worker asks to leave.
     Draining,
-    /// The connection has ended; these were in flight, each in this batch, or had not been sent yet.
+    /// The connection has ended. These jobs were in flight, each in its batch, or had not been sent yet (`None`).
     Down(Vec<(Option<BatchId>, Box<Job>)>),
 }
 
-/// From the scheduler to a link.
+/// What the scheduler wants a link to do.
 #[derive(Debug)]
 pub enum LinkCommand {
-    /// A batch, paid for with one credit.
+    /// Send a batch, which spends one credit.
     Batch(Vec<Box<Job>>, DispatchedBatch),
-    /// Clients of these jobs went away.
+    /// Cancel these jobs, whose client has gone away.
     Cancel(JobRange),
-    /// The members of a batch that have not ended are wanted back.
+    /// Tell the worker to give back the members of a batch that have not ended.
     Yield(BatchId),
-    /// The worker may leave.
+    /// Tell the worker that it may leave.
     Release,
     /// Log what is in flight.
     Dump,
 }
 
-/// Who is there to serve.
+/// Which workers and models are there to serve requests.
 #[derive(Clone, Debug, Default)]
 pub struct Serving {
-    /// Workers that are connected and stay.
+    /// The number of connected workers that have not asked to leave.
     pub workers: usize,
-    /// Since when none stays, where whoever was last there was told to stop.
+    /// Since when all connected workers have asked to leave. Kept when they are gone, until another worker connects.
     pub leaving: Option<Instant>,
-    /// The models that they have, or had.
+    /// Whether the proxy is shutting down.
+    pub shutting_down: bool,
+    /// The models that workers have or had.
     pub models: Models,
+}
+
+impl Serving {
+    /// Whether clients are to go elsewhere: the proxy is shutting down, or all workers have asked to leave.
+    pub fn is_leaving(&self) -> bool {
+        self.shutting_down || self.leaving.is_some()
+    }
 }

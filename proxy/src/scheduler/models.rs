@@ -7,29 +7,29 @@ use pillion_protocol::frame::Hello;
 
 use crate::domain::ModelId;
 
-/// So many are remembered; more only while workers that have them are connected.
+/// The most models that are remembered. There are more only while workers that have them are connected.
 const REMEMBERED: usize = 64;
 
-/// A model, by its name.
+/// A model that workers have announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
-    /// Its number, which is never used again.
+    /// The model's number, which is never used again.
     pub id: ModelId,
-    /// Its name, as workers announce it.
+    /// The model's name, as workers announce it.
     pub name: Arc<str>,
-    /// When it was first announced.
+    /// When the model was first announced.
     pub since: SystemTime,
-    /// The most tokens that a prompt and its answer may have together; the latest worker's.
+    /// The most tokens of a prompt and its answer together, as the latest worker announced.
     pub positions: u32,
-    /// The largest `sampling_topk`; the latest worker's.
+    /// The largest `sampling_topk`, as the latest worker announced.
     pub vocabulary: u32,
-    /// Whether chats are taken as prompts; the latest worker says.
+    /// Whether chats are accepted as prompts, as the latest worker announced.
     pub chat: bool,
-    /// Connected workers that have it.
+    /// The number of connected workers that have it.
     pub workers: usize,
 }
 
-/// All of them, in the order in which they were first announced.
+/// All announced models, in the order in which they were first announced.
 #[derive(Clone, Debug, Default)]
 pub struct Models {
     all: Vec<Model>,
@@ -37,7 +37,7 @@ pub struct Models {
 }
 
 impl Models {
-    /// A worker has connected.
+    /// Adds a worker that has connected. Returns its model's number.
     pub fn announced(&mut self, hello: &Hello, now: SystemTime) -> ModelId {
         let Hello { positions, vocabulary, chat, .. } = *hello;
         if let Some(known) = self.all.iter_mut().find(|model| *model.name == *hello.model) {
@@ -56,24 +56,24 @@ impl Models {
         id
     }
 
-    /// A worker that had it is gone.
+    /// Removes a worker that had this model.
     pub fn left(&mut self, id: ModelId) {
         if let Some(model) = self.all.iter_mut().find(|model| model.id == id) {
             model.workers = model.workers.saturating_sub(1);
         }
     }
 
-    /// The one of this name. Its workers may be gone: they may come back.
+    /// The model of this name. It is found even if its workers are gone, since they may come back.
     pub fn named(&self, name: &str) -> Option<&Model> {
         self.all.iter().find(|model| &*model.name == name)
     }
 
-    /// Those that connected workers have.
+    /// The models that connected workers have.
     pub fn connected(&self) -> impl Iterator<Item = &Model> {
         self.all.iter().filter(|model| model.workers > 0)
     }
 
-    /// Whether none has ever been announced.
+    /// Whether no model has ever been announced.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
@@ -103,7 +103,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_model_is_one_however_many_workers_have_it() {
+    fn workers_that_announce_the_same_name_have_the_same_model() {
         let mut models = Models::default();
         let now = SystemTime::UNIX_EPOCH;
         let a = models.announced(&hello("a", 100), now);
@@ -119,7 +119,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn those_that_left_are_not_remembered_for_ever() {
+    fn models_without_workers_are_forgotten_when_there_are_too_many() {
         let mut models = Models::default();
         let now = SystemTime::UNIX_EPOCH;
         let stays = models.announced(&hello("stays", 1), now);

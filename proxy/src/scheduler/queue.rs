@@ -1,7 +1,7 @@
 //! The jobs that wait. Plain data; the instant is passed in.
 //!
-//! Every operation is logarithmic in the number waiting. A job that comes back from a worker that died takes its old
-//! place; one that gave way to others waits from then on.
+//! Adding or removing a job is logarithmic in the number of jobs. A job that comes back from a dead worker takes its
+//! old place. A job that gave way to others waits from then on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,105 +11,105 @@ use tokio::time::Instant;
 use crate::domain::{BatchKey, Demand, Job, JobId};
 use crate::policy::candidates::{Bucket, Size};
 
-/// Jobs that wait, in the order in which they began to among those of their class and size.
+/// The jobs that wait, in buckets by batch key and size. Each bucket is ordered by when its jobs began to wait.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// Every job's place, the oldest job first: also the index by number.
-    order: BTreeMap<JobId, (Place, Instant)>,
-    buckets: BTreeMap<Place, Line>,
+    /// Each job's bucket and when it began to wait. The oldest job is first.
+    index: BTreeMap<JobId, (BucketKey, Instant)>,
+    buckets: BTreeMap<BucketKey, BucketJobs>,
     deadlines: BTreeSet<(Instant, JobId)>,
 }
 
-type Place = (BatchKey, Size);
+type BucketKey = (BatchKey, Size);
 
-/// Jobs of one class and size. Never empty.
+/// The jobs of one bucket. Never empty.
 #[derive(Debug, Default)]
-struct Line {
-    /// By since when they wait.
+struct BucketJobs {
+    /// The jobs, by when they began to wait.
     jobs: BTreeMap<(Instant, JobId), Box<Job>>,
-    /// What they ask for, all together.
+    /// Their demand, all together.
     demand: Demand,
 }
 
-/// What one batch may hold.
+/// The limits of one batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Members.
+    /// The most members.
     pub members: usize,
-    /// Estimated tokens of prompts and answers.
+    /// The most tokens of prompts and answers, estimated.
     pub tokens: u64,
-    /// Bytes of prompts.
+    /// The most bytes of prompts.
     pub bytes: usize,
 }
 
-/// What stopped a batch from being larger.
+/// Why a batch is not larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filled {
-    /// Nobody else was waiting who may ride along.
-    Everyone,
-    /// It has as many members as a batch may have.
+    /// No other job waits that may share the batch.
+    NoMoreJobs,
+    /// The batch has as many members as it may have.
     Members,
     /// Another member would not fit the worker's token budget, or the frame.
     Tokens,
 }
 
 impl Queue {
-    /// Jobs waiting.
+    /// The number of jobs.
     pub fn len(&self) -> usize {
-        self.order.len()
+        self.index.len()
     }
 
-    /// Whether nobody waits.
+    /// Whether no job waits.
     pub fn is_empty(&self) -> bool {
-        self.order.is_empty()
+        self.index.is_empty()
     }
 
-    /// Puts a job in its place by age.
+    /// Adds a job to its bucket, in the order in which the jobs began to wait.
     pub fn push(&mut self, job: Box<Job>) {
         let demand = job.demand();
-        let place = (job.request.key, Size::of(&demand));
-        self.order.insert(job.id, (place, job.waits_since));
+        let key = (job.request.key, Size::of(&demand));
+        self.index.insert(job.id, (key, job.waits_since));
         self.deadlines.insert((job.deadline, job.id));
-        let line = self.buckets.entry(place).or_default();
-        line.demand = line.demand.and(&demand);
-        line.jobs.insert((job.waits_since, job.id), job);
+        let bucket = self.buckets.entry(key).or_default();
+        bucket.demand = bucket.demand.and(&demand);
+        bucket.jobs.insert((job.waits_since, job.id), job);
     }
 
-    /// Takes a job out, if it waits.
+    /// Removes a job, if it waits.
     pub fn remove(&mut self, id: JobId) -> Option<Box<Job>> {
-        let (place, since) = self.order.remove(&id)?;
-        let line = self.buckets.get_mut(&place)?;
-        let job = line.jobs.remove(&(since, id))?;
-        line.demand = line.demand.less(&job.demand());
-        if line.jobs.is_empty() {
-            self.buckets.remove(&place);
+        let (key, since) = self.index.remove(&id)?;
+        let bucket = self.buckets.get_mut(&key)?;
+        let job = bucket.jobs.remove(&(since, id))?;
+        bucket.demand = bucket.demand.less(&job.demand());
+        if bucket.jobs.is_empty() {
+            self.buckets.remove(&key);
         }
         self.deadlines.remove(&(job.deadline, id));
         Some(job)
     }
 
-    /// When the oldest was admitted.
+    /// When the oldest job was admitted.
     pub fn oldest(&self) -> Option<Instant> {
-        let (&id, &(place, since)) = self.order.first_key_value()?;
-        Some(self.buckets.get(&place)?.jobs.get(&(since, id))?.admitted)
+        let (&id, &(key, since)) = self.index.first_key_value()?;
+        Some(self.buckets.get(&key)?.jobs.get(&(since, id))?.admitted)
     }
 
-    /// The classes of those who wait, some of them more than once.
+    /// The batch keys of the jobs, some of them more than once.
     pub fn keys(&self) -> impl Iterator<Item = &BatchKey> + Clone {
         self.buckets.keys().map(|(key, _)| key)
     }
 
-    /// What waits, by class and size.
+    /// The buckets, with the demand of their jobs.
     pub fn buckets(&self) -> Vec<Bucket> {
-        let bucket = |(&(key, size), line): (&Place, &Line)| {
-            let &(since, _) = line.jobs.first_key_value()?.0;
-            Some(Bucket { key, size, since, demand: line.demand })
+        let summary = |(&(key, size), bucket): (&BucketKey, &BucketJobs)| {
+            let &(since, _) = bucket.jobs.first_key_value()?.0;
+            Some(Bucket { key, size, since, demand: bucket.demand })
         };
-        self.buckets.iter().filter_map(bucket).collect()
+        self.buckets.iter().filter_map(summary).collect()
     }
 
-    /// Takes the oldest jobs of these cells, which are of one class, as many as `limits` allow; never an empty batch
-    /// while somebody waits there: a job larger than the limits goes alone.
+    /// Takes the oldest jobs of these buckets, which can share a batch, as many as `limits` allow. A job that is larger
+    /// than the limits goes alone, so the batch is empty only if the buckets are.
     pub fn take_batch(&mut self, buckets: &[Bucket], limits: &Limits) -> (Vec<Box<Job>>, Filled) {
         let waiting: usize = buckets.iter().map(|bucket| bucket.demand.members).sum();
         let mut batch = Vec::with_capacity(waiting.min(limits.members));
@@ -117,7 +117,7 @@ impl Queue {
         let filled = loop {
             let first = |bucket: &Bucket| self.buckets.get(&(bucket.key, bucket.size))?.jobs.first_key_value();
             let Some((&(_, id), next)) = buckets.iter().filter_map(first).min_by_key(|(place, _)| **place) else {
-                break Filled::Everyone;
+                break Filled::NoMoreJobs;
             };
             if batch.len() >= limits.members.max(1) {
                 break Filled::Members;
@@ -132,7 +132,7 @@ impl Queue {
         (batch, filled)
     }
 
-    /// Takes out the jobs whose deadline is not after `now`.
+    /// Takes the jobs whose deadline is not after `now`.
     pub fn take_expired(&mut self, now: Instant) -> Vec<Box<Job>> {
         let mut expired = Vec::new();
         while let Some(&(deadline, id)) = self.deadlines.first()
@@ -143,8 +143,8 @@ impl Queue {
         expired
     }
 
-    /// Takes out the jobs that have waited for a worker as long as they may: for their class none has been connected since
-    /// the instant that `unserved` says, and they were admitted at least `wait` ago.
+    /// Takes the jobs that have waited for a worker for `wait`, counted from their admission or from `unserved`,
+    /// whichever is later. `unserved` says since when no worker serves a batch key; `None` if one does.
     pub fn take_unserved(
         &mut self,
         unserved: impl Fn(&BatchKey) -> Option<Instant>,
@@ -158,21 +158,21 @@ impl Queue {
         taken
     }
 
-    /// Who will be the first to have waited for so long, and when.
+    /// The job that will be the first to have waited for a worker for `wait`, and when.
     pub fn next_unserved(
         &self,
         unserved: impl Fn(&BatchKey) -> Option<Instant>,
         wait: Duration,
     ) -> Option<(Instant, JobId)> {
-        let first = |((key, _), line): (&Place, &Line)| {
+        let first = |((key, _), bucket): (&BucketKey, &BucketJobs)| {
             let since = unserved(key)?;
-            let (&(_, id), job) = line.jobs.first_key_value()?;
+            let (&(_, id), job) = bucket.jobs.first_key_value()?;
             Some((job.admitted.max(since) + wait, id))
         };
         self.buckets.iter().filter_map(first).min()
     }
 
-    /// The earliest deadline of a job that waits.
+    /// The earliest deadline of a job.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|&(deadline, _)| deadline)
     }
@@ -187,9 +187,9 @@ mod tests {
 
     const NO_LIMITS: Limits = Limits { members: 100, tokens: u64::MAX, bytes: usize::MAX };
 
-    /// Takes of everybody who is of the oldest's class.
+    /// Takes a batch from the buckets that have the batch key of the oldest job.
     fn take(queue: &mut Queue, limits: &Limits) -> (Vec<u64>, Filled) {
-        let key = queue.order.first_key_value().unwrap().1.0.0;
+        let key = queue.index.first_key_value().unwrap().1.0.0;
         let buckets: Vec<Bucket> = queue.buckets().into_iter().filter(|bucket| bucket.key == key).collect();
         let (jobs, filled) = queue.take_batch(&buckets, limits);
         (ids(&jobs), filled)
@@ -201,7 +201,7 @@ mod tests {
         Box::new(Job::new(JobId(id), request, deadline - Duration::from_secs(60), deadline, Reply::unheard()))
     }
 
-    /// The same whenever it is asked for, so that only the number says who is older.
+    /// The same instant in every call, so that only the number decides which job is older.
     fn soon() -> Instant {
         static SOON: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
         *SOON.get_or_init(|| Instant::now() + Duration::from_secs(60))
@@ -212,12 +212,12 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_of_one_class_and_starts_with_the_oldest() {
+    fn a_batch_has_one_batch_key_and_starts_with_the_oldest_job() {
         let mut queue = Queue::default();
         for (id, penalty) in [(3, 1.0), (1, 1.5), (2, 1.0), (4, 1.5)] {
             queue.push(job(id, penalty, "text", soon()));
         }
-        assert_eq!(take(&mut queue, &NO_LIMITS), (vec![1, 4], Filled::Everyone));
+        assert_eq!(take(&mut queue, &NO_LIMITS), (vec![1, 4], Filled::NoMoreJobs));
         assert_eq!(take(&mut queue, &NO_LIMITS).0, [2, 3]);
         assert!(queue.is_empty() && queue.take_batch(&[], &NO_LIMITS).0.is_empty());
     }
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_of_several_sizes_go_first_and_what_is_left_is_accounted_for() {
+    fn the_oldest_jobs_of_several_buckets_go_first_and_the_demand_of_the_rest_stays() {
         let mut queue = Queue::default();
         for (id, text) in [(3, "short"), (1, "a text that is a little longer"), (2, "short"), (4, "short")] {
             queue.push(job(id, 1.0, text, soon()));
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_gave_way_waits_behind_those_who_came_before_it_did() {
+    fn a_job_that_gave_way_waits_behind_jobs_that_came_before_it_gave_way() {
         let mut queue = Queue::default();
         let now = soon();
         for (id, since) in [(1, now), (2, now - Duration::from_secs(2)), (3, now + Duration::from_secs(1))] {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_for_a_worker_counts_from_the_later_of_admission_and_its_loss() {
+    fn waiting_for_a_worker_counts_from_admission_or_from_the_loss_of_the_last_worker() {
         let mut queue = Queue::default();
         let deadline = soon();
         let admitted = deadline - Duration::from_secs(60);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_served_does_not_wait_for_a_worker() {
+    fn a_job_that_a_worker_serves_does_not_wait_for_one() {
         let mut queue = Queue::default();
         let now = soon();
         queue.push(job(1, 1.0, "text", now));

@@ -1,4 +1,4 @@
-//! One worker: the credit that it has granted, and the batches that it holds. Plain data.
+//! One worker, with the credit that it has granted and the batches that it holds. Plain data.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,35 +22,33 @@ use crate::policy::preemption::Remains;
 /// A connected worker.
 #[derive(Debug)]
 pub struct Worker {
-    /// Its connection.
+    /// The number of its connection.
     pub id: WorkerId,
-    /// What it said of itself.
+    /// Its HELLO.
     pub hello: Hello,
-    /// Its model, and which one of that name.
+    /// Its model's name and fingerprint.
     pub model: WorkerModel,
-    /// The same as in its HELLO, to be shared with what it produces.
+    /// The fingerprint in its HELLO, in a form that jobs can share.
     pub fingerprint: Arc<str>,
-    /// When it had loaded its model, which is before it connected.
+    /// When it loaded its model, which was before it connected.
     pub loaded: Instant,
     /// Its link's inbox.
     pub link: Sender<LinkCommand>,
-    /// Batches it will take.
+    /// The number of batches that it will take.
     pub credit: u32,
-    /// Members it holds that have not ended.
+    /// The number of its members that have not ended.
     pub members: usize,
-    /// What its batches cost.
+    /// Predicts how long its batches take.
     pub forecast: Forecast,
-    /// Batches it holds, in the order in which they went to it.
+    /// The batches that it holds, in the order in which they were sent.
     batches: VecDeque<HeldBatch>,
-    /// The number of the next.
+    /// The number of its next batch.
     next_batch: u64,
-    /// When it last began or ended one: since then the first of them runs.
+    /// When it last completed a batch, or got one while it held none. Since then its first batch runs.
     since: Instant,
-    /// What the members of its latest batch asked for.
-    latest: Demand,
-    /// Since when it wants to leave, if it does.
+    /// When it asked to leave, if it has.
     pub drains_since: Option<Instant>,
-    /// It was told that it may; nothing more goes to it.
+    /// Whether it was told that it may leave. Then it gets no more batches.
     pub released: bool,
 }
 
@@ -58,21 +56,21 @@ pub struct Worker {
 #[derive(Debug)]
 struct HeldBatch {
     dispatched: DispatchedBatch,
-    /// Members that have not ended.
-    left: usize,
-    /// Since when it has an engine, if it has.
+    /// The number of members that have not ended.
+    unfinished: usize,
+    /// When an engine began it, if one has.
     runs_since: Option<Instant>,
-    /// It was told to give way.
+    /// Whether it was told to give way.
     gives_way: bool,
-    /// Its members may be why workers die: nothing else goes to the worker meanwhile.
+    /// Whether its members are quarantined. If so, the worker gets no other batch until it is completed.
     quarantined: bool,
 }
 
-/// The most that is believed of a credit that came before its engine was free: workers grant it no earlier.
+/// The longest that a credit is taken to come before its engine is free. Workers grant it no earlier.
 pub(super) const LONGEST_LEAD: Duration = Duration::from_millis(2);
 
 impl Worker {
-    /// One that has just connected.
+    /// A worker that has connected at `now`.
     pub(super) fn new(id: WorkerId, hello: Hello, model: ModelId, link: Sender<LinkCommand>, now: Instant) -> Self {
         Self {
             id,
@@ -87,14 +85,13 @@ impl Worker {
             batches: VecDeque::new(),
             next_batch: 1,
             since: now,
-            latest: Demand::default(),
             drains_since: None,
             released: false,
         }
     }
 
-    /// A batch goes to it, into a credit.
-    pub fn take(&mut self, demand: Demand, resumable_before: Option<Instant>, now: Instant) -> DispatchedBatch {
+    /// Adds a batch with this demand, which spends a credit.
+    pub fn add_batch(&mut self, demand: Demand, resumable_before: Option<Instant>, now: Instant) -> DispatchedBatch {
         let batch = BatchId(self.next_batch);
         let dispatched = DispatchedBatch { batch, demand, predicted: self.forecast.time(&demand), resumable_before };
         self.next_batch += 1;
@@ -104,10 +101,9 @@ impl Worker {
             self.since = now;
         }
         let runs_since = self.has_free_engine().then_some(now);
-        self.latest = demand;
         self.batches.push_back(HeldBatch {
             dispatched,
-            left: demand.members,
+            unfinished: demand.members,
             runs_since,
             gives_way: false,
             quarantined: false,
@@ -115,25 +111,25 @@ impl Worker {
         dispatched
     }
 
-    /// These jobs go to it, in one batch. One that is due gives way to nobody; one on trial has the worker for itself.
+    /// Adds a batch of these jobs, which spends a credit. A batch that is due does not give way later.
     pub fn dispatch(&mut self, jobs: &[Box<Job>], is_due: bool, now: Instant) -> DispatchedBatch {
         let demand = jobs.iter().fold(Demand::default(), |all, job| all.and(&job.demand()));
         let may_give_way = !is_due && jobs.iter().all(|job| job.may_give_way());
         let resumable_before = jobs.iter().map(|job| job.deadline).min().filter(|_| may_give_way);
-        let dispatched = self.take(demand, resumable_before, now);
+        let dispatched = self.add_batch(demand, resumable_before, now);
         if let Some(held) = self.batches.back_mut() {
             held.quarantined = jobs.iter().any(|job| job.request.key.quarantine != Quarantine::None);
         }
         dispatched
     }
 
-    /// Whether it wants to leave.
+    /// Whether it has asked to leave.
     pub fn is_draining(&self) -> bool {
         self.drains_since.is_some()
     }
 
-    /// Until when it is not to leave though it has nothing to do, if it wants to: until then requests come that were on
-    /// their way when clients were told to go elsewhere. `arriving`: there are some whose bodies have not come yet.
+    /// Until when it stays although it holds nothing, if it has asked to leave: requests may be on their way that were
+    /// sent before clients were told to go elsewhere. `arriving`: whether request bodies are being read.
     pub(super) fn lingers_until(&self, arriving: bool) -> Option<Instant> {
         self.drains_since.map(|since| since + if arriving { LINGER + BODY_TIMEOUT } else { 2 * LINGER })
     }
@@ -143,7 +139,7 @@ impl Worker {
         self.batches.is_empty()
     }
 
-    /// Whether it holds a batch whose members are on trial.
+    /// Whether it holds a batch of quarantined jobs.
     pub(super) fn is_quarantined(&self) -> bool {
         self.batches.iter().any(|held| held.quarantined)
     }
@@ -153,20 +149,20 @@ impl Worker {
         self.batches.iter().any(|held| held.gives_way)
     }
 
-    /// Whether a batch has an engine, as far as that can be known.
+    /// Whether an engine has begun this batch, as far as the proxy can know.
     pub fn runs(&self, batch: BatchId) -> bool {
         self.batches.iter().any(|held| held.dispatched.batch == batch && held.runs_since.is_some())
     }
 
-    /// Members of a batch have ended, or were given back.
+    /// Records that members of a batch have ended or were given back.
     pub fn ended(&mut self, batch: BatchId, members: usize) {
         self.members = self.members.saturating_sub(members);
         if let Some(held) = self.batches.iter_mut().find(|held| held.dispatched.batch == batch) {
-            held.left = held.left.saturating_sub(members);
+            held.unfinished = held.unfinished.saturating_sub(members);
         }
     }
 
-    /// A batch is done. What it cost is learned from, unless it was made to give way: then it is not what was asked for.
+    /// Removes a completed batch. The forecast learns from it, unless it gave way and so did not do all of its work.
     pub fn done(&mut self, dispatched: &DispatchedBatch, outcome: &BatchOutcome, now: Instant) {
         let at = self.batches.iter().position(|held| held.dispatched.batch == dispatched.batch);
         let held = at.and_then(|at| self.batches.remove(at));
@@ -184,27 +180,27 @@ impl Worker {
         self.batches.iter().any(|held| held.dispatched.batch == batch && held.gives_way)
     }
 
-    /// The batches that run and could give way, as far as they have come: those whose members would still be in time if
-    /// others took the engine for so long, as often as they may be passed over.
+    /// The running batches that could give way, and what remains of each. Their members would meet their deadlines even
+    /// if others took the engine for `others` and the members were then passed over for as long as is allowed.
     pub(super) fn running(&self, now: Instant, others: Duration) -> impl Iterator<Item = (BatchId, Remains)> {
         self.batches.iter().filter_map(move |held| {
             let ran = now.saturating_duration_since(held.runs_since?);
-            let remains = self.forecast.remains(&held.dispatched.demand, held.left, ran);
-            let needed = (remains.time + remains.again) * (LONGEST_PASSING + 1) + others;
+            let remains = self.forecast.remains(&held.dispatched.demand, held.unfinished, ran);
+            let needed = (remains.time + remains.resume_cost) * (LONGEST_PASSING + 1) + others;
             let in_time = held.dispatched.resumable_before.is_some_and(|deadline| now + needed < deadline);
             in_time.then_some((held.dispatched.batch, remains))
         })
     }
 
-    /// This batch is told to give way.
+    /// Records that this batch was told to give way.
     pub fn give_way(&mut self, batch: BatchId) {
         if let Some(held) = self.batches.iter_mut().find(|held| held.dispatched.batch == batch) {
             held.gives_way = true;
         }
     }
 
-    /// What is known of it for the decision whether this company leaves now. Who is arriving, and how long the company may
-    /// wait, is not known here.
+    /// What the policy needs to decide whether this candidate leaves now. The caller adds `arriving` and `slack`, which
+    /// the worker does not know.
     pub fn view(&self, candidate: &BatchCandidate, engines: usize, now: Instant) -> View {
         let (fixed_cost, member_cost) = self.forecast.costs(&candidate.demand);
         let (ending, ends_in) = self.ending(now);
@@ -218,17 +214,11 @@ impl Worker {
             ends_in,
             time: candidate.time,
             is_due: candidate.is_due(now),
-            latest: self.latest_costs(),
             slack: None,
         }
     }
 
-    /// What its latest batch costs however few its members were, and what each of them adds.
-    fn latest_costs(&self) -> (Duration, Duration) {
-        self.forecast.costs(&self.latest)
-    }
-
-    /// How long until an engine is predicted to be free.
+    /// The predicted time until an engine is free.
     pub(super) fn free_in(&self, now: Instant) -> Duration {
         if self.has_free_engine() {
             return Duration::ZERO;
@@ -241,7 +231,7 @@ impl Worker {
         self.batches.len() < self.hello.slots as usize
     }
 
-    /// The members whose batch still has the engine that the next credit is for, and when it is expected to end.
+    /// How many members the batch has whose engine the next credit is for, and the time until it is predicted to end.
     pub fn ending(&self, now: Instant) -> (usize, Duration) {
         if self.has_free_engine() {
             return (0, Duration::ZERO);

@@ -1,4 +1,4 @@
-//! The workers that are connected: who serves whom, and who is next. Plain data.
+//! The connected workers: which jobs each of them serves, and which worker gets the next batch. Plain data.
 
 use std::time::Duration;
 
@@ -14,78 +14,78 @@ use crate::policy::Policy;
 use crate::policy::candidates::{self, BatchCandidate, Bucket};
 use crate::policy::preemption::{Remains, Waiting};
 
-/// All that are connected.
+/// All connected workers.
 #[derive(Debug, Default)]
 pub struct Workers {
     all: Vec<Worker>,
-    /// When the last worker of a kind left. Bounded.
+    /// When the last worker of each worker model left. Bounded.
     left: Vec<(WorkerModel, Instant)>,
-    /// Since when none stays, where whoever was last there was told to stop. One that died comes back.
+    /// Since when all connected workers have asked to leave. Kept when they are gone, until another worker connects.
     leaving: Option<Instant>,
 }
 
-/// A batch is shared with an idle worker where that makes it shorter by this part.
+/// Waiting jobs are shared with idle workers if the batch becomes shorter by more than one part in this many.
 const WORTH_SHARING: u32 = 10;
-/// Kinds of workers that are remembered after they left.
+/// The most worker models that are remembered after their workers left.
 const REMEMBERED: usize = 64;
-/// How often is looked whether those whose bodies are awaited have come.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often to check whether the request bodies that a worker stays for have arrived.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 impl Workers {
-    /// A worker has connected.
+    /// Adds a worker that has connected.
     pub fn add(&mut self, id: WorkerId, hello: Hello, model: ModelId, link: Sender<LinkCommand>, now: Instant) {
         self.all.push(Worker::new(id, hello, model, link, now));
         self.leaving = None;
     }
 
-    /// A worker wants to leave.
+    /// Records that a worker asks to leave.
     pub fn drains(&mut self, id: WorkerId, now: Instant) {
         if let Some(worker) = self.get_mut(id) {
             worker.drains_since.get_or_insert(now);
-            self.see_who_stays(now);
+            self.update_leaving(now);
         }
     }
 
-    /// A worker's connection has ended.
+    /// Removes a worker whose connection has ended.
     pub fn remove(&mut self, id: WorkerId, now: Instant) -> Option<Worker> {
         let at = self.all.iter().position(|worker| worker.id == id)?;
         let worker = self.all.swap_remove(at);
-        self.leaves(worker.model, now);
-        self.see_who_stays(now);
+        self.record_left(worker.model, now);
+        self.update_leaving(now);
         Some(worker)
     }
 
-    /// A worker was told that it may leave.
+    /// Records that a worker was told that it may leave.
     pub fn release(&mut self, id: WorkerId, now: Instant) {
         if let Some(worker) = self.get_mut(id) {
             (worker.released, worker.credit) = (true, 0);
             let model = worker.model;
-            self.leaves(model, now);
+            self.record_left(model, now);
         }
     }
 
-    fn see_who_stays(&mut self, now: Instant) {
+    fn update_leaving(&mut self, now: Instant) {
         if !self.all.is_empty() && self.all.iter().all(Worker::is_draining) {
             self.leaving.get_or_insert(now);
         }
     }
 
-    /// Since when none stays, where whoever was last there was told to stop, whether or not it still is.
+    /// Since when all connected workers have asked to leave. Kept when they are gone, until another worker connects.
     pub fn leaving(&self) -> Option<Instant> {
         self.leaving
     }
 
-    /// When to look again who may leave, if nothing happens before. `arriving` as for [`releasable`](Self::releasable).
+    /// When to call [`releasable`](Self::releasable) again, if nothing happens before. `arriving` is the same as there.
     pub fn next_leave(&self, arriving: bool, now: Instant) -> Option<Instant> {
         let leavers = self.all.iter().filter(|worker| worker.is_draining() && !worker.released);
         let lingering = leavers.filter_map(|worker| {
             let until = worker.lingers_until(arriving).filter(|until| *until > now)?;
-            Some(worker.lingers_until(false).filter(|soonest| *soonest > now).unwrap_or(until.min(now + LOOK)))
+            Some(worker.lingers_until(false).filter(|soonest| *soonest > now).unwrap_or(until.min(now + CHECK_EVERY)))
         });
         lingering.min()
     }
 
-    fn leaves(&mut self, model: WorkerModel, now: Instant) {
+    fn record_left(&mut self, model: WorkerModel, now: Instant) {
         self.left.retain(|(other, _)| *other != model);
         if self.left.len() >= REMEMBERED {
             self.left.remove(0);
@@ -93,7 +93,7 @@ impl Workers {
         self.left.push((model, now));
     }
 
-    /// Since when no worker has been there that serves this class, if none is; `start` where none ever was.
+    /// Since when no worker serves this batch key: `None` if one does, and `start` if none ever did.
     pub fn unserved_since(&self, key: &BatchKey, start: Instant) -> Option<Instant> {
         if self.serving(key).next().is_some() {
             return None;
@@ -101,19 +101,19 @@ impl Workers {
         self.left.iter().filter(|(model, _)| key.is_for(*model)).map(|(_, at)| *at).max().or(Some(start))
     }
 
-    /// The workers that serve this class.
+    /// The workers that serve this batch key.
     pub fn serving<'a>(&'a self, key: &'a BatchKey) -> impl Iterator<Item = &'a Worker> {
         self.all.iter().filter(|worker| !worker.released && self.serves(worker.model, key))
     }
 
-    /// Whether workers of this kind serve this class: they have what it needs, and no newer model of that name has come,
-    /// unless an answer has begun with theirs.
+    /// Whether workers with this worker model serve this batch key: they can serve it, and their model is not
+    /// superseded unless the key is tied to its fingerprint.
     fn serves(&self, model: WorkerModel, key: &BatchKey) -> bool {
         key.is_for(model) && (key.is_tied() || !self.is_superseded(model))
     }
 
-    /// Whether there are workers that are not about to leave, whose model has the same name and is another, and was loaded
-    /// later than all of this kind have loaded theirs.
+    /// Whether a newer model of the same name serves: a worker that has not asked to leave has another fingerprint,
+    /// which was first loaded later than this one.
     fn is_superseded(&self, model: WorkerModel) -> bool {
         let there = || self.all.iter().filter(|worker| !worker.released && worker.model.model == model.model);
         let age = |worker: &Worker| (worker.loaded, worker.id);
@@ -124,13 +124,13 @@ impl Workers {
         })
     }
 
-    /// The worker on that connection.
+    /// The worker with this number.
     pub fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
         self.all.iter_mut().find(|worker| worker.id == id)
     }
 
-    /// The worker that the next batch goes to: of those with credit the one that is predicted to end it soonest; one that
-    /// wants to leave only if no other has credit.
+    /// The worker with credit and this worker model that is predicted to end a batch soonest. A worker that has asked
+    /// to leave is chosen only if no other has credit.
     fn soonest(&self, demand: &Demand, model: WorkerModel, now: Instant) -> Option<WorkerId> {
         let ends = |worker: &Worker| worker.free_in(now) + worker.forecast.time(demand);
         self.with_credit()
@@ -139,39 +139,39 @@ impl Workers {
             .map(|w| w.id)
     }
 
-    /// The worker that the next batch of those who wait goes to, and who rides in it, where so many texts come in a second.
-    /// Of several kinds of workers the one whose company has waited the longest. Whoever is on trial waits for a worker
-    /// that holds nothing else.
+    /// The worker that the next batch goes to, and the candidate that it is taken from. If there are several worker
+    /// models, the candidate that has waited longest goes first. Quarantined jobs wait for a worker that holds nothing
+    /// else. `max_size`: the most members of a batch. `texts_per_second`: the rate at which texts come.
     pub fn next(
         &self,
         buckets: &[Bucket],
-        most: usize,
+        max_size: usize,
         texts_per_second: f64,
         now: Instant,
     ) -> Option<(WorkerId, BatchCandidate)> {
         let mut models: Vec<WorkerModel> = self.with_credit().map(|worker| worker.model).collect();
         models.sort_unstable();
         models.dedup();
-        let of_kind = |model: WorkerModel| {
+        let of_model = |model: WorkerModel| {
             let buckets = self.served_by(model, buckets);
             let oldest = buckets.iter().min_by_key(|bucket| bucket.since)?.demand;
-            let id = self.soonest(&oldest.part(oldest.members.min(most), oldest.members), model, now)?;
+            let id = self.soonest(&oldest.part(oldest.members.min(max_size), oldest.members), model, now)?;
             let forecast = &self.all.iter().find(|worker| worker.id == id)?.forecast;
-            let candidate = candidates::next(buckets, most, |demand| forecast.time(demand), texts_per_second, now)?;
+            let candidate = candidates::next(buckets, max_size, |demand| forecast.time(demand), texts_per_second, now)?;
             if candidate.quarantine() == Quarantine::None {
                 return Some((id, candidate));
             }
             let empty = self.with_credit().find(|worker| worker.model == model && worker.is_empty())?;
             Some((empty.id, candidate))
         };
-        models.into_iter().filter_map(of_kind).min_by_key(|(_, candidate)| candidate.since)
+        models.into_iter().filter_map(of_model).min_by_key(|(_, candidate)| candidate.since)
     }
 
-    /// The batch that should give way to those who wait, if there is one, and what is left of it.
+    /// A running batch that should give way to the jobs that wait, and what remains of it.
     pub fn should_give_way(
         &self,
         buckets: &[Bucket],
-        most: usize,
+        max_size: usize,
         policy: &Policy,
         now: Instant,
     ) -> Option<(WorkerId, BatchId, Remains)> {
@@ -181,17 +181,17 @@ impl Workers {
         let rate = policy.texts_per_second(now);
         self.all.iter().filter(|worker| !worker.released).find_map(|worker| {
             let buckets = self.served_by(worker.model, buckets);
-            let candidate = candidates::next(buckets, most, |demand| worker.forecast.time(demand), rate, now)?;
+            let candidate = candidates::next(buckets, max_size, |demand| worker.forecast.time(demand), rate, now)?;
             let waiting = Waiting { members: candidate.demand.members, time: candidate.time };
             let mut running = worker.running(now, waiting.time);
             running
-                .find(|(_, left)| policy.preemption.pays(left, &waiting))
-                .map(|(batch, left)| (worker.id, batch, left))
+                .find(|(_, remains)| policy.preemption.pays(remains, &waiting))
+                .map(|(batch, remains)| (worker.id, batch, remains))
         })
     }
 
-    /// How many of the members that wait the next batch, which goes to this worker, should take. All, unless other engines stand idle too and the
-    /// batch would be noticeably shorter for being shared with them.
+    /// The most jobs that the next batch, which goes to this worker, should take. No limit (`usize::MAX`), unless
+    /// sharing the jobs with other idle workers makes the batch noticeably shorter.
     pub fn share(&self, demand: &Demand, id: WorkerId) -> usize {
         let Some(model) = self.all.iter().find(|worker| worker.id == id).map(|worker| worker.model) else {
             return usize::MAX;
@@ -206,24 +206,24 @@ impl Workers {
         if longest.saturating_sub(shorter) > longest / WORTH_SHARING { part } else { usize::MAX }
     }
 
-    /// How many engines there are that take batches.
+    /// The number of engines that take batches.
     pub fn engines(&self) -> usize {
         self.all.iter().filter(|worker| !worker.released).map(|worker| worker.hello.slots as usize).sum()
     }
 
-    /// Whether a batch may be told to give way: none has been that still runs, and whoever gives way can go on with any.
+    /// Whether a batch may be told to give way: no other is giving way, and any worker can continue its members.
     fn may_preempt(&self) -> bool {
         let mut serving = self.all.iter().filter(|worker| !worker.released);
         let alike = serving.clone().zip(serving.clone().skip(1)).all(|(a, b)| a.fingerprint == b.fingerprint);
         alike && !serving.any(Worker::has_batch_that_gives_way)
     }
 
-    /// Whether anybody takes a batch of this class.
+    /// Whether a worker with credit serves this batch key.
     pub fn have_credit_for(&self, key: &BatchKey) -> bool {
         self.with_credit().any(|worker| self.serves(worker.model, key))
     }
 
-    /// Whether anybody takes a batch.
+    /// Whether any worker takes a batch.
     pub fn have_credit(&self) -> bool {
         self.with_credit().next().is_some()
     }
@@ -232,18 +232,18 @@ impl Workers {
         self.all.iter().filter(|worker| worker.credit > 0 && !worker.released && !worker.is_quarantined())
     }
 
-    /// Every worker.
+    /// All workers.
     pub fn iter(&self) -> impl Iterator<Item = &Worker> {
         self.all.iter()
     }
 
-    /// Whether none is connected that takes batches.
+    /// Whether no connected worker takes batches.
     pub fn none_serving(&self) -> bool {
         self.all.iter().all(|worker| worker.released)
     }
 
-    /// The workers that want to leave and are not needed: an equal one stays, or they hold nothing, nothing waits for
-    /// them, and nothing is on its way. `waiting`: the classes of what waits; `arriving`: whether bodies are awaited.
+    /// The workers that have asked to leave and are not needed: another with their model stays, or there is no work for
+    /// them and none is coming. `waiting`: the queue's batch keys. `arriving`: whether request bodies are being read.
     pub fn releasable<'a>(
         &self,
         waiting: &(impl Iterator<Item = &'a BatchKey> + Clone),
@@ -265,7 +265,7 @@ impl Workers {
             .collect()
     }
 
-    /// Of those who wait, those whom a worker of this kind serves.
+    /// The buckets that workers with this worker model serve.
     fn served_by(&self, model: WorkerModel, buckets: &[Bucket]) -> Vec<Bucket> {
         buckets.iter().filter(|bucket| self.serves(model, &bucket.key)).copied().collect()
     }

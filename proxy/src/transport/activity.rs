@@ -1,8 +1,8 @@
-//! What happens on a connection, and when that has been too little for too long.
+//! Tracks the activity on a connection, and decides when to close it.
 //!
-//! A connection costs a place, a descriptor and memory. So it is closed if no request comes, if a request's head is begun
-//! and not ended, or if an answer is not read. (A body has a time limit of its own, since its request can still be answered
-//! with an error.)
+//! A connection costs a place, a file descriptor and memory. So it is closed if no request comes, if a request's head is not
+//! completed, or if an answer is not read. (A body has a time limit of its own, since its request can still be answered with
+//! an error.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// What an HTTP/2 client sends first (RFC 9113, section 3.4).
+/// The first bytes that an HTTP/2 client sends (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest time without a request.
 const IDLE: Duration = Duration::from_secs(75);
-/// The same while few places are left; and the longest time from a head's first byte to its last.
-const BRIEF: Duration = Duration::from_secs(10);
+/// The longest time without a request while few places are left, and from a head's first byte to its last.
+const SHORT: Duration = Duration::from_secs(10);
 /// The longest time in which a client takes nothing of an answer.
 const UNREAD: Duration = Duration::from_secs(60);
 
@@ -24,27 +24,27 @@ const UNREAD: Duration = Duration::from_secs(60);
 pub(super) enum CloseReason {
     #[error("no request came")]
     Idle,
-    #[error("a request's head was begun and not ended in time")]
+    #[error("the head of a request was not completed in time")]
     Head,
-    #[error("an answer was not read")]
+    #[error("the client did not read an answer")]
     Unread,
 }
 
-/// What happens on one connection. All times are milliseconds since its start.
+/// The activity on one connection. All times are in milliseconds since `start`.
 #[derive(Debug)]
 pub(super) struct Activity {
     start: Instant,
-    /// Bytes read so far that are those of HTTP/2's preface.
+    /// How many bytes of HTTP/2's preface were read.
     preface: AtomicUsize,
     /// Whether other bytes were read before the preface was complete.
     is_http1: AtomicBool,
-    /// When there was progress last.
+    /// When the client last made progress.
     last: AtomicU64,
-    /// When the head that is being read was begun, plus one; 0 while there is none.
+    /// When the head that is being read began, plus 1; 0 while no head is being read.
     head: AtomicU64,
     /// Requests in flight.
     requests: AtomicU32,
-    /// Those of them whose client has something to read.
+    /// Requests in flight for which the client has something to read.
     unread: AtomicU32,
 }
 
@@ -61,8 +61,8 @@ impl Activity {
         }
     }
 
-    /// Whether the connection is known to speak HTTP/2. Its bytes say nothing then: it carries frames of its own (settings,
-    /// pings), and many requests at once.
+    /// Whether the connection is known to speak HTTP/2. Then reads and writes are no sign of activity, because HTTP/2 has
+    /// frames of its own (settings, pings) and many requests at once.
     fn is_http2(&self) -> bool {
         self.preface.load(Relaxed) == PREFACE.len()
     }
@@ -89,31 +89,31 @@ impl Activity {
         }
     }
 
-    /// Called on every write: over HTTP/1.1 the client has taken a part of an answer.
+    /// Called on every write. Over HTTP/1.1, a write shows that the client has taken a part of an answer.
     pub(super) fn on_write(&self) {
         if !self.is_http2() {
             self.progressed();
         }
     }
 
-    /// The client took a part of an answer, or an answer ended.
+    /// Records progress: the client took a part of an answer, or an answer ended.
     fn progressed(&self) {
         self.last.store(self.millis(Instant::now()), Relaxed);
     }
 
-    /// A request's head is complete. The request is in flight until the guard is dropped.
-    pub(super) fn request(self: &Arc<Self>) -> InFlightGuard {
+    /// Records that a request's head is complete. The request is in flight until the guard is dropped.
+    pub(super) fn begin_request(self: &Arc<Self>) -> InFlightGuard {
         self.head_ended();
         self.requests.fetch_add(1, Relaxed);
         InFlightGuard { activity: self.clone(), is_unread: false }
     }
 
-    /// No head is being read.
+    /// Records that no head is being read.
     fn head_ended(&self) {
         self.head.store(0, Relaxed);
     }
 
-    /// Resolves when the connection is to be closed; `crowded` says whether few places are left.
+    /// Resolves with the reason when the connection must be closed. `crowded` says whether few places are left.
     pub(super) async fn overdue(&self, crowded: impl Fn() -> bool) -> CloseReason {
         loop {
             match self.check(Instant::now(), crowded()) {
@@ -123,19 +123,19 @@ impl Activity {
         }
     }
 
-    /// When to check again, or why the connection is to be closed.
+    /// Returns the time until the next check, or why the connection must be closed.
     fn check(&self, now: Instant, crowded: bool) -> Result<Duration, CloseReason> {
         let now = self.millis(now);
-        let silent = Duration::from_millis(now.saturating_sub(self.last.load(Relaxed)));
+        let since_progress = Duration::from_millis(now.saturating_sub(self.last.load(Relaxed)));
         let head = self.head.load(Relaxed).checked_sub(1).map(|head| Duration::from_millis(now.saturating_sub(head)));
         let (reason, passed, limit) = match (self.requests.load(Relaxed), head) {
-            (0, Some(head)) => (CloseReason::Head, head, BRIEF),
-            (0, None) => (CloseReason::Idle, silent, if crowded { BRIEF } else { IDLE }),
-            _ if self.unread.load(Relaxed) > 0 => (CloseReason::Unread, silent, UNREAD),
-            _ => return Ok(BRIEF),
+            (0, Some(head)) => (CloseReason::Head, head, SHORT),
+            (0, None) => (CloseReason::Idle, since_progress, if crowded { SHORT } else { IDLE }),
+            _ if self.unread.load(Relaxed) > 0 => (CloseReason::Unread, since_progress, UNREAD),
+            _ => return Ok(SHORT),
         };
-        // Something else may begin at any time, and the shortest limit is this.
-        limit.checked_sub(passed).filter(|left| !left.is_zero()).map(|left| left.min(BRIEF)).ok_or(reason)
+        // A head or an answer may begin before the next check, and the shortest limit is `SHORT`.
+        limit.checked_sub(passed).filter(|left| !left.is_zero()).map(|left| left.min(SHORT)).ok_or(reason)
     }
 
     fn millis(&self, now: Instant) -> u64 {
@@ -143,7 +143,7 @@ impl Activity {
     }
 }
 
-/// A request in flight. Dropping it says that its answer has ended.
+/// A request in flight. Dropping it records that its answer has ended.
 #[derive(Debug)]
 pub(super) struct InFlightGuard {
     activity: Arc<Activity>,
@@ -151,7 +151,7 @@ pub(super) struct InFlightGuard {
 }
 
 impl InFlightGuard {
-    /// Whether there is something that the client has not taken.
+    /// Sets whether the client has something left to read.
     pub(super) fn set_unread(&mut self, is_unread: bool) {
         if is_unread != self.is_unread {
             self.is_unread = is_unread;
@@ -167,9 +167,9 @@ impl InFlightGuard {
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.set_unread(false);
-        self.activity.progressed();
+        self.activity.unread.fetch_sub(u32::from(self.is_unread), Relaxed);
         self.activity.requests.fetch_sub(1, Relaxed);
+        self.activity.progressed();
     }
 }
 
@@ -179,14 +179,14 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Time is paused: what is asked is asked so many seconds later.
+    /// Advances the paused clock, and checks the connection.
     async fn after(seconds: u32, activity: &Activity) -> Result<Duration, CloseReason> {
         tokio::time::advance(seconds * SECOND).await;
         activity.check(Instant::now(), false)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_idle_connection_is_closed_and_sooner_where_places_are_few() {
+    async fn an_idle_connection_is_closed_and_sooner_if_places_are_few() {
         let activity = Activity::new(Instant::now());
         assert_eq!(after(70, &activity).await, Ok(5 * SECOND));
         assert_eq!(activity.check(Instant::now(), true), Err(CloseReason::Idle));
@@ -198,24 +198,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_has_a_time_that_its_bytes_do_not_prolong() {
+    async fn more_bytes_of_a_head_do_not_extend_its_time_limit() {
         let activity = Arc::new(Activity::new(Instant::now()));
         assert!(after(60, &activity).await.is_ok());
         activity.on_read(b"GET");
         assert_eq!(after(9, &activity).await, Ok(SECOND));
         activity.on_read(b"GET");
         assert_eq!(after(1, &activity).await, Err(CloseReason::Head));
-        drop(activity.request());
-        assert_eq!(after(60, &activity).await, Ok(BRIEF), "the next one's has not begun");
+        drop(activity.begin_request());
+        assert_eq!(after(60, &activity).await, Ok(SHORT), "the next head has not begun");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_may_be_long_in_coming_and_not_long_unread() {
+    async fn an_answer_may_take_long_to_come_but_must_be_read() {
         let activity = Arc::new(Activity::new(Instant::now()));
-        let mut first = activity.request();
+        let mut first = activity.begin_request();
         activity.on_read(b"GET");
-        assert_eq!(after(600, &activity).await, Ok(BRIEF), "what comes meanwhile is its body, or waits its turn");
-        let mut second = activity.request();
+        assert_eq!(after(600, &activity).await, Ok(SHORT), "these bytes belong to the body or the next request");
+        let mut second = activity.begin_request();
         second.set_unread(true);
         assert!(after(59, &activity).await.is_ok());
         first.set_unread(true);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_version_is_told_however_the_bytes_arrive() {
+    async fn the_http_version_is_known_however_the_bytes_are_split() {
         let speaks_http2 = |pieces: &[&[u8]]| {
             let activity = Activity::new(Instant::now());
             pieces.iter().for_each(|piece| activity.on_read(piece));
@@ -242,12 +242,12 @@ mod tests {
         }
         for http1 in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PRI * HTTP/1.1\r\n\r\n", b"PRI", b"P"] {
             assert!(!speaks_http2(&[http1]));
-            assert!(!speaks_http2(&[http1, PREFACE]), "no preface stands behind other bytes");
+            assert!(!speaks_http2(&[http1, PREFACE]), "a preface after other bytes does not count");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_frames_of_an_http2_connection_are_no_head_and_no_progress() {
+    async fn frames_of_http2_count_neither_as_a_head_nor_as_progress() {
         let activity = Activity::new(Instant::now());
         activity.on_read(PREFACE);
         activity.on_read(b"a frame");

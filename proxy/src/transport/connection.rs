@@ -1,4 +1,4 @@
-//! A client's connection, from its first byte to its end, and why and how it is ended.
+//! Serves a client's connection from its first byte until it is closed.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,60 +10,59 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tokio_util::io::{InspectReader, InspectWriter};
 use tracing::debug;
 
 use super::activity::{Activity, CloseReason};
 use super::tracked_body::TrackedBody;
-use crate::admission::LINGER;
 use crate::http::{ClientHistory, Service};
 use crate::metrics::Metrics;
 
-/// Bytes of a request's head, and of what is read at once.
+/// The size of a connection's buffers in bytes, and so the largest head of a request.
 const MAX_HEAD: usize = 16 * 1024;
-/// Requests at once on one connection of HTTP/2.
+/// The most requests at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 256;
-/// Bytes of bodies that a client of HTTP/2 may send before they are asked for: on a connection, and of a request.
+/// Bytes of bodies that an HTTP/2 client may send before the proxy reads them, for a connection and for a request.
 const WINDOW: u32 = 64 * 1024;
-/// How often a silent connection of HTTP/2 is asked whether it is there, and how long it may take to answer.
-const PING: Duration = Duration::from_secs(30);
-const PONG: Duration = Duration::from_secs(20);
-/// How long a client that was idle may take to hear that its connection ends.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// The interval of pings on a silent HTTP/2 connection, and the longest time to answer one.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// The longest that the graceful shutdown of an idle connection may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves clients' connections, of which there are at most so many at once. Cheap to clone.
+/// Serves clients' connections, up to a maximum number at once. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Server {
     service: Service,
     metrics: Arc<Metrics>,
     most: usize,
     connections: Arc<Semaphore>,
-    /// Requests over HTTP/2: as many at once as there may be connections.
+    /// Places for requests over HTTP/2, as many as for connections.
     streams: Arc<Semaphore>,
 }
 
 impl Server {
-    /// Serves `service` on at most `most` connections at once.
+    /// Creates a server that serves `service` on at most `most` connections at once.
     pub fn new(service: Service, metrics: Arc<Metrics>, most: usize) -> Self {
         let places = || Arc::new(Semaphore::new(most));
         Self { service, metrics, most, connections: places(), streams: places() }
     }
 
-    /// Places for connections: each connection holds one until it ends.
+    /// The places for connections. Each connection holds one until it ends.
     pub fn places(&self) -> &Arc<Semaphore> {
         &self.connections
     }
 
-    /// Resolves when no connection is left, and none can come.
+    /// Resolves when no connection is open.
     pub async fn all_closed(&self) {
         let all = u32::try_from(self.most).unwrap_or(u32::MAX);
-        // An error means that the semaphore is closed, which nobody does.
+        // The semaphore is never closed, so there is no error.
         let _ = self.connections.acquire_many(all).await;
     }
 
-    /// Connections now.
+    /// Number of open connections.
     pub fn open(&self) -> usize {
         self.most - self.connections.available_permits()
     }
@@ -73,21 +72,21 @@ impl Server {
         self.connections.available_permits() < self.most / 4
     }
 
-    /// Serves one connection until the client closes it or it is [useless for too long](Activity), or until `shutdown` says
-    /// so and the requests in flight have been answered. The caller holds its [place](Self::places).
-    pub async fn serve<I>(&self, io: I, mut shutdown: watch::Receiver<bool>)
+    /// Serves one connection until the client closes it, until [`Activity`] has a reason to close it, or until clients are to
+    /// go elsewhere and the requests in flight have been answered. The caller holds the connection's [place](Self::places).
+    pub async fn serve<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let activity = Arc::new(Activity::new(Instant::now()));
         let client = Arc::new(ClientHistory::new(Instant::now()));
         let service = service_fn(|request| {
-            let (service, streams, in_flight) = (self.service.clone(), self.streams.clone(), activity.request());
+            let (service, streams, in_flight) = (self.service.clone(), self.streams.clone(), activity.begin_request());
             let is_http2 = request.version() == Version::HTTP_2;
-            // An HTTP/2 connection has many requests at once: the one before says nothing of the next.
+            // An HTTP/2 connection has many requests at once, so the last answer does not predict the next request.
             let client = if is_http2 { Arc::new(ClientHistory::new(Instant::now())) } else { client.clone() };
             async move {
-                // A client that is refused may try again: nothing has been done for the request.
+                // REFUSED_STREAM means that nothing was done for the request, so the client may send it again.
                 let refused = |_| h2::Error::from(h2::Reason::REFUSED_STREAM);
                 let place = is_http2.then(|| streams.try_acquire_owned().map_err(refused)).transpose()?;
                 let mut answer = service.answer(request, &client).await;
@@ -105,28 +104,27 @@ impl Server {
         let overdue = || activity.overdue(|| self.is_crowded());
         let finish = async {
             tokio::select! {
-                () = told_and_waited(&mut shutdown) => None,
-                () = self.service.workers_have_left() => None,
+                () = self.service.clients_have_to_leave() => None,
                 reason = overdue() => Some(reason),
             }
         };
         let ended = tokio::select! {
-            // What has come is read first: a connection with a request is not idle.
+            // The connection is polled first: if a request has arrived, the connection is not idle.
             biased;
             ended = connection.as_mut() => ended,
             reason = finish => {
                 if let Some(reason) = reason {
-                    self.closed(reason);
+                    self.count_closed(reason);
                 }
                 match reason {
-                    // Neither would hear of it.
+                    // A graceful shutdown would wait for this client, so the connection is dropped.
                     Some(CloseReason::Head | CloseReason::Unread) => Ok(()),
                     Some(CloseReason::Idle) | None => {
                         connection.as_mut().graceful_shutdown();
                         let cut = async {
                             match reason {
-                                Some(_) => sleep(GOODBYE).await,
-                                None => self.closed(overdue().await),
+                                Some(_) => sleep(CLOSE_TIMEOUT).await,
+                                None => self.count_closed(overdue().await),
                             }
                         };
                         tokio::select! {
@@ -138,31 +136,31 @@ impl Server {
             }
         };
         if let Err(error) = ended {
-            debug!(%error, "a connection ended early");
+            debug!(%error, "a client's connection failed");
         }
         self.service.client_left(&client);
     }
 
-    fn closed(&self, reason: CloseReason) {
+    fn count_closed(&self, reason: CloseReason) {
         let counter = match reason {
             CloseReason::Idle => &self.metrics.connections_closed_idle,
             CloseReason::Head => &self.metrics.connections_closed_head,
             CloseReason::Unread => &self.metrics.connections_closed_unread,
         };
         counter.increment(1);
-        debug!(%reason, "closing a connection");
+        debug!(%reason, "closing a client's connection");
     }
 }
 
-/// HTTP/1.1, and HTTP/2 with prior knowledge.
+/// The settings of HTTP/1.1, and of HTTP/2 with prior knowledge.
 fn builder() -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
-        // `Activity` has its own timer, which tells a head that was begun from none.
+        // `Activity` has its own timer for heads, which starts at a head's first byte.
         .header_read_timeout(None)
         .max_buf_size(MAX_HEAD)
-        // Answers are small and written at once: one plain write costs the kernel less than a gathered one.
+        // Answers are small and written at once, for which a plain write costs less than a vectored one.
         .writev(false);
     builder
         .http2()
@@ -172,14 +170,7 @@ fn builder() -> Builder<TokioExecutor> {
         .max_send_buf_size(MAX_HEAD)
         .initial_connection_window_size(WINDOW)
         .initial_stream_window_size(WINDOW)
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PONG);
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
     builder
-}
-
-/// Resolves a while after the value is true, or its sender is gone. A request that is on its way has the time to come: a
-/// client that has no answer yet cannot tell a connection that was closed from a request that was lost.
-async fn told_and_waited(shutdown: &mut watch::Receiver<bool>) {
-    let _ = shutdown.wait_for(|&told| told).await;
-    sleep(LINGER).await;
 }

@@ -1,11 +1,12 @@
-//! Where clients connect.
+//! Accepts clients' connections.
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
@@ -13,54 +14,55 @@ use super::connection::Server;
 use super::rate_limited_log::RateLimitedLog;
 use crate::inherited::Inherited;
 
-/// How long to wait before accepting again when the system has no descriptor left.
+/// Pause before accepting again after an error, such as no file descriptor being left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A listening TCP socket.
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
-    /// Another process has the socket too: clients that this process has not accepted when it ends are not refused.
-    outlives: bool,
+    /// Whether another process has the socket too, so that connections not yet accepted outlive this process.
+    is_inherited: bool,
 }
 
 impl Listener {
-    /// The next socket that the process was started with, or one of its own at this address.
+    /// Takes the next inherited socket, or binds a new one to this address if there is none.
     ///
     /// # Errors
-    /// The address is taken, or not this machine's.
+    /// The address is in use, or not this machine's.
     pub async fn open(inherited: &mut Inherited, address: SocketAddr) -> io::Result<Self> {
         Ok(match inherited.next_tcp()? {
-            Some(listener) => Self { listener: TcpListener::from_std(listener)?, outlives: true },
-            None => Self { listener: TcpListener::bind(address).await?, outlives: false },
+            Some(listener) => Self { listener: TcpListener::from_std(listener)?, is_inherited: true },
+            None => Self { listener: TcpListener::bind(address).await?, is_inherited: false },
         })
     }
 
-    /// Its address; with port 0 the one that the system chose.
+    /// The socket's address. Port 0 is replaced by the port that the system chose.
     ///
     /// # Errors
-    /// The system does not say.
+    /// The system does not return the address.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Accepts clients until `closed`, and serves them until `shutdown`. Each holds a place until its connection ends; with
-    /// no place free no client is accepted.
-    pub async fn accept(self, server: Server, shutdown: watch::Receiver<bool>, mut closed: watch::Receiver<bool>) {
+    /// Accepts and serves clients until `closed` resolves. Each connection holds a place until it ends; with no place free no
+    /// connection is accepted.
+    pub async fn accept(self, server: Server, closed: impl Future<Output = ()>) {
         let serve = |stream: TcpStream, place: OwnedSemaphorePermit| {
-            // Answers are whole when they are written: waiting for more to send gains nothing.
+            // Answers are whole when they are written, so Nagle's algorithm would only delay them.
             let _ = stream.set_nodelay(true);
-            let (server, shutdown) = (server.clone(), shutdown.clone());
+            let server = server.clone();
             tokio::spawn(async move {
-                server.serve(stream, shutdown).await;
+                server.serve(stream).await;
                 drop(place);
             });
         };
         let mut failures = RateLimitedLog::default();
+        let mut closed = pin!(closed);
         loop {
             let accepted = tokio::select! {
                 biased;
-                _ = closed.wait_for(|&closed| closed) => break,
+                () = &mut closed => break,
                 accepted = async {
                     let place = server.places().clone().acquire_owned().await;
                     (self.listener.accept().await, place)
@@ -77,8 +79,8 @@ impl Listener {
                 (_, Err(_)) => return,
             }
         }
-        // Closing the socket would reset the connections that the kernel has taken and nobody has accepted.
-        while !self.outlives
+        // Closing the socket would reset connections that the kernel has completed and that were not accepted yet.
+        while !self.is_inherited
             && let Ok(place) = server.places().clone().try_acquire_owned()
             && let Ok(Ok((stream, _))) = timeout(Duration::ZERO, self.listener.accept()).await
         {

@@ -1,4 +1,4 @@
-//! Counts what may happen all the time, so that it is logged now and then. Plain data; the instant is passed in.
+//! Limits how often a repeated event is logged, and counts the events in between. Plain data; the instant is passed in.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 /// The shortest time between two log lines.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// One kind of event.
+/// The limiter for one kind of event.
 #[derive(Debug, Default)]
 pub(super) struct RateLimitedLog {
     unlogged: u64,

@@ -1,5 +1,5 @@
-//! A response body whose reading is watched: the request is in flight until the body is dropped, and unread while the client
-//! does not take what is ready.
+//! A response body that tracks whether the client reads it. The request is in flight until the body is dropped, and unread
+//! while the client does not take a part that is ready.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,7 +14,7 @@ use super::activity::InFlightGuard;
 pub(super) struct TrackedBody<B> {
     body: B,
     in_flight: InFlightGuard,
-    /// The request's place among those of HTTP/2, which have none through their connection.
+    /// The place of a request over HTTP/2. Over HTTP/1.1, the place of the connection is enough.
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -32,7 +32,7 @@ impl<B: Body + Unpin> Body for TrackedBody<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        // A connection that asks for more has written what it had.
+        // The connection asks for more only after it has written the last part.
         self.in_flight.set_unread(false);
         let frame = Pin::new(&mut self.body).poll_frame(context);
         self.in_flight.set_unread(matches!(frame, Poll::Ready(Some(_))));

@@ -1,4 +1,4 @@
-//! Where workers connect.
+//! Accepts workers' connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::link::{self, Links};
 use crate::metrics::Metrics;
 use crate::socket::WorkerSocket;
 
-/// Accepts workers for ever; each holds one of `places` until its connection ends. Makes the socket's file again when it was
-/// removed and no successor's has taken its place.
+/// Accepts workers forever. Each holds one of `places` until its connection ends. If the socket's file is removed, it is
+/// created again, unless another proxy has bound the path.
 pub async fn accept_workers(mut socket: WorkerSocket, links: Links, metrics: Arc<Metrics>, places: Arc<Semaphore>) {
     let mut check = interval(Duration::from_secs(1));
     let (mut failures, mut refusals) = (RateLimitedLog::default(), RateLimitedLog::default());
@@ -24,8 +24,8 @@ pub async fn accept_workers(mut socket: WorkerSocket, links: Links, metrics: Arc
             _ = check.tick() => {
                 if socket.is_gone() {
                     match socket.bind_again() {
-                        Ok(()) => warn!("the workers' socket was removed; made it again"),
-                        Err(error) => error!(%error, "the workers' socket was removed and cannot be made again"),
+                        Ok(()) => warn!("the workers' socket was removed; created it again"),
+                        Err(error) => error!(%error, "the workers' socket was removed and cannot be created; trying again"),
                     }
                 }
                 continue;
@@ -43,7 +43,7 @@ pub async fn accept_workers(mut socket: WorkerSocket, links: Links, metrics: Arc
                 metrics.workers_refused.increment(1);
                 if let Some(times) = refusals.count(Instant::now()) {
                     let uid = user.as_raw();
-                    error!(uid, times, "refused a process of another user on the workers' socket; see --allow-peer");
+                    error!(uid, times, "refused another user's connection to the workers' socket; see --allow-peer");
                 }
             }
             Err(error) => {

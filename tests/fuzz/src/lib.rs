@@ -10,7 +10,6 @@ use pillion_proxy::app::Proxy;
 use pillion_proxy::config::Config;
 use pillion_proxy::http::Scope;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -55,8 +54,6 @@ pub fn hello(positions: u32, vocabulary: u32, slots: u32) -> Hello {
 /// A proxy.
 pub struct Proxied {
     proxy: Proxy,
-    _stay: watch::Sender<bool>,
-    stay: watch::Receiver<bool>,
 }
 
 impl Proxied {
@@ -65,14 +62,13 @@ impl Proxied {
         let config = Config::read(["pillion-proxy", "--worker-wait", "1s"]).expect("a configuration");
         let (proxy, batcher) = Proxy::new(&config).expect("a proxy");
         tokio::spawn(batcher.run());
-        let (sender, stay) = watch::channel(false);
-        Self { proxy, _stay: sender, stay }
+        Self { proxy }
     }
 
     /// A client's connection.
     pub fn client(&self) -> DuplexStream {
         let (client, server) = duplex(PIPE);
-        tokio::spawn(self.proxy.clone().serve_client(server, Scope::All, self.stay.clone()));
+        tokio::spawn(self.proxy.clone().serve_client(server, Scope::All));
         client
     }
 

@@ -1,4 +1,4 @@
-//! What a body of `POST /generate` and `POST /generate_stream` may say.
+//! Parses the body of `POST /generate` and `POST /generate_stream`.
 
 use std::sync::Arc;
 
@@ -8,37 +8,37 @@ use serde_json::Value;
 use super::render::Generate;
 use crate::api::call::{Call, Limits};
 use crate::api::error::ApiError;
-use crate::api::fields::{Fields, LEAST, MOST_NEW_TOKENS, field_error, kind};
+use crate::api::fields::{EPSILON, Fields, MAX_NEW_TOKENS, field_error, kind};
 use crate::domain::{BatchKey, GenerationRequest};
 
 const DEFAULT_NEW_TOKENS: u32 = 128;
 
-/// Reads and checks a body.
+/// Parses and validates a body.
 pub(super) fn parse(body: &[u8], limits: &Limits, stream: bool) -> Result<Call, ApiError> {
-    let mut fields = Fields::of(body)?;
+    let mut fields = Fields::parse(body)?;
     let (texts, is_list) = texts(&mut fields, limits.texts)?;
-    let given = fields.integer("max_new_tokens", 1, MOST_NEW_TOKENS)?;
-    let min_new_tokens = fields.integer("min_new_tokens", 0, MOST_NEW_TOKENS)?.unwrap_or(0);
-    // A default limit refuses nothing: it gives way to min_new_tokens, and to what the prompt leaves of the positions.
+    let given = fields.integer("max_new_tokens", 1, MAX_NEW_TOKENS)?;
+    let min_new_tokens = fields.integer("min_new_tokens", 0, MAX_NEW_TOKENS)?.unwrap_or(0);
+    // The default limit refuses no request: it grows to min_new_tokens, and shrinks to the positions that the prompt leaves.
     let max_new_tokens = given.unwrap_or(DEFAULT_NEW_TOKENS.max(min_new_tokens));
     let fit = given.is_none();
     if min_new_tokens > max_new_tokens {
-        let message = format!("min_new_tokens is {min_new_tokens}, more than max_new_tokens, {max_new_tokens}");
+        let message = format!("min_new_tokens {min_new_tokens} is larger than max_new_tokens {max_new_tokens}");
         return Err(field_error("min_new_tokens", message));
     }
     let default = Options::default();
     let options = Options {
-        sampling_topk: fields.integer("sampling_topk", 0, MOST_NEW_TOKENS)?.unwrap_or(default.sampling_topk),
-        sampling_topp: fields.number("sampling_topp", LEAST..=1.0)?.unwrap_or(default.sampling_topp),
+        sampling_topk: fields.integer("sampling_topk", 0, MAX_NEW_TOKENS)?.unwrap_or(default.sampling_topk),
+        sampling_topp: fields.number("sampling_topp", EPSILON..=1.0)?.unwrap_or(default.sampling_topp),
         sampling_temperature: fields
-            .number("sampling_temperature", LEAST..=100.0)?
+            .number("sampling_temperature", EPSILON..=100.0)?
             .unwrap_or(default.sampling_temperature),
-        repetition_penalty: fields.number("repetition_penalty", LEAST..=100.0)?.unwrap_or(default.repetition_penalty),
+        repetition_penalty: fields.number("repetition_penalty", EPSILON..=100.0)?.unwrap_or(default.repetition_penalty),
         no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
     };
     let stop = Arc::new(fields.stops()?);
     let timeout = fields.timeout(limits.request_timeout)?;
-    fields.no_more()?;
+    fields.refuse_unknown()?;
     let key = BatchKey::new(&options, min_new_tokens);
     let request = |text| {
         let (prompt, stop, chat_template_kwargs) = (Prompt::Text(text), stop.clone(), Arc::default());
@@ -66,7 +66,7 @@ fn texts(fields: &mut Fields, most: usize) -> Result<(Vec<String>, bool), ApiErr
         Some(other) => {
             Err(field_error("text", format!("text must be a string or a list of strings, not {}", kind(&other))))
         }
-        None => Err(field_error("text", "text is missing: a string or a list of strings")),
+        None => Err(field_error("text", "text is missing; it must be a string or a list of strings")),
     }
 }
 
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_those_of_the_contract() {
+    fn absent_fields_have_the_documented_defaults() {
         let request = parse(br#"{"text": "a"}"#, &LIMITS).unwrap();
         assert_eq!(request.timeout, Duration::from_secs(60));
         assert_eq!(
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_arrives() {
+    fn every_field_is_parsed() {
         let body = br#"{"text": ["a", "b"], "max_new_tokens": 9, "min_new_tokens": 2, "sampling_topk": 5,
             "sampling_topp": 0.5, "sampling_temperature": 2, "repetition_penalty": 1.5, "no_repeat_ngram_size": 3,
             "stop": ["x", "y"], "stop_token_ids": [7, 9.0], "timeout_ms": 250}"#;
@@ -132,19 +132,19 @@ mod tests {
     }
 
     #[test]
-    fn a_default_limit_gives_way_to_min_new_tokens() {
+    fn the_default_limit_grows_to_min_new_tokens() {
         let request = parse(br#"{"text": "a", "min_new_tokens": 300}"#, &LIMITS).unwrap();
         assert_eq!((request.requests[0].max_new_tokens, request.requests[0].fit), (300, true));
     }
 
     #[test]
-    fn a_whole_number_may_be_written_with_a_point() {
+    fn a_whole_number_may_have_a_decimal_point() {
         let request = parse(br#"{"text": "a", "max_new_tokens": 9.0, "timeout_ms": 1e3}"#, &LIMITS).unwrap();
         assert_eq!((request.requests[0].max_new_tokens, request.timeout), (9, Duration::from_secs(1)));
     }
 
     #[test]
-    fn a_wrong_field_is_named() {
+    fn an_error_names_the_invalid_field() {
         for (body, name) in [
             (r"{}", "text"),
             (r#"{"text": ""}"#, "text"),
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_told_apart_from_what_is_wrong() {
+    fn a_body_that_is_not_json_is_reported_as_such() {
         for body in [&b""[..], b"{", b"text", b"{\"text\": \"\xff\"}", b"{\"text\": \"\\ud800\"}"] {
             assert!(matches!(parse(body, &LIMITS), Err(ApiError::NotJson(_))), "{body:?}");
         }

@@ -1,4 +1,4 @@
-//! How `/generate` and `/generate_stream` write their answers.
+//! Writes the answers of `/generate` and `/generate_stream`.
 
 use serde::Serialize;
 
@@ -7,17 +7,17 @@ use crate::api::error::{ApiError, ErrorBody, FieldNames, finish_reason};
 use crate::api::write;
 use crate::domain::{Completion, Outcome};
 
-/// Its own words for the prompt and for the most new tokens.
+/// This dialect's field names for the prompt and the most new tokens.
 pub(super) const FIELDS: FieldNames = FieldNames { prompt: "text", max_tokens: "max_new_tokens" };
 
-/// The renderer of both.
+/// Writes the answers of both endpoints.
 #[derive(Debug)]
 pub(super) struct Generate {
-    /// Whether `text` was a list, so that the answer is one.
+    /// Whether the request's `text` was a list. If so, the answer is a list too.
     pub is_list: bool,
 }
 
-/// The answer: for one text, or for a list.
+/// A whole answer. The fields are single values for one text, and lists for a list of texts.
 #[derive(Debug, Serialize)]
 struct Generated<T, R> {
     text: T,
@@ -33,7 +33,7 @@ struct Usage {
     completion_tokens: u64,
 }
 
-/// An event of a stream.
+/// The event for a piece of a text.
 #[derive(Debug, Serialize)]
 struct Piece<'a> {
     text: &'a str,
@@ -44,7 +44,7 @@ struct Piece<'a> {
     usage: Option<Usage>,
 }
 
-/// The event that says why a text has no more.
+/// The event for a text that has failed.
 #[derive(Debug, Serialize)]
 struct Failed {
     error: ErrorBody,
@@ -59,7 +59,7 @@ impl Usage {
 }
 
 impl Renderer for Generate {
-    /// An error if all texts failed.
+    /// Returns the first text's error if all texts failed.
     fn whole(&self, outcomes: &[Outcome]) -> Result<Vec<u8>, ApiError> {
         if let ([Ok(completion)], false) = (outcomes, self.is_list) {
             let (text, finish_reason) = (&completion.text, finish_reason(completion.reason));
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use crate::domain::Failure;
 
-    fn well(text: &str) -> Completion {
+    fn completion(text: &str) -> Completion {
         Completion {
             text: text.into(),
             reason: FinishReason::Length,
@@ -119,21 +119,21 @@ mod tests {
         }
     }
 
-    fn respond(outcomes: &[Outcome], is_list: bool) -> Result<Value, ApiError> {
+    fn render_whole(outcomes: &[Outcome], is_list: bool) -> Result<Value, ApiError> {
         Generate { is_list }.whole(outcomes).map(|body| serde_json::from_slice(&body).unwrap())
     }
 
     #[test]
     fn one_text_gets_one_answer() {
-        let answer = respond(&[Ok(well("a"))], false).unwrap();
+        let answer = render_whole(&[Ok(completion("a"))], false).unwrap();
         let expected =
             json!({"text": "a", "finish_reason": "length", "usage": {"prompt_tokens": 3, "completion_tokens": 2}});
         assert_eq!(answer, expected);
     }
 
     #[test]
-    fn a_list_keeps_its_order_and_a_member_that_failed_has_its_error() {
-        let body = respond(&[Ok(well("a")), Err(Failure::NoWorker), Ok(well("b"))], true).unwrap();
+    fn a_list_keeps_its_order_and_a_failed_text_has_an_error() {
+        let body = render_whole(&[Ok(completion("a")), Err(Failure::NoWorker), Ok(completion("b"))], true).unwrap();
         assert_eq!(body["text"], json!(["a", null, "b"]));
         assert_eq!(body["finish_reason"], json!(["length", "error", "length"]));
         assert_eq!(body["usage"], json!({"prompt_tokens": 6, "completion_tokens": 4}));
@@ -142,17 +142,17 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_which_nothing_went_well_is_an_error() {
-        let ends = [Err(Failure::Deadline), Err(Failure::NoWorker)];
-        assert_eq!(respond(&ends, true).unwrap_err(), ApiError::Failed(Failure::Deadline));
+    fn a_list_whose_texts_all_failed_is_an_error() {
+        let outcomes = [Err(Failure::Deadline), Err(Failure::NoWorker)];
+        assert_eq!(render_whole(&outcomes, true).unwrap_err(), ApiError::Failed(Failure::Deadline));
     }
 
     #[test]
-    fn a_stream_says_what_is_new_and_then_how_it_ended() {
+    fn a_stream_has_pieces_and_then_a_finish_reason_or_an_error() {
         let mut out = Vec::new();
         let mut renderer = Generate { is_list: true };
         renderer.piece(1, "a\u{e9}", None, &mut out);
-        renderer.piece(0, "", Some(&well("not again")), &mut out);
+        renderer.piece(0, "", Some(&completion("not again")), &mut out);
         renderer.failed(1, Failure::NoWorker.into(), "r1", &mut out);
         let text = String::from_utf8(out).unwrap();
         let events: Vec<&str> = text.split_terminator("\n\n").collect();

@@ -1,4 +1,4 @@
-//! What both kinds of completions have in common.
+//! What completions and chat completions have in common.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ use crate::api::write;
 use crate::domain::{Completion, ModelId, Outcome};
 use crate::scheduler::models::{Model, Models};
 
-/// What an answer, or a part of a streamed one, says first.
+/// The first fields of an answer, or of an event of a streamed answer.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Head {
     pub id: String,
@@ -21,7 +21,7 @@ pub(super) struct Head {
     pub model: String,
 }
 
-/// An answer, or a part of a streamed one.
+/// An answer, or an event of a streamed answer.
 #[derive(Debug, Serialize)]
 struct Body<'a, C> {
     #[serde(flatten)]
@@ -36,7 +36,7 @@ struct Body<'a, C> {
 #[serde(untagged)]
 enum UsageField {
     Absent,
-    /// `null`: it comes with the last part.
+    /// `null`: the usage comes with the last event.
     Later,
     Now(Usage),
 }
@@ -57,8 +57,7 @@ struct Usage {
 }
 
 impl Usage {
-    /// Adds a text; with several answers to one prompt, `is_first` says whether it is the first of them: the prompt counts
-    /// once.
+    /// Adds a text. A prompt with several answers counts once, with the first of them, for which `is_first` is set.
     fn add(&mut self, completion: &Completion, is_first: bool) {
         if is_first {
             self.prompt_tokens += u64::from(completion.prompt_tokens);
@@ -68,7 +67,7 @@ impl Usage {
     }
 }
 
-/// What the renderers of both have in common.
+/// What the renderers of both endpoints have in common.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub head: Head,
@@ -80,11 +79,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(head: Head, n: usize, fields: FieldNames, streamed: Streamed) -> Self {
-        Self { head, n, fields, include_usage: streamed.include_usage, usage: Usage::default() }
+    pub(super) fn new(head: Head, n: usize, fields: FieldNames, stream_options: StreamOptions) -> Self {
+        Self { head, n, fields, include_usage: stream_options.include_usage, usage: Usage::default() }
     }
 
-    /// The whole answer. It is an error if one text failed: there is no form for an answer of which a part has failed.
+    /// The whole answer. One failed text fails the request, since OpenAI's format has no place for the error of one text.
     pub(super) fn whole<'a, C: Serialize>(
         &self,
         outcomes: &'a [Outcome],
@@ -100,7 +99,7 @@ impl Answer {
         Ok(write::json(&Body { head: &self.head, choices, usage: UsageField::Now(usage) }))
     }
 
-    /// Counts a text of a stream that has ended.
+    /// Adds a streamed text that has ended to the usage.
     pub(super) fn count(&mut self, text: usize, completion: &Completion) {
         self.usage.add(completion, text.is_multiple_of(self.n));
     }
@@ -111,7 +110,7 @@ impl Answer {
         write::event(out, None, &Body { head: &self.head, choices: vec![choice], usage });
     }
 
-    /// Appends an error, as OpenAI's clients look for it in a stream.
+    /// Appends an error, in the form that OpenAI's clients expect in a stream.
     pub(super) fn failed(&self, error: &ApiError, request_id: &str, out: &mut Vec<u8>) {
         #[derive(Serialize)]
         struct Failed {
@@ -120,7 +119,7 @@ impl Answer {
         write::event(out, None, &Failed { error: error.body(Some(request_id), self.fields) });
     }
 
-    /// Appends what ends a stream.
+    /// Appends the usage, if the request asks for it, and the end of the stream.
     pub(super) fn end(&self, out: &mut Vec<u8>) {
         if self.include_usage {
             let (choices, usage) = (Vec::<()>::new(), UsageField::Now(self.usage));
@@ -130,38 +129,38 @@ impl Answer {
     }
 }
 
-/// What a request says of its stream.
+/// The request's fields `stream` and `stream_options`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Streamed {
+pub(super) struct StreamOptions {
     pub stream: bool,
     include_usage: bool,
 }
 
-impl Streamed {
+impl StreamOptions {
     pub(super) fn read(fields: &mut Fields) -> Result<Self, ApiError> {
-        let stream = fields.flag("stream")?.unwrap_or(false);
+        let stream = fields.boolean("stream")?.unwrap_or(false);
         let Some(options) = fields.take("stream_options") else { return Ok(Self { stream, include_usage: false }) };
         if !stream {
-            return Err(field_error("stream_options", "stream_options is only for requests with stream true"));
+            return Err(field_error("stream_options", "stream_options is allowed only if stream is true"));
         }
         let Value::Object(options) = options else {
             return Err(field_error("stream_options", "stream_options must be an object"));
         };
-        let mut options = Fields::inner(options);
-        let include_usage = options.flag("include_usage")?.unwrap_or(false);
-        // It asks for padding against eavesdroppers, of which there is none here.
-        options.flag("include_obfuscation")?;
-        options.no_more()?;
+        let mut options = Fields::of_object(options);
+        let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+        // Accepted and ignored: it asks for padding that hides the length of events from eavesdroppers.
+        options.boolean("include_obfuscation")?;
+        options.refuse_unknown()?;
         Ok(Self { stream, include_usage })
     }
 }
 
-/// The model that a request names: one that a worker has announced. While none has, any will be waited for.
+/// The model that a request names, if a worker has announced it. Until any model is announced, every name is accepted.
 pub(super) fn model<'a>(fields: &mut Fields, models: &'a Models) -> Result<(String, Option<&'a Model>), ApiError> {
     let name = match fields.take("model") {
         Some(Value::String(name)) => name,
         Some(_) => return Err(field_error("model", "model must be a string")),
-        None => return Err(field_error("model", "model is missing; GET /v1/models lists what there is")),
+        None => return Err(field_error("model", "model is missing; GET /v1/models lists the models")),
     };
     match models.named(&name) {
         None if !models.is_empty() => Err(ApiError::NoModel { name }),
@@ -169,11 +168,11 @@ pub(super) fn model<'a>(fields: &mut Fields, models: &'a Models) -> Result<(Stri
     }
 }
 
-pub(super) fn id_of(model: Option<&Model>) -> ModelId {
+pub(super) fn model_id(model: Option<&Model>) -> ModelId {
     model.map_or(ModelId::ANY, |model| model.id)
 }
 
-/// OpenAI has no word for a deadline, nor for the other ends.
+/// The finish reason. OpenAI's format has none for a deadline or a cancellation, so both become `length`.
 pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
@@ -181,7 +180,7 @@ pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
     }
 }
 
-/// Seconds since 1970.
-pub(super) fn seconds(time: SystemTime) -> u64 {
+/// Seconds since the Unix epoch.
+pub(super) fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
 }

@@ -12,7 +12,7 @@ fn job(id: u64, deadline: Instant) -> Box<Job> {
     Box::new(Job::new(JobId(id), request, deadline, deadline, Reply::unheard()))
 }
 
-/// A table with one batch of the jobs 10 and 11; 10 is due in a second, 11 in two.
+/// A table with one batch of the jobs 10 and 11. The deadline of job 10 is in a second, that of job 11 in two.
 fn table() -> (InFlight, Instant) {
     let now = Instant::now();
     let mut table = InFlight::new(Gauge::noop());
@@ -40,7 +40,7 @@ fn a_member_ends_once() {
 }
 
 #[test]
-fn what_is_not_held_cannot_be_spoken_of() {
+fn a_frame_for_what_is_not_held_is_a_violation() {
     let (mut table, now) = table();
     let fingerprint = Arc::from("f");
     assert_eq!(table.end(BATCH, 2).unwrap_err(), Violation::UnknownMember(BATCH, 2));
@@ -50,7 +50,7 @@ fn what_is_not_held_cannot_be_spoken_of() {
 }
 
 #[test]
-fn tokens_add_up_to_what_was_asked_and_no_further() {
+fn tokens_add_up_and_more_than_was_asked_for_is_a_violation() {
     let (mut table, now) = table();
     let fingerprint = Arc::from("f");
     table.tokens(BATCH, tokens(1, &[5], "a"), &fingerprint, now).unwrap();
@@ -62,7 +62,7 @@ fn tokens_add_up_to_what_was_asked_and_no_further() {
 }
 
 #[test]
-fn an_endless_text_is_refused() {
+fn too_much_text_for_a_token_is_a_violation() {
     let (mut table, now) = table();
     let error = table.tokens(BATCH, tokens(0, &[1], &"x".repeat(4000)), &Arc::from("f"), now).unwrap_err();
     assert_eq!(error, Violation::TooMuch(BATCH, 0));
@@ -82,7 +82,7 @@ fn a_batch_is_done_only_when_every_member_has_ended() {
 }
 
 #[test]
-fn the_worker_may_still_speak_of_a_member_that_was_cancelled() {
+fn frames_for_a_cancelled_member_are_ignored() {
     let (mut table, now) = table();
     let left = table.cancel(&(10..11));
     assert_eq!(
@@ -102,7 +102,7 @@ fn only_members_past_their_deadline_expire() {
 }
 
 #[test]
-fn a_lost_worker_leaves_what_clients_wait_for_the_oldest_first() {
+fn a_drained_table_gives_back_the_jobs_that_clients_wait_for_with_the_oldest_first() {
     let (mut table, now) = table();
     table.insert(vec![job(3, now)], DispatchedBatch { batch: BatchId(8), ..dispatched() }, now);
     table.end(BATCH, 0).unwrap();

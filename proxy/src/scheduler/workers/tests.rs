@@ -10,7 +10,7 @@ use crate::policy::candidates::Size;
 use crate::policy::forecast::BatchOutcome;
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// A millisecond a step, a tenth of one for each member in it.
+/// A step takes a millisecond, and a tenth of a millisecond more for each member.
 const COST: UnitCost = UnitCost { step_ns: 1_000_000, member_ns: 100_000, prompt_ns: 0 };
 
 fn workers_of(costs: &[(&str, UnitCost)]) -> (Workers, Instant) {
@@ -41,7 +41,7 @@ fn workers(fingerprints: &[&str]) -> (Workers, Instant) {
     workers_of(&fingerprints.iter().map(|fingerprint| (*fingerprint, UnitCost::default())).collect::<Vec<_>>())
 }
 
-/// Of a worker with this fingerprint.
+/// The worker model with this fingerprint.
 fn model(fingerprint: &str) -> WorkerModel {
     WorkerModel { model: ModelId::new(1), fingerprint: ModelFingerprint::of(fingerprint) }
 }
@@ -57,7 +57,7 @@ fn demand(members: usize) -> Demand {
 }
 
 #[test]
-fn with_nothing_measured_the_least_loaded_with_credit_is_next() {
+fn without_measurements_the_worker_with_credit_and_the_fewest_members_is_next() {
     let (mut workers, now) = workers(&["a", "a", "a"]);
     workers.get_mut(WorkerId(1)).unwrap().members = 5;
     workers.get_mut(WorkerId(2)).unwrap().members = 2;
@@ -70,50 +70,50 @@ fn with_nothing_measured_the_least_loaded_with_credit_is_next() {
 }
 
 #[test]
-fn the_one_that_is_predicted_to_end_it_soonest_is_next() {
+fn the_worker_that_is_predicted_to_end_the_batch_soonest_is_next() {
     let slow = UnitCost { step_ns: 3 * COST.step_ns, member_ns: 3 * COST.member_ns, ..COST };
     let (mut workers, now) = workers_of(&[("a", slow), ("a", COST)]);
     assert_eq!(workers.soonest(&demand(4), model("a"), now), Some(WorkerId(2)));
-    // 10 steps of 1.4 ms on the fast one, with a batch of 10 steps of 5 ms before it; 10 of 4.2 ms on the slow one.
+    // The fast worker takes 10 steps of 1.4 ms, after a batch of 10 steps of 5 ms; the slow one 10 steps of 4.2 ms.
     let fast = workers.get_mut(WorkerId(2)).unwrap();
-    let dispatched = fast.take(demand(40), None, now);
+    let dispatched = fast.add_batch(demand(40), None, now);
     fast.credit = 1;
     assert_eq!(dispatched.predicted, Duration::from_millis(50));
     assert_eq!(workers.soonest(&demand(4), model("a"), now), Some(WorkerId(1)));
     assert_eq!(
         workers.soonest(&demand(4), model("a"), now + Duration::from_millis(40)),
         Some(WorkerId(2)),
-        "nearly free"
+        "it is nearly free"
     );
 }
 
 #[test]
-fn what_waits_is_shared_with_idle_workers_where_that_is_shorter() {
+fn waiting_jobs_are_shared_with_idle_workers_if_that_makes_the_batch_shorter() {
     let (mut workers, now) = workers_of(&[("a", COST), ("a", COST)]);
     assert_eq!(workers.share(&demand(40), WorkerId(1)), 20);
-    assert_eq!(workers.share(&demand(2), WorkerId(1)), usize::MAX, "nearly all of it is fixed cost");
-    workers.get_mut(WorkerId(2)).unwrap().take(demand(1), None, now);
+    assert_eq!(workers.share(&demand(2), WorkerId(1)), usize::MAX, "nearly all of the time is fixed cost");
+    workers.get_mut(WorkerId(2)).unwrap().add_batch(demand(1), None, now);
     workers.get_mut(WorkerId(2)).unwrap().credit = 1;
-    assert_eq!(workers.share(&demand(40), WorkerId(1)), usize::MAX, "the other one is busy");
+    assert_eq!(workers.share(&demand(40), WorkerId(1)), usize::MAX, "the other worker is busy");
 }
 
 #[test]
-fn a_credit_before_the_end_says_who_is_about_to_be_answered() {
+fn a_credit_before_the_end_of_a_batch_shows_how_many_members_are_about_to_end() {
     let (mut workers, now) = workers_of(&[("a", COST)]);
     let worker = workers.get_mut(WorkerId(1)).unwrap();
     assert_eq!(worker.ending(now), (0, Duration::ZERO));
-    let dispatched = worker.take(demand(40), None, now);
+    let dispatched = worker.add_batch(demand(40), None, now);
     assert_eq!(worker.ending(now + Duration::from_millis(49)), (40, Duration::from_millis(1)));
-    assert_eq!(worker.ending(now), (40, LONGEST_LEAD), "a worker would not grant credit so early");
+    assert_eq!(worker.ending(now), (40, LONGEST_LEAD), "workers do not grant credit so early");
     let cost = BatchCost { engine_us: 80_000, cohorts: 1, steps: 10, ..BatchCost::default() };
     let outcome = BatchOutcome { prompt_tokens: 100, completion_tokens: 400, cost };
     worker.done(&dispatched, &outcome, now + Duration::from_millis(80));
     assert_eq!(worker.ending(now), (0, Duration::ZERO));
-    assert!(worker.forecast.time(&demand(40)) > Duration::from_millis(60), "it has learned that it is slower");
+    assert!(worker.forecast.time(&demand(40)) > Duration::from_millis(60), "the forecast learns that it is slower");
 }
 
 #[test]
-fn a_lone_worker_that_wants_to_leave_is_kept_while_somebody_waits_for_it() {
+fn the_last_worker_is_kept_while_jobs_wait_for_it() {
     let (mut workers, told) = workers(&["a"]);
     workers.drains(WorkerId(1), told);
     let now = told + MINUTE;
@@ -126,50 +126,50 @@ fn a_lone_worker_that_wants_to_leave_is_kept_while_somebody_waits_for_it() {
 }
 
 #[test]
-fn the_last_of_its_kind_lingers_for_what_is_on_its_way() {
+fn the_last_worker_of_a_model_stays_for_requests_that_are_on_their_way() {
     const SECOND: Duration = Duration::from_secs(1);
     const MOMENT: Duration = Duration::from_millis(1);
     let (mut workers, start) = workers(&["b", "a", "a"]);
     workers.drains(WorkerId(2), start);
     assert_eq!(workers.leaving(), None);
-    assert_eq!(workers.releasable(&[].iter(), true, start), [WorkerId(2)], "an equal one stays");
+    assert_eq!(workers.releasable(&[].iter(), true, start), [WorkerId(2)], "another worker with its model stays");
     workers.remove(WorkerId(2), start);
     let told = start + MINUTE;
     workers.drains(WorkerId(3), told);
     workers.drains(WorkerId(3), told + SECOND);
-    assert_eq!((workers.leaving(), workers.next_leave(false, told)), (None, Some(told + 2 * SECOND)), "told once");
+    assert_eq!((workers.leaving(), workers.next_leave(false, told)), (None, Some(told + 2 * SECOND)), "from the first");
     let next_leave = |arriving, after| workers.next_leave(arriving, told + after).map(|due| due - told);
     let may_leave = |arriving, after| !workers.releasable(&[].iter(), arriving, told + after).is_empty();
     assert!(!may_leave(false, 1999 * MOMENT) && may_leave(false, 2 * SECOND));
-    assert_eq!(next_leave(false, 2 * SECOND), None, "what is over is awaited no more");
-    // Bodies may be long in coming, and whether they have come is looked at now and then.
+    assert_eq!(next_leave(false, 2 * SECOND), None, "a time that is over is not waited for");
+    // Bodies may add_batch long to arrive, so there are checks in between.
     assert_eq!((next_leave(true, SECOND), next_leave(true, 5 * SECOND)), (Some(2 * SECOND), Some(6 * SECOND)));
     assert!(!may_leave(true, 30_999 * MOMENT) && may_leave(true, 31 * SECOND));
     assert_eq!((next_leave(true, 30_999 * MOMENT), next_leave(true, 31 * SECOND)), (Some(31 * SECOND), None));
     workers.drains(WorkerId(1), told + MINUTE);
-    assert_eq!(workers.leaving(), Some(told + MINUTE), "since the last of all was told to");
+    assert_eq!(workers.leaving(), Some(told + MINUTE), "from when the last of all workers asked to leave");
 }
 
 #[test]
-fn none_stays_until_another_comes_and_whoever_died_comes_back() {
+fn workers_are_leaving_until_another_connects_but_not_if_the_last_one_died() {
     let (mut workers, now) = workers(&["a", "b"]);
     let (told, died) = (workers.all[0].hello.clone(), workers.all[1].hello.clone());
     workers.drains(WorkerId(1), now);
     workers.remove(WorkerId(2), now);
-    assert!(workers.leaving().is_some(), "who is left was told to stop");
+    assert!(workers.leaving().is_some(), "the worker that is left has asked to leave");
     workers.remove(WorkerId(1), now);
-    assert!(workers.leaving().is_some(), "and has");
+    assert!(workers.leaving().is_some(), "it has left");
     workers.add(WorkerId(3), died, ModelId::new(1), mpsc::channel(1).0, now);
     assert!(workers.leaving().is_none());
     workers.remove(WorkerId(3), now);
-    assert!(workers.leaving().is_none(), "it was not told to");
+    assert!(workers.leaving().is_none(), "it had not asked to leave");
     workers.add(WorkerId(4), told, ModelId::new(1), mpsc::channel(1).0, now);
     workers.drains(WorkerId(3), now);
-    assert!(workers.leaving().is_none(), "what is gone says nothing");
+    assert!(workers.leaving().is_none(), "a worker that is gone does not count");
 }
 
 #[test]
-fn a_worker_with_an_equal_beside_it_may_leave_at_once() {
+fn a_worker_may_leave_at_once_if_another_with_its_model_stays() {
     let (mut workers, now) = workers(&["a", "a"]);
     let leaver = workers.get_mut(WorkerId(2)).unwrap();
     (leaver.drains_since, leaver.members) = (Some(now), 1);
@@ -178,7 +178,7 @@ fn a_worker_with_an_equal_beside_it_may_leave_at_once() {
 }
 
 #[test]
-fn a_newer_model_takes_what_comes_and_the_older_one_ends_what_it_has_begun() {
+fn a_newer_model_gets_new_jobs_and_the_older_one_ends_what_it_has_begun() {
     let (mut workers, now) = workers(&["old", "old", "new"]);
     let tied = BatchKey { fingerprint: ModelFingerprint::of("old"), ..any() };
     let serving =
@@ -195,12 +195,12 @@ fn a_newer_model_takes_what_comes_and_the_older_one_ends_what_it_has_begun() {
     }
     assert!(
         workers.releasable(&[any()].iter(), false, now).is_empty(),
-        "they hold members that no other can go on with"
+        "they hold members that no other worker can continue"
     );
     workers.get_mut(WorkerId(1)).unwrap().members = 0;
     assert_eq!(workers.releasable(&[any()].iter(), false, now), [WorkerId(1)]);
     assert!(workers.releasable(&[any(), tied].iter(), false, now).is_empty());
-    // It was no good: back to the old one.
+    // The new model is withdrawn, so the old one takes over again.
     workers.get_mut(WorkerId(1)).unwrap().drains_since = None;
     workers.drains(WorkerId(3), now);
     assert_eq!(serving(&workers, any()), [1, 2, 3]);
@@ -209,10 +209,10 @@ fn a_newer_model_takes_what_comes_and_the_older_one_ends_what_it_has_begun() {
 }
 
 #[test]
-fn a_worker_that_dials_again_makes_its_model_no_newer() {
+fn a_worker_that_dials_again_does_not_make_its_model_newer() {
     let (mut workers, now) = workers(&["new"]);
     let hello = workers.all[0].hello.clone();
-    // A minute of age, and it comes a second later.
+    // Its model was loaded a minute ago, and it connects a second after the other worker.
     let hello = Hello { fingerprint: "old".into(), age_ms: 60_000, ..hello };
     workers.add(WorkerId(2), hello, ModelId::new(1), mpsc::channel(1).0, now + Duration::from_secs(1));
     let serving = workers.serving(&any()).map(|worker| worker.id).collect::<Vec<_>>();
@@ -220,7 +220,7 @@ fn a_worker_that_dials_again_makes_its_model_no_newer() {
 }
 
 #[test]
-fn whoever_is_on_trial_has_a_worker_for_himself() {
+fn a_quarantined_job_has_a_worker_for_itself() {
     let (mut workers, now) = workers(&["a", "a"]);
     let bucket = |quarantine| {
         let key = BatchKey { quarantine, ..any() };
@@ -234,28 +234,28 @@ fn whoever_is_on_trial_has_a_worker_for_himself() {
         worker.credit = 1;
     };
     dispatch(&mut workers, 1, Quarantine::None);
-    assert_eq!(next(&workers, Quarantine::Alone), Some(2), "the first holds another batch");
+    assert_eq!(next(&workers, Quarantine::Alone), Some(2), "the first worker holds another batch");
     dispatch(&mut workers, 2, Quarantine::Alone);
     assert_eq!(next(&workers, Quarantine::Alone), None);
-    assert_eq!(next(&workers, Quarantine::None), Some(1), "the second is on quarantine");
+    assert_eq!(next(&workers, Quarantine::None), Some(1), "the second worker holds a quarantined job");
 }
 
 #[test]
-fn only_batches_that_an_engine_has_begun_can_be_why_a_worker_died() {
+fn a_batch_runs_only_once_an_engine_has_begun_it() {
     let (mut workers, now) = workers(&["a"]);
     let worker = workers.get_mut(WorkerId(1)).unwrap();
-    let (first, second) = (worker.take(demand(1), None, now), worker.take(demand(1), None, now));
+    let (first, second) = (worker.add_batch(demand(1), None, now), worker.add_batch(demand(1), None, now));
     assert!(worker.runs(first.batch) && !worker.runs(second.batch));
     worker.done(&first, &BatchOutcome::default(), now);
     assert!(worker.runs(second.batch));
 }
 
 #[test]
-fn without_a_worker_one_waits_since_the_last_one_left_who_would_have_done() {
+fn a_batch_key_is_unserved_since_the_last_suitable_worker_left() {
     let (mut workers, start) = workers(&["a"]);
     let (later, other) = (start + MINUTE, BatchKey { model: ModelId::new(2), ..any() });
     assert_eq!(workers.unserved_since(&any(), start), None);
-    assert_eq!(workers.unserved_since(&other, start), Some(start), "there has never been one");
+    assert_eq!(workers.unserved_since(&other, start), Some(start), "there has never been a suitable worker");
     workers.remove(WorkerId(1), later);
     assert_eq!(workers.unserved_since(&any(), start), Some(later));
     assert_eq!(
@@ -269,21 +269,21 @@ fn without_a_worker_one_waits_since_the_last_one_left_who_would_have_done() {
 }
 
 #[test]
-fn a_released_worker_serves_no_more() {
+fn a_released_worker_gets_no_batches() {
     let (mut workers, now) = workers(&["a"]);
     workers.get_mut(WorkerId(1)).unwrap().released = true;
     assert!(workers.soonest(&demand(1), model("a"), now).is_none() && workers.none_serving());
 }
 
-/// Workers that each have one member of ten left after 10 of 1000 steps, and no credit; and forty short ones that wait.
-fn shrunken(fingerprints: &[&str], timeout: Duration) -> (Workers, Policy, Vec<Bucket>, Instant) {
+/// Workers without credit that each have one member of ten left after 10 of 1000 steps; and forty short jobs that wait.
+fn with_few_members_left(fingerprints: &[&str], timeout: Duration) -> (Workers, Policy, Vec<Bucket>, Instant) {
     let all: Vec<_> = fingerprints.iter().map(|fingerprint| (*fingerprint, COST)).collect();
     let (mut workers, start) = workers_of(&all);
     let mut long = Demand::default();
     (0..10).for_each(|_| long.add(10, 1000, 0));
     for id in 1..=fingerprints.len() as u64 {
         let worker = workers.get_mut(WorkerId(id)).unwrap();
-        let dispatched = worker.take(long, Some(start + timeout), start);
+        let dispatched = worker.add_batch(long, Some(start + timeout), start);
         worker.ended(dispatched.batch, 9);
     }
     let mut policy = Policy::new(50, Duration::from_millis(100));
@@ -294,21 +294,21 @@ fn shrunken(fingerprints: &[&str], timeout: Duration) -> (Workers, Policy, Vec<B
 }
 
 #[test]
-fn a_batch_that_has_shrunk_gives_way_once() {
-    let (mut workers, policy, buckets, now) = shrunken(&["a", "a"], MINUTE);
+fn only_one_batch_gives_way_at_a_time() {
+    let (mut workers, policy, buckets, now) = with_few_members_left(&["a", "a"], MINUTE);
     let (id, batch, _) = workers.should_give_way(&buckets, 50, &policy, now).unwrap();
     workers.get_mut(id).unwrap().give_way(batch);
-    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "an engine is on its way to them");
+    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "an engine will be free for these jobs");
 }
 
 #[test]
-fn nobody_gives_way_who_might_have_to_start_again_or_be_too_late() {
-    let (workers, policy, buckets, now) = shrunken(&["a", "b"], MINUTE);
-    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "the other one has another model");
-    let (workers, policy, buckets, now) = shrunken(&["a"], Duration::from_secs(5));
-    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "its deadline is near");
-    let (mut workers, policy, buckets, now) = shrunken(&["a"], MINUTE);
+fn a_batch_does_not_give_way_if_its_members_could_restart_or_be_late_or_an_engine_is_free() {
+    let (workers, policy, buckets, now) = with_few_members_left(&["a", "b"], MINUTE);
+    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "the other worker has another model");
+    let (workers, policy, buckets, now) = with_few_members_left(&["a"], Duration::from_secs(5));
+    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "the member's deadline is near");
+    let (mut workers, policy, buckets, now) = with_few_members_left(&["a"], MINUTE);
     assert!(workers.should_give_way(&buckets, 50, &policy, now).is_some());
     workers.get_mut(WorkerId(1)).unwrap().credit = 1;
-    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "there is an engine for them");
+    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "a worker has credit for these jobs");
 }

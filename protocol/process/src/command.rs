@@ -1,13 +1,13 @@
-//! The commands of the program besides serving: `check` and `inspect`.
+//! Commands of a program besides serving, such as `check`.
 
 use std::ffi::OsString;
 
 use clap::Parser;
 
-/// The exit code of a wrong flag.
-const BAD_FLAG: u8 = 64;
+use crate::exit::BAD_FLAG;
 
-/// Runs a command if the second argument is its name; the first is the program's name. Returns the exit code.
+/// Runs a command if the second argument is its name; the first is the program's name. Returns the exit code: the command's,
+/// 0 after help was printed, or [`BAD_FLAG`].
 pub fn run<F: Parser>(
     name: &str,
     arguments: impl IntoIterator<Item = OsString>,
