@@ -1,5 +1,6 @@
 //! Writes JSON bodies and server-sent events (WHATWG HTML, section 9.2).
 
+use pillion_protocol::json::put_string;
 use serde::Serialize;
 
 /// A value as a JSON body.
@@ -7,6 +8,21 @@ pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
     // Serialising fails only for maps whose keys are not strings, and none of these types has one.
     let mut body = Vec::with_capacity(512);
     let _ = serde_json::to_writer(&mut body, value);
+    body
+}
+
+/// A JSON body whose first field is `text`, and then the fields of the object `after`, which has at least one.
+///
+/// A text is long and seldom has a character to escape. [`put_string`] checks that for many bytes at a time, which saves a tenth of
+/// the instructions that a request takes with an answer of 500 bytes (`tests/bench/README.md`).
+pub(super) fn json_with_text(text: &str, after: &impl Serialize) -> Vec<u8> {
+    let mut body = Vec::with_capacity(text.len() + 256);
+    body.extend(b"{\"text\":");
+    put_string(text, &mut body);
+    let brace = body.len();
+    // Serialising cannot fail, as in `json`.
+    let _ = serde_json::to_writer(&mut body, after);
+    body[brace] = b',';
     body
 }
 

@@ -17,14 +17,21 @@ pub(super) struct Generate {
     pub is_list: bool,
 }
 
-/// A whole answer. The fields are single values for one text, and lists for a list of texts.
+/// A whole answer to a list of texts.
 #[derive(Debug, Serialize)]
-struct Generated<T, R> {
-    text: T,
-    finish_reason: R,
+struct GeneratedList<'a> {
+    text: Vec<Option<&'a str>>,
+    finish_reason: Vec<&'static str>,
     usage: Usage,
     #[serde(skip_serializing_if = "Option::is_none")]
     errors: Option<Vec<Option<ErrorBody>>>,
+}
+
+/// The fields that follow the text in a whole answer to one text.
+#[derive(Debug, Serialize)]
+struct AfterText {
+    finish_reason: &'static str,
+    usage: Usage,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -62,8 +69,8 @@ impl Renderer for Generate {
     /// Returns the first text's error if all texts failed.
     fn whole(&self, outcomes: &[Outcome]) -> Result<Vec<u8>, ApiError> {
         if let ([Ok(completion)], false) = (outcomes, self.is_list) {
-            let (text, finish_reason) = (&completion.text, finish_reason(completion.reason));
-            return Ok(write::json(&Generated { text, finish_reason, usage: Usage::of(completion), errors: None }));
+            let after = AfterText { finish_reason: finish_reason(completion.reason), usage: Usage::of(completion) };
+            return Ok(write::json_with_text(&completion.text, &after));
         }
         if let Some(Err(first)) = outcomes.first()
             && outcomes.iter().all(Result::is_err)
@@ -75,15 +82,15 @@ impl Renderer for Generate {
             usage.prompt_tokens += one.prompt_tokens;
             usage.completion_tokens += one.completion_tokens;
         }
-        let text = |outcome: &Outcome| outcome.as_ref().ok().map(|completion| completion.text.clone());
+        let text = |outcome: &Outcome| outcome.as_ref().ok().map(|completion| &*completion.text);
         let reason =
             |outcome: &Outcome| outcome.as_ref().map_or("error", |completion| finish_reason(completion.reason));
         let error = |outcome: &Outcome| {
             outcome.as_ref().err().map(|failure| ApiError::Failed(failure.clone()).body(None, FIELDS))
         };
-        Ok(write::json(&Generated {
-            text: outcomes.iter().map(text).collect::<Vec<_>>(),
-            finish_reason: outcomes.iter().map(reason).collect::<Vec<_>>(),
+        Ok(write::json(&GeneratedList {
+            text: outcomes.iter().map(text).collect(),
+            finish_reason: outcomes.iter().map(reason).collect(),
             usage,
             errors: outcomes.iter().any(Result::is_err).then(|| outcomes.iter().map(error).collect()),
         }))
