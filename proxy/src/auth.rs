@@ -86,7 +86,7 @@ impl ApiKeys {
                     keys.all = all;
                 }
                 Err(error) => {
-                    warn!(path = %self.path.display(), %error, "cannot reload the API key file; keeping the previous keys")
+                    warn!(path = %self.path.display(), %error, "cannot reload the API key file; keeping the previous keys");
                 }
             }
         }

@@ -5,33 +5,35 @@
 //! - [`client`]: requests, well-formed and not.
 //! - [`contract`]: the API's description, against which every answer is held.
 //! - [`events`]: server-sent events, read as they come.
+//! - [`fake_worker`]: the worker without a model.
+//! - [`fault_simulation`]: the whole system in memory while everything goes wrong, from a seed.
 //! - [`gate`]: holds a simulated worker's engine until a test lets it go on.
 //! - [`load`]: what `load-driver` is made of, an HTTP load generator.
 //! - [`memory`]: a proxy with simulated workers in one runtime, over pipes in memory.
 //! - [`metrics`]: what `/metrics` says.
+//! - [`policy_simulator`]: the batching policy under a discrete-event clock.
 //! - [`random`]: numbers from a seed.
+//! - [`scenes`]: what happens to real processes, one thing after another, and the table of it.
 //! - [`tap`]: a relay between worker and proxy that records every frame.
 //! - [`mod@reference`]: what CTranslate2's Python package answers, and the models that tests need.
-//! - [`simulated`]: the worker without a model.
-//! - [`simulation`]: the whole system in memory while everything goes wrong, from a seed.
-//! - [`simulator`]: the batching policy under a discrete-event clock.
 
 pub mod campaign;
 pub mod client;
 pub mod contract;
 pub mod events;
+pub mod fake_worker;
+pub mod fault_simulation;
 pub mod floods;
 pub mod folder;
 pub mod gate;
 pub mod load;
 pub mod memory;
 pub mod metrics;
+pub mod policy_simulator;
 pub mod process;
 pub mod random;
 pub mod reference;
-pub mod simulated;
-pub mod simulation;
-pub mod simulator;
+pub mod scenes;
 pub mod soak;
 pub mod stack;
 pub mod tap;

@@ -22,8 +22,8 @@ use tokio::time::timeout;
 
 pub use self::http2::Http2Client;
 use crate::client::Answer;
+use crate::fake_worker::{Ending, FakeWorker, FaultKind, Profile};
 use crate::metrics::Metrics;
-use crate::simulated::{Ending, FaultKind, Profile, Simulated};
 
 /// Bytes in a pipe: few, so that writers have to wait.
 const PIPE: usize = 4096;
@@ -63,7 +63,7 @@ impl Memory {
         let (drain, told) = watch::channel(false);
         let proxy = self.proxy.clone();
         let life = tokio::spawn(async move {
-            let mut worker = Simulated::new(profile);
+            let mut worker = FakeWorker::new(profile);
             loop {
                 let (near, far) = duplex(PIPE);
                 let serving = tokio::spawn(proxy.clone().serve_worker(far));

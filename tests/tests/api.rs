@@ -5,7 +5,7 @@ mod expect;
 use expect::{carries_on, error};
 use hyper::Method;
 use pillion_tests::client::Raw;
-use pillion_tests::simulated::echo::expected;
+use pillion_tests::fake_worker::echo::expected;
 use pillion_tests::stack::Stack;
 use serde_json::{Value, json};
 

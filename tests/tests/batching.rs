@@ -1,8 +1,8 @@
 //! Who rides with whom.
 
 use pillion_tests::client::{Answer, Client};
+use pillion_tests::fake_worker::echo::expected;
 use pillion_tests::gate::Gate;
-use pillion_tests::simulated::echo::expected;
 use pillion_tests::stack::Stack;
 use pillion_tests::tap::Tap;
 use serde_json::{Value, json};

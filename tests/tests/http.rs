@@ -9,7 +9,7 @@ use hyper::Method;
 use pillion_tests::client::{Client, Raw};
 use pillion_tests::contract::DESCRIPTION;
 use pillion_tests::eventually;
-use pillion_tests::simulated::echo::expected;
+use pillion_tests::fake_worker::echo::expected;
 use pillion_tests::stack::Stack;
 use serde_json::json;
 use tokio::task::JoinSet;

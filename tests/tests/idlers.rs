@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use pillion_tests::fake_worker::Profile;
 use pillion_tests::memory::Memory;
-use pillion_tests::simulated::Profile;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinSet;

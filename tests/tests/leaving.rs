@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use pillion_proxy::http::Scope;
+use pillion_tests::fake_worker::Profile;
+use pillion_tests::fake_worker::echo::expected;
 use pillion_tests::memory::{Memory, MemoryClient, MemoryWorker};
-use pillion_tests::simulated::Profile;
-use pillion_tests::simulated::echo::expected;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinSet;

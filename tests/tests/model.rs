@@ -13,8 +13,8 @@ use pillion_protocol::frame::{
 };
 use pillion_protocol::{BatchId, MemberIndex};
 use pillion_tests::client::Answer;
+use pillion_tests::fake_worker::Profile;
 use pillion_tests::memory::Memory;
-use pillion_tests::simulated::Profile;
 use serde_json::json;
 use stateright::{Checker, Model, Property};
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf};

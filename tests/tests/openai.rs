@@ -6,7 +6,7 @@ use expect::{carries_on, error};
 use hyper::Method;
 use pillion_tests::client::Client;
 use pillion_tests::events::Event;
-use pillion_tests::simulated::echo::expected;
+use pillion_tests::fake_worker::echo::expected;
 use pillion_tests::stack::Stack;
 use pillion_tests::tap::Tap;
 use serde_json::{Value, json};

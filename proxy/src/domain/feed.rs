@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
-use super::outcome::Outcome;
+use super::outcome::{Failure, Outcome};
 
 /// The output of one request that has not been taken yet.
 pub struct Feed(Mutex<State>);
@@ -112,16 +112,26 @@ impl Feed {
         }
     }
 
-    /// Waits for new output and takes it, at least one event. Cancel safe: output is taken only when it is returned. At
-    /// most one task waits at a time.
+    /// Waits for new output and takes it, at least one event. Cancel safe: output is taken only when it is returned. At most
+    /// one task waits at a time.
     pub async fn next(&self) -> Vec<StreamEvent> {
+        self.wait_until(|state| !state.changed.is_empty(), State::take).await
+    }
+
+    /// Waits until all texts have ended, and takes their outcomes.
+    pub async fn outcomes(&self) -> Vec<Outcome> {
+        let outcome = |output: NewOutput| output.outcome.unwrap_or(Err(Failure::Internal));
+        self.wait_until(|state| state.open == 0, |state| state.texts.drain(..).map(outcome).collect()).await
+    }
+
+    async fn wait_until<T>(&self, is_ready: impl Fn(&State) -> bool, take: impl Fn(&mut State) -> T) -> T {
         poll_fn(|context| {
             let mut state = self.lock();
-            if state.changed.is_empty() {
-                state.reader = Some(context.waker().clone());
-                return Poll::Pending;
+            if is_ready(&state) {
+                return Poll::Ready(take(&mut state));
             }
-            Poll::Ready(state.take())
+            state.reader = Some(context.waker().clone());
+            Poll::Pending
         })
         .await
     }
@@ -152,7 +162,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::domain::Failure;
 
     fn pieces(events: Vec<StreamEvent>) -> Vec<(usize, String)> {
         events.into_iter().map(|event| (event.text, event.piece)).collect()

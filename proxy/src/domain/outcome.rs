@@ -77,6 +77,9 @@ pub enum Failure {
 
 impl Completion {
     /// The same completion, or [`Failure::Deadline`] if the deadline passed before anything was produced.
+    ///
+    /// # Errors
+    /// The deadline passed before anything was produced.
     pub fn checked(self) -> Outcome {
         if self.reason == FinishReason::Deadline && self.completion_tokens == 0 {
             return Err(Failure::Deadline);

@@ -50,7 +50,7 @@ impl Reply {
 
     /// Sends the outcome of a job that has an answer.
     pub fn finish(mut self, completion: Completion) {
-        self.send(Ok(completion));
+        self.send(completion.checked());
     }
 
     /// Sends the outcome of a job that has failed.

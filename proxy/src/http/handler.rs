@@ -50,13 +50,12 @@ impl Service {
         drop(arriving);
         // The prompts are kept until the last text has ended: if a worker dies, the next one needs them.
         answers.hold(reserved);
-        let mut events = Events::new(answers, client.clone());
         if stream {
-            return streaming::answer(events, renderer, record, log_texts).await;
+            return streaming::answer(Events::new(answers, client.clone()), renderer, record, log_texts).await;
         }
-        let mut outcomes = vec![Err(Failure::Internal); record.texts()];
-        while let Some(more) = events.next().await {
-            more.into_iter().for_each(|event| outcomes[event.text] = event.outcome.unwrap_or(Err(Failure::Internal)));
+        let outcomes = answers.outcomes().await;
+        if !outcomes.iter().any(|outcome| matches!(outcome, Err(Failure::TooLate { .. }))) {
+            client.set_answered(Instant::now());
         }
         if log_texts {
             info!(request_id = record.request_id(), answers = ?outcomes, "sending answers");

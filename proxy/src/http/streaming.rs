@@ -18,7 +18,7 @@ use super::record::Record;
 use super::response::{Answer, event_stream};
 use crate::api::call::Renderer;
 use crate::api::error::ApiError;
-use crate::domain::{Completion, Failure, StreamEvent};
+use crate::domain::{Failure, StreamEvent};
 use crate::scheduler::Stream;
 
 /// The longest that the head waits for the first event. Until the head is sent, a failure can still become a status.
@@ -75,16 +75,13 @@ impl Events {
 
     /// The next events; `None` once every text has ended. The future may be dropped without losing an event.
     pub(super) async fn next(&mut self) -> Option<Vec<StreamEvent>> {
-        let Some(mut events) = self.stream.next().await else {
+        let Some(events) = self.stream.next().await else {
             if !self.is_refused {
                 self.client.set_answered(Instant::now());
             }
             return None;
         };
-        for event in &mut events {
-            self.is_refused |= matches!(event.outcome, Some(Err(Failure::TooLate { .. })));
-            event.outcome = event.outcome.take().map(|outcome| outcome.and_then(Completion::checked));
-        }
+        self.is_refused |= events.iter().any(|event| matches!(event.outcome, Some(Err(Failure::TooLate { .. }))));
         Some(events)
     }
 }

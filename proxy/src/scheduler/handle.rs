@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::message::{LinkEvent, Message, Serving, WorkerId};
 use crate::admission::{Admission, LINGER, Rejected};
-use crate::domain::{Feed, GenerationRequest, Job, JobId, JobRange, Reply, RequestContext, StreamEvent};
+use crate::domain::{Feed, GenerationRequest, Job, JobId, JobRange, Outcome, Reply, RequestContext, StreamEvent};
 
 /// The scheduler's handle for requests. Cheap to clone. The scheduler ends when all handles and ports are dropped.
 #[derive(Clone, Debug)]
@@ -134,6 +134,13 @@ impl Stream {
         let events = self.feed.next().await;
         self.open -= events.iter().filter(|event| event.outcome.is_some()).count();
         Some(events)
+    }
+
+    /// The outcomes of all texts, in the request's order.
+    pub async fn outcomes(mut self) -> Vec<Outcome> {
+        let outcomes = self.feed.outcomes().await;
+        self.open = 0;
+        outcomes
     }
 }
 

@@ -72,8 +72,8 @@ impl Server {
         self.connections.available_permits() < self.most / 4
     }
 
-    /// Serves one connection until the client closes it, until [`Activity`] has a reason to close it, or until clients are to
-    /// go elsewhere and the requests in flight have been answered. The caller holds the connection's [place](Self::places).
+    /// Serves one connection until the client closes it, until the connection is idle or too slow, or until clients are to go
+    /// elsewhere and the requests in flight have been answered. The caller holds the connection's [place](Self::places).
     pub async fn serve<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -104,6 +104,7 @@ impl Server {
         let overdue = || activity.overdue(|| self.is_crowded());
         let finish = async {
             tokio::select! {
+                biased;
                 () = self.service.clients_have_to_leave() => None,
                 reason = overdue() => Some(reason),
             }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use pillion_tests::campaign::{HEAD, Row, Scale, machine, scenes};
-use pillion_tests::say;
+use pillion_tests::campaign::{Scale, machine, scenes};
+use pillion_tests::scenes::Scenes;
 
 /// Real processes under load, to which something happens again and again.
 #[derive(Debug, Parser)]
@@ -26,37 +26,24 @@ struct Flags {
 async fn main() -> ExitCode {
     let flags = Flags::parse();
     let scale = if flags.short { Scale::SHORT } else { Scale::FULL };
-    let mut rows: Vec<Row> = Vec::new();
-    macro_rules! scene {
-        ($name:literal, $run:expr) => {
-            if $name.contains(&*flags.only) {
-                say(&format!("{}: begins", $name));
-                let row: Row = $run.await;
-                say(&row.to_string());
-                row.tally.failed.iter().chain(&row.tally.wrong).take(3).for_each(|what| say(what));
-                rows.push(row);
-            }
-        };
-    }
-    scene!("kills-of-two", scenes::kills_of_two(scale));
-    scene!("kills-of-one", scenes::kills_of_one(scale));
+    let mut all = Scenes::only(flags.only);
+    all.run("kills-of-two", scenes::kills_of_two(scale)).await;
+    all.run("kills-of-one", scenes::kills_of_one(scale)).await;
     if let Some(model) = flags.model.as_ref().and_then(|model| model.to_str()) {
-        scene!("kills-of-real", scenes::kills_of_real(scale, model));
+        all.run("kills-of-real", scenes::kills_of_real(scale, model)).await;
     }
-    scene!("proxy-restarts", scenes::proxy_restarts(scale));
-    scene!("model-swaps", scenes::model_swaps(scale));
-    scene!("rolling-restarts", scenes::rolling_restarts(scale));
-    scene!("poison", scenes::poison(scale));
-    scene!("stops", scenes::stops(scale));
-    scene!("liars", scenes::liars(scale));
-    scene!("proxy-stops", machine::proxy_stops(scale));
-    scene!("folder-removed", machine::folder_removed(scale));
-    scene!("descriptors", machine::descriptors(scale));
-    scene!("clock", machine::clock(scale));
+    all.run("proxy-restarts", scenes::proxy_restarts(scale)).await;
+    all.run("model-swaps", scenes::model_swaps(scale)).await;
+    all.run("rolling-restarts", scenes::rolling_restarts(scale)).await;
+    all.run("poison", scenes::poison(scale)).await;
+    all.run("stops", scenes::stops(scale)).await;
+    all.run("liars", scenes::liars(scale)).await;
+    all.run("proxy-stops", machine::proxy_stops(scale)).await;
+    all.run("folder-removed", machine::folder_removed(scale)).await;
+    all.run("descriptors", machine::descriptors(scale)).await;
+    all.run("clock", machine::clock(scale)).await;
     if let Some(model) = flags.model.as_ref().and_then(|model| model.to_str()) {
-        scene!("memory", machine::memory(scale, model));
+        all.run("memory", machine::memory(scale, model)).await;
     }
-    println!("{HEAD}");
-    rows.iter().for_each(|row| println!("{row}"));
-    if rows.iter().all(|row| row.kept) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    all.end()
 }

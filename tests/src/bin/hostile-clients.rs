@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use pillion_proxy::descriptors;
-use pillion_tests::floods::{HEAD, Row, Scale, scenes};
-use pillion_tests::say;
+use pillion_tests::floods::{Scale, scenes};
+use pillion_tests::scenes::Scenes;
 
 /// A proxy under floods of hostile clients, beside honest ones.
 #[derive(Debug, Parser)]
@@ -29,29 +29,14 @@ async fn main() -> ExitCode {
         eprintln!("error: {needed} open files are needed, and {descriptors} allowed (ulimit -n)");
         return ExitCode::from(69);
     }
-    let mut rows: Vec<Row> = Vec::new();
-    macro_rules! scene {
-        ($name:literal, $run:expr) => {
-            if $name.contains(&*flags.only) {
-                say(&format!("{}: begins", $name));
-                let row: Row = $run.await;
-                say(&row.to_string());
-                for tally in [&row.before, &row.under] {
-                    tally.failed.iter().chain(&tally.wrong).take(3).for_each(|what| say(what));
-                }
-                rows.push(row);
-            }
-        };
-    }
-    scene!("tricklers", scenes::tricklers(scale));
-    scene!("idlers", scenes::idlers(scale));
-    scene!("large-heads", scenes::large_heads(scale));
-    scene!("large-bodies", scenes::large_bodies(scale));
-    scene!("unread", scenes::unread(scale));
-    scene!("streams", scenes::streams(scale));
-    scene!("rapid-resets", scenes::rapid_resets(scale));
-    scene!("slow-heads", scenes::slow_heads(scale));
-    println!("{HEAD}");
-    rows.iter().for_each(|row| println!("{row}"));
-    if rows.iter().all(|row| row.kept) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let mut all = Scenes::only(flags.only);
+    all.run("tricklers", scenes::tricklers(scale)).await;
+    all.run("idlers", scenes::idlers(scale)).await;
+    all.run("large-heads", scenes::large_heads(scale)).await;
+    all.run("large-bodies", scenes::large_bodies(scale)).await;
+    all.run("unread", scenes::unread(scale)).await;
+    all.run("streams", scenes::streams(scale)).await;
+    all.run("rapid-resets", scenes::rapid_resets(scale)).await;
+    all.run("slow-heads", scenes::slow_heads(scale)).await;
+    all.end()
 }

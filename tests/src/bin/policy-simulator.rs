@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use clap::Parser;
-use pillion_tests::simulator::{Clients, Engine, Host, Request, Rule, Setting, simulate};
+use pillion_tests::policy_simulator::{
+    Clients, Engine, Host, MODELS, Mechanism, Request, Rule, Setting, ablation, engine_loads, loads, simulate,
+};
 
 /// Simulates one load, or with no flags a table of many.
 #[derive(Debug, Parser)]
@@ -25,9 +27,15 @@ struct Flags {
     /// weights. Repeat it for several kinds.
     #[arg(long, value_parser = request, value_name = "PROMPT:ANSWER:WEIGHT", default_value = "10:10:1")]
     request: Vec<Request>,
-    /// No batch gives way to others.
+    /// The part of the policy that is switched off.
     #[arg(long)]
-    no_preemption: bool,
+    without: Option<Mechanism>,
+    /// Prints, in Markdown, what each part of the policy is worth over many loads. The other flags do not count.
+    #[arg(long)]
+    ablation: bool,
+    /// Seeds with which `--ablation` runs each load.
+    #[arg(long, default_value_t = 6)]
+    seeds: u64,
     /// The host's time for a request, and again for its answer.
     #[arg(long, default_value = "60us", value_parser = humantime::parse_duration)]
     text: Duration,
@@ -56,7 +64,9 @@ struct Flags {
 
 fn main() {
     let flags = Flags::parse();
-    if let (Some(fixed), Some(member)) = (flags.fixed, flags.member) {
+    if flags.ablation {
+        print!("{}", ablation(&loads(), flags.seeds));
+    } else if let (Some(fixed), Some(member)) = (flags.fixed, flags.member) {
         let clients = match flags.rate {
             Some(rate) => Clients::Open { rate },
             None => Clients::Closed { users: flags.users, think: Duration::ZERO },
@@ -67,33 +77,11 @@ fn main() {
     }
 }
 
-/// Models from half a millisecond to half a second of fixed cost.
+/// Every model under every load of one engine.
 fn table(flags: &Flags) {
-    let micros = Duration::from_micros;
-    for (model, fixed, member) in [
-        ("small, 0.4 + 0.11 ms", micros(400), micros(110)),
-        ("2 + 0.2 ms", micros(2_000), micros(200)),
-        ("10 + 0.6 ms", micros(10_000), micros(600)),
-        ("OPT-125m, 135 + 6 ms", micros(135_000), micros(6_000)),
-        ("GPU, 30 + 0.05 ms", micros(30_000), micros(50)),
-        ("500 + 30 ms", micros(500_000), micros(30_000)),
-    ] {
-        let engine = engine_of(fixed, member, flags);
-        let capacity = 40.0 / engine.time(40).as_secs_f64();
-        let closed = |users| Clients::Closed { users, think: Duration::ZERO };
-        let think = engine.time(40);
-        for (load, clients) in [
-            ("1 user".to_owned(), closed(1)),
-            ("2 users".to_owned(), closed(2)),
-            ("40 users".to_owned(), closed(40)),
-            ("80 users".to_owned(), closed(80)),
-            ("40 users who think".to_owned(), Clients::Closed { users: 40, think }),
-            ("open, 20 %".to_owned(), Clients::Open { rate: 0.2 * capacity }),
-            ("open, 50 %".to_owned(), Clients::Open { rate: 0.5 * capacity }),
-            ("open, 70 %".to_owned(), Clients::Open { rate: 0.7 * capacity }),
-            ("open, 90 %".to_owned(), Clients::Open { rate: 0.9 * capacity }),
-            ("bursts of 40".to_owned(), Clients::Bursts { size: 40, every: 3 * think }),
-        ] {
+    for (model, engine) in MODELS {
+        let engine = Engine { prompt: flags.prompt, context: flags.context, ..engine };
+        for (load, clients) in engine_loads(&engine) {
             show(flags, &format!("{model}: {load}"), clients, engine);
         }
     }
@@ -107,11 +95,17 @@ fn show(flags: &Flags, name: &str, clients: Clients, engine: Engine) {
         (Rule::Timer(Duration::from_millis(2)), "timer 2 ms"),
         (Rule::Timer(Duration::from_millis(100)), "timer 100 ms"),
     ] {
-        let host = Host { request: flags.text, answer: flags.text, handover: flags.handover, lead: flags.lead };
+        let host = Host {
+            request: flags.text,
+            body: Duration::ZERO,
+            answer: flags.text,
+            handover: flags.handover,
+            lead: flags.lead,
+        };
         let setting = Setting {
             clients,
             requests: flags.request.clone(),
-            preempts: !flags.no_preemption,
+            without: flags.without,
             engines: vec![engine; flags.engines],
             host,
             rule,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use pillion_protocol::default_socket_path;
 use pillion_protocol::frame::Hello;
-use pillion_tests::simulated::{Ending, Fault, FaultKind, Profile, Simulated};
+use pillion_tests::fake_worker::{Ending, FakeWorker, Fault, FaultKind, Profile};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
     let socket = flags.socket.clone().unwrap_or_else(usual_socket);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(live(Simulated::new(flags.profile()), &socket)),
+        Ok(runtime) => runtime.block_on(live(FakeWorker::new(flags.profile()), &socket)),
         Err(error) => {
             eprintln!("no runtime: {error}");
             ExitCode::from(70)
@@ -116,7 +116,7 @@ fn main() -> ExitCode {
 }
 
 /// Dials for ever, and serves what answers.
-async fn live(mut worker: Simulated, socket: &Path) -> ExitCode {
+async fn live(mut worker: FakeWorker, socket: &Path) -> ExitCode {
     const REDIAL: Duration = Duration::from_millis(50);
     let (told, drain) = watch::channel(false);
     tokio::spawn(async move {

@@ -47,9 +47,18 @@ pub struct Row {
     pub kept: bool,
 }
 
-/// The table's head.
-pub const HEAD: &str = "| fault | promise | tried | requests | of them streams | failed | wrong or crossed | p50, p99, longest, ms | seen | kept |\n\
+impl crate::scenes::Row for Row {
+    const HEAD: &'static str = "| fault | promise | tried | requests | of them streams | failed | wrong or crossed | p50, p99, longest, ms | seen | kept |\n\
     | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
+
+    fn is_kept(&self) -> bool {
+        self.kept
+    }
+
+    fn tallies(&self) -> Vec<&Tally> {
+        vec![&self.tally]
+    }
+}
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

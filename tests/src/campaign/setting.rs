@@ -10,8 +10,8 @@ use tokio::time::sleep;
 
 use super::Scale;
 use super::load::{Load, Question, Tally, ask};
+use crate::fake_worker::echo::expected;
 use crate::metrics::Metrics;
-use crate::simulated::echo::expected;
 use crate::stack::Stack;
 
 /// The simulated worker's costs: with batches of 16 it answers some 640 short texts a second.

@@ -69,9 +69,18 @@ pub struct Row {
     pub kept: bool,
 }
 
-/// The table's head.
-pub const HEAD: &str = "| flood | promise | honest requests | failed or wrong | p50, p99, ms: before, under it | memory, MiB: before, most, after | seen | kept |\n\
+impl crate::scenes::Row for Row {
+    const HEAD: &'static str = "| flood | promise | honest requests | failed or wrong | p50, p99, ms: before, under it | memory, MiB: before, most, after | seen | kept |\n\
     | --- | --- | --- | --- | --- | --- | --- | --- |";
+
+    fn is_kept(&self) -> bool {
+        self.kept
+    }
+
+    fn tallies(&self) -> Vec<&Tally> {
+        vec![&self.before, &self.under]
+    }
+}
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

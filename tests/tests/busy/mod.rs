@@ -1,8 +1,8 @@
 //! A stack with work in it.
 
 use pillion_tests::client::{Answer, Client};
+use pillion_tests::fake_worker::echo::expected;
 use pillion_tests::gate::Gate;
-use pillion_tests::simulated::echo::expected;
 use pillion_tests::stack::Stack;
 use serde_json::json;
 use tokio::task::JoinHandle;

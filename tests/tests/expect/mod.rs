@@ -1,7 +1,7 @@
 //! What every answer must look like.
 
 use pillion_tests::client::{Answer, Client};
-use pillion_tests::simulated::echo::expected;
+use pillion_tests::fake_worker::echo::expected;
 use serde_json::{Value, json};
 
 /// The error of an answer, whose form is checked.

@@ -82,14 +82,13 @@ impl Renderer for Generate {
             usage.prompt_tokens += one.prompt_tokens;
             usage.completion_tokens += one.completion_tokens;
         }
-        let text = |outcome: &Outcome| outcome.as_ref().ok().map(|completion| &*completion.text);
         let reason =
             |outcome: &Outcome| outcome.as_ref().map_or("error", |completion| finish_reason(completion.reason));
         let error = |outcome: &Outcome| {
             outcome.as_ref().err().map(|failure| ApiError::Failed(failure.clone()).body(None, FIELDS))
         };
         Ok(write::json(&GeneratedList {
-            text: outcomes.iter().map(text).collect(),
+            text: outcomes.iter().map(|outcome| outcome.as_ref().ok().map(|completion| &*completion.text)).collect(),
             finish_reason: outcomes.iter().map(reason).collect(),
             usage,
             errors: outcomes.iter().any(Result::is_err).then(|| outcomes.iter().map(error).collect()),

@@ -4,9 +4,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 
+use pillion_tests::fault_simulation::plan::Plan;
+use pillion_tests::fault_simulation::{Outcome, run};
 use pillion_tests::say;
-use pillion_tests::simulation::plan::Plan;
-use pillion_tests::simulation::{Outcome, run};
 use tokio::runtime;
 
 fn simulate(plan: &Plan) -> Outcome {

@@ -8,14 +8,20 @@
 //! [`Queue`]: pillion_proxy::scheduler::queue::Queue
 //! [`Workers`]: pillion_proxy::scheduler::workers::Workers
 
+mod ablation;
 mod clients;
 mod engine;
+mod loads;
+mod mechanism;
 mod report;
 mod setting;
 mod world;
 
+pub use ablation::ablation;
 pub use clients::Clients;
 pub use engine::{Engine, Request};
+pub use loads::{Load, MODELS, engine_loads, loads};
+pub use mechanism::Mechanism;
 pub use report::Report;
 pub use setting::{Host, Rule, Setting};
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::plan::Request;
 use crate::events::{Event, Parser};
-use crate::simulated::echo::expected;
+use crate::fake_worker::echo::expected;
 
 /// What a client got.
 #[derive(Clone, Debug, PartialEq, Eq)]

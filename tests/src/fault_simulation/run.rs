@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::plan::{Act, Plan, Request};
 use super::verdict::{Got, Wrong, judge};
+use crate::fake_worker::Profile;
 use crate::memory::{Memory, MemoryWorker};
-use crate::simulated::Profile;
 
 /// No request takes longer than its deadline, a grace, and the workers' wait.
 const LONGEST: Duration = Duration::from_secs(95);

@@ -13,4 +13,4 @@ mod session;
 pub use ending::{Ending, SessionError};
 pub use profile::{Fault, FaultKind, Profile};
 pub use running::POISON;
-pub use session::Simulated;
+pub use session::FakeWorker;

@@ -20,7 +20,7 @@ const GATE: Duration = Duration::from_millis(5);
 
 /// A worker's life, over any number of connections.
 #[derive(Debug)]
-pub struct Simulated {
+pub struct FakeWorker {
     pub(super) profile: Profile,
     batches: u64,
     steps: u64,
@@ -29,7 +29,7 @@ pub struct Simulated {
     idle_since: Instant,
 }
 
-impl Simulated {
+impl FakeWorker {
     /// A worker at the start of its life.
     pub fn new(profile: Profile) -> Self {
         let now = Instant::now();
@@ -70,7 +70,7 @@ impl Simulated {
 
 /// A connection after the handshake.
 pub(super) struct Session<'a, S> {
-    pub(super) life: &'a mut Simulated,
+    pub(super) life: &'a mut FakeWorker,
     reader: FrameReader<ReadHalf<S>>,
     writer: WriteHalf<S>,
     pub(super) wire: BytesMut,

@@ -13,7 +13,7 @@ use pillion_proxy::scheduler::worker::Worker;
 use tokio::time::Instant;
 
 use super::{Asker, BYTES, Event, World};
-use crate::simulator::Engine;
+use crate::policy_simulator::{Engine, Mechanism};
 
 /// A batch on its way, waiting for the engine, or in it.
 pub(super) struct Batch {
@@ -59,8 +59,8 @@ impl World<'_> {
         let Some(batch) = site.batches.front_mut().filter(|batch| batch.is_ready && batch.run.is_none()) else {
             return;
         };
-        let requests: Vec<(u32, u32)> = batch.jobs.iter().map(|job| fed_and_left(job)).collect();
-        let mut ends: Vec<(Duration, usize)> = site.engine.ends(&requests).into_iter().zip(0..).collect();
+        let asks: Vec<(u32, u32)> = batch.jobs.iter().map(|job| fed_and_left(job)).collect();
+        let mut ends: Vec<(Duration, usize)> = site.engine.ends(&asks).into_iter().zip(0..).collect();
         ends.sort_unstable();
         let mut jobs: Vec<_> = batch.jobs.drain(..).map(Some).collect();
         batch.jobs = ends.iter().filter_map(|&(_, nth)| jobs[nth].take()).collect();
@@ -85,7 +85,9 @@ impl World<'_> {
         }
         batch.completion_tokens += ended.iter().map(|job| u64::from(job.request.max_new_tokens)).sum::<u64>();
         batch.prompt_tokens += ended.iter().map(|job| (job.request.bytes() / BYTES) as u64).sum::<u64>();
-        self.policy.returns.answered(ended.len(), self.now);
+        if self.has(Mechanism::Returns) {
+            self.policy.returns.answered(ended.len(), self.now);
+        }
         self.worker(worker).ended(BatchId(id), ended.len());
         for job in ended {
             let at = self.host(self.setting.host.answer);

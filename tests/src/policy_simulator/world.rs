@@ -18,12 +18,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::engines::Site;
+use super::mechanism;
 use super::report::Answer;
 use super::setting::{Host, Rule, Setting};
-use super::{Clients, Engine, Report};
+use super::{Clients, Engine, Mechanism, Report};
+use crate::fake_worker::Profile;
 use crate::load::mix::Draw;
 use crate::random::SplitMix64;
-use crate::simulated::Profile;
 
 /// tokio's timers fire at the next millisecond.
 const TICK: Duration = Duration::from_millis(1);
@@ -34,6 +35,8 @@ const BYTES: usize = 4;
 enum Event {
     /// A client sends.
     Sent { client: usize },
+    /// The head of its request has been read; its body is on its way.
+    Head { client: usize, sent: Instant },
     /// Its text is in the queue.
     Queued { client: usize, sent: Instant },
     /// A worker grants credit: its first, or the one for which a batch makes room.
@@ -44,7 +47,7 @@ enum Event {
     Ended { worker: usize, batch: u64, members: usize },
     /// An engine is told to give the rest of a batch back.
     Yield { worker: usize, batch: u64 },
-    /// A hold, or a timer, has run out.
+    /// A hold, or a timer, has run out, unless another has been set since.
     Wake,
     /// A client has its answer.
     Answered { client: usize, sent: Instant, kind: usize },
@@ -74,11 +77,15 @@ pub(super) struct World<'a> {
     policy: Policy,
     workers: Workers,
     sites: Vec<Site>,
+    /// Requests whose body is on its way.
+    arriving: usize,
     /// By client: when it had its last answer.
     answered: Vec<Option<Instant>>,
     answers: Vec<Answer>,
     batches: usize,
     preempted: usize,
+    /// When the hold or the timer that was set last runs out.
+    wakes: Option<Instant>,
     held_since: Option<Instant>,
     longest_hold: Duration,
     longest_waits: Vec<Duration>,
@@ -88,7 +95,7 @@ pub(super) struct World<'a> {
 
 impl<'a> World<'a> {
     pub(super) fn new(setting: &'a Setting) -> Self {
-        let start = Instant::now();
+        let start = Instant::now() + mechanism::LONG_AGO;
         let batch_timeout = if setting.rule == Rule::Pillion { Duration::from_millis(100) } else { Duration::ZERO };
         let mut workers = Workers::default();
         let mut links = Vec::new();
@@ -116,10 +123,12 @@ impl<'a> World<'a> {
             policy: Policy::new(setting.max_batch_size, batch_timeout),
             workers,
             sites: setting.engines.iter().map(site).collect(),
+            arriving: 0,
             answered: Vec::new(),
             answers: Vec::new(),
             batches: 0,
             preempted: 0,
+            wakes: None,
             held_since: None,
             longest_hold: Duration::ZERO,
             longest_waits: vec![Duration::ZERO; setting.requests.len()],
@@ -132,9 +141,12 @@ impl<'a> World<'a> {
         self.begin();
         while let Some(Reverse((at, _, event))) = self.events.pop() {
             self.now = at;
+            if event == Event::Wake && self.wakes != Some(at) {
+                continue;
+            }
             self.take(event);
             self.dispatch();
-            if self.setting.preempts && self.setting.rule == Rule::Pillion {
+            if self.has(Mechanism::Preemption) && self.setting.rule == Rule::Pillion {
                 self.preempt();
             }
         }
@@ -156,6 +168,11 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Whether a part of the policy is at work.
+    fn has(&self, mechanism: Mechanism) -> bool {
+        self.setting.without != Some(mechanism)
+    }
+
     fn end(&self) -> Instant {
         self.start + self.setting.span
     }
@@ -172,11 +189,15 @@ impl<'a> World<'a> {
     }
 
     fn take(&mut self, event: Event) {
-        let Host { request, .. } = self.setting.host;
+        let Host { request, body, .. } = self.setting.host;
         match event {
             Event::Sent { client } => {
-                let queued = self.host(request);
-                self.at(queued, Event::Queued { client, sent: self.now });
+                let read = self.host(request);
+                let sent = self.now;
+                self.at(
+                    read,
+                    if body.is_zero() { Event::Queued { client, sent } } else { Event::Head { client, sent } },
+                );
                 if let Clients::Open { rate } = self.setting.clients {
                     let next = self.now + self.random.exponential(Duration::from_secs_f64(1.0 / rate));
                     if next < self.end() {
@@ -184,8 +205,14 @@ impl<'a> World<'a> {
                     }
                 }
             }
+            Event::Head { client, sent } => {
+                self.arriving += 1;
+                self.at(self.now + body, Event::Queued { client, sent });
+            }
             Event::Queued { client, sent } => {
-                match self.answered.get_mut(client).and_then(Option::take) {
+                self.arriving -= usize::from(!body.is_zero());
+                let answered = self.answered.get_mut(client).and_then(Option::take);
+                match answered.filter(|_| self.has(Mechanism::Returns)) {
                     Some(answered) => self.policy.returns.returned(1, answered, self.now),
                     None => self.policy.returns.came(1, self.now),
                 }

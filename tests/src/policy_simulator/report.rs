@@ -12,7 +12,9 @@ pub struct Report {
     pub rate: f64,
     /// Tokens produced a second.
     pub tokens: f64,
-    /// From a request's sending to its answer: half of them took no longer.
+    /// From a request's sending to its answer: the mean.
+    pub mean: Duration,
+    /// The same: half of them took no longer.
     pub p50: Duration,
     /// The same of 99 in a hundred.
     pub p99: Duration,
@@ -58,6 +60,7 @@ impl Report {
         Self {
             rate: all.len() as f64 / span.as_secs_f64(),
             tokens: tokens as f64 / span.as_secs_f64(),
+            mean: all.iter().sum::<Duration>() / u32::try_from(all.len().max(1)).unwrap_or(u32::MAX),
             p50: at(&all, 50),
             p99: at(&all, 99),
             kinds: (0..requests.len()).map(|kind| at(&sorted(Some(kind)), 50)).collect(),

@@ -2,53 +2,72 @@
 
 use pillion_proxy::domain::Demand;
 use pillion_proxy::domain::Job;
-use pillion_proxy::policy::Decision;
 use pillion_proxy::policy::candidates::Size;
+use pillion_proxy::policy::{Decision, View};
 use pillion_proxy::scheduler::WorkerId;
 use pillion_proxy::scheduler::queue::Limits;
+use tokio::time::Instant;
 
 use super::engines::Batch;
 use super::{Asker, BYTES, Event, TICK, World};
-use crate::simulator::Rule;
+use crate::policy_simulator::{Mechanism, Rule, mechanism};
 
 impl World<'_> {
     /// As the batcher does it.
     pub(super) fn dispatch(&mut self) {
         let most = self.setting.max_batch_size;
+        let set = self.wakes.take();
         while !self.queue.is_empty() {
             if !self.workers.have_credit() {
                 return;
             }
-            let buckets = self.queue.buckets();
-            let oldest = buckets.iter().map(|bucket| bucket.since).min().unwrap_or(self.now);
+            let waiting = self.queue.buckets();
+            let oldest = waiting.iter().map(|bucket| bucket.since).min().unwrap_or(self.now);
+            let buckets = mechanism::seen(waiting.clone(), self.setting.without, self.now);
             // Where nobody is expected to come, all ride together.
             let rate = if self.setting.rule == Rule::Pillion { self.policy.texts_per_second(self.now) } else { 0.0 };
-            let Some((id, candidate)) = self.workers.next(&buckets, most, rate, self.now) else { return };
+            let Some((id, mut candidate)) = self.workers.next(&buckets, most, rate, self.now) else { return };
             let Some(worker) = self.workers.get_mut(id) else { return };
-            let view = worker.view(&candidate, self.sites.len(), self.now);
+            if self.setting.without == Some(Mechanism::ShortestFirst) {
+                candidate.since += mechanism::LONG_AGO;
+            }
+            let view = View { arriving: self.arriving, ..worker.view(&candidate, self.sites.len(), self.now) };
             if let Rule::Timer(timer) = self.setting.rule {
                 let due = oldest + timer;
                 if view.ending > 0 {
                     return;
                 }
                 if self.queue.len() < most && self.now < due {
-                    return self.at(due, Event::Wake);
+                    return self.wake(due, set);
                 }
             }
+            let is_due = view.is_due;
+            let view = mechanism::view(view, self.setting.without);
             if let Decision::HoldUntil(until) = self.policy.decide(&view, self.now) {
                 self.held_since.get_or_insert(self.now);
-                return self.at(until + TICK, Event::Wake);
+                return self.wake(until + TICK, set);
             }
             if let Some(since) = self.held_since.take() {
                 self.longest_hold = self.longest_hold.max(self.now - since);
             }
-            let share = self.workers.share(&candidate.demand, id);
+            let share =
+                if self.has(Mechanism::Sharing) { self.workers.share(&candidate.demand, id) } else { usize::MAX };
             let limits = Limits { members: most.min(share), tokens: u64::MAX, bytes: usize::MAX };
-            let (jobs, _) = self.queue.take_batch(&candidate.buckets, &limits);
+            // Jobs of all sizes wait in one place where they are not grouped.
+            let from = if self.has(Mechanism::Grouping) { &candidate.buckets } else { &waiting };
+            let (jobs, _) = self.queue.take_batch(from, &limits);
             self.watch_the_oldest(&jobs);
-            self.depart(id, jobs, view.is_due);
+            self.depart(id, jobs, is_due);
         }
         self.policy.nobody_waits();
+    }
+
+    /// One timer is set at a time, as in the batcher. `set`: when the one before runs out.
+    fn wake(&mut self, at: Instant, set: Option<Instant>) {
+        self.wakes = Some(at);
+        if set != Some(at) {
+            self.at(at, Event::Wake);
+        }
     }
 
     /// For how long the oldest has waited, where younger ones go before it.
@@ -91,7 +110,8 @@ impl World<'_> {
 
     /// As the batcher does it.
     pub(super) fn preempt(&mut self) {
-        let (buckets, most) = (self.queue.buckets(), self.setting.max_batch_size);
+        let buckets = mechanism::seen(self.queue.buckets(), self.setting.without, self.now);
+        let most = self.setting.max_batch_size;
         let told = self.workers.should_give_way(&buckets, most, &self.policy, self.now);
         if let Some((id, batch, remains)) = told {
             self.workers.get_mut(id).expect("no worker leaves").give_way(batch);

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::{Clients, Engine, Request};
+use super::{Clients, Engine, Mechanism, Request};
 
 /// The rest of the machine: one processor for client, proxy, text and tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Host {
     /// Its time for a request, from the client's sending to its place in the queue.
     pub request: Duration,
+    /// How long after a request's head the last of its body arrives. It costs the processor nothing.
+    pub body: Duration,
     /// Its time for an answer, from the engine's end to the client.
     pub answer: Duration,
     /// From a batch's leaving to where an engine could begin it: wake-ups, and its text's tokens.
@@ -42,8 +44,8 @@ pub struct Setting {
     pub host: Host,
     /// What decides.
     pub rule: Rule,
-    /// Whether a batch of which little is left may give way to others.
-    pub preempts: bool,
+    /// The part of Pillion's policy that is switched off, if one is.
+    pub without: Option<Mechanism>,
     /// The most members of a batch.
     pub max_batch_size: usize,
     /// For how long requests are sent.

@@ -38,7 +38,7 @@ pub fn ends(words: &[String], produced: usize, max: usize, min: usize) -> Option
 /// The whole answer to a text under these limits: what a client must get.
 ///
 /// ```
-/// use pillion_tests::simulated::echo;
+/// use pillion_tests::fake_worker::echo;
 /// assert_eq!(echo::expected("one two three", 10, 0), "three two one");
 /// assert_eq!(echo::expected("one two three", 2, 0), "three two");
 /// assert_eq!(echo::expected("one two", 10, 3), "two one two");

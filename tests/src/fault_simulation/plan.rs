@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::fake_worker::{Fault, FaultKind, POISON, Profile};
 use crate::random::SplitMix64;
-use crate::simulated::{Fault, FaultKind, POISON, Profile};
 
 /// Everything that will be done, in its order.
 #[derive(Clone, Debug)]
