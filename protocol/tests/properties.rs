@@ -64,7 +64,7 @@ fn member() -> impl Strategy<Value = Member> {
     )
 }
 
-/// Whether the codec writes the same bytes for a batch that serde writes. The codec writes a part of a batch without serde.
+/// Whether the codec turns a batch into the same bytes as serde does. The codec writes a part of each batch without serde.
 fn as_serde_writes(batch: &Batch) -> bool {
     let mut wire = BytesMut::new();
     codec::encode(&Frame::Batch(BatchId(1), batch.clone()), &mut wire).unwrap();

@@ -1,4 +1,4 @@
-"""Draws what a table shows badly: curves over the load, and how batch sizes spread."""
+"""Draws what is hard to see in a table: curves over the load, and the distribution of batch sizes."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ SIZE = (7.0, 4.2)
 
 
 def draw(sections: Mapping[str, Section], folder: Path) -> list[Path]:
-    """The pictures for which there are figures."""
+    """Draws each picture whose sections have been measured. Returns the paths of the drawn pictures."""
     folder.mkdir(exist_ok=True)
     pyplot.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
     drawn: list[Path] = []
@@ -76,7 +76,10 @@ def batch_sizes(sections: list[Section]) -> None:
 
 
 def bars(axes: Axes, section: Section) -> None:
-    """Weighted by size: how large a batch the requests rode in, not how many small batches there were."""
+    """Draws for each batch size how many of the requests were in a batch of that size.
+
+    A batch of 10 requests therefore counts ten times as much as a batch of one.
+    """
     batches: dict[str, float] = defaultdict(float)
     for run in section.row("pillion").runs:
         for bound, count in run.batch_sizes.items():
@@ -94,7 +97,7 @@ def bars(axes: Axes, section: Section) -> None:
 
 
 def points_of(section: Section, figure: str) -> dict[str, list[tuple[float, float]]]:
-    """For every server the median of a figure over the load, in the load's order."""
+    """For every server, the points of a curve in the order of the loads: a load, and the figure's median at that load."""
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in section.rows:
         if (value := row.median(figure)) is not None:

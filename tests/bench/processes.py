@@ -1,4 +1,4 @@
-"""Child processes: started with a log, stopped with all their children, and what the kernel counts of them."""
+"""Starts child processes with a log, stops them with all their children, and reads the kernel's figures of them."""
 
 import os
 import random
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 STOP_LIMIT = 1.0
-"""Seconds that a process may take to end before it is killed: nobody waits for its answers any more."""
+"""Seconds that a process may take to end before it is killed. It may be short, since nobody waits for its answers."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 Process = subprocess.Popen[bytes]
@@ -19,9 +19,10 @@ Command = list[str | Path]
 
 @contextmanager
 def running(command: Command, log: Path, piped: bool = False) -> Iterator[Process]:
-    """A process in a session of its own, so that nothing of it is left when this ends.
+    """Runs a process in a session of its own, and stops it with all its children at the end of the `with` block.
 
-    `piped` gives this program its standard input and output; else both go nowhere and to the log.
+    If `piped` is true, this program can write the process's standard input and read its standard output. Otherwise the
+    standard input is empty, and the standard output goes to the log.
     """
     with log.open("ab") as output:
         pipe = subprocess.PIPE if piped else None
@@ -51,7 +52,10 @@ def stop(process: Process) -> None:
 
 
 def free_port() -> int:
-    """Below the range that the system gives to connections, so that no client's connection takes it meanwhile."""
+    """A free port below the range from which the system takes the ports of connections.
+
+    So no client's connection takes the port before it is used.
+    """
     while True:
         port = random.randint(10_000, 32_000)
         with socket.socket() as listener:
@@ -63,7 +67,7 @@ def free_port() -> int:
 
 
 def family(pid: int) -> list[int]:
-    """The process and all its descendants now."""
+    """The ids of the process and of all its present descendants."""
     parents = {child: fields[1] for child, fields in _every_stat()}
     found = [pid]
     for member in found:
@@ -72,7 +76,7 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time so far of a process and its living descendants."""
+    """Seconds of user and system time that a process and its living descendants have used."""
     times = 0
     for member in family(pid):
         with suppress(OSError):
@@ -82,7 +86,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of one process now."""
+    """Bytes of memory that one process has at present."""
     status = Path(f"/proc/{pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
     return int(line.split()[1]) * 1024
@@ -95,5 +99,8 @@ def _every_stat() -> Iterator[tuple[int, list[str]]]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third, the state, on: a name may hold spaces and parentheses."""
+    """The fields of /proc/PID/stat from the third one on, which is the state.
+
+    The second field, the name, may hold spaces and parentheses. So the text is cut at the last parenthesis.
+    """
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -6,18 +6,18 @@ from typing import TypedDict
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
-"""`EOS` ends what continues a plain prompt."""
+"""`EOS` ends the answer to a plain prompt."""
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
-"""`END` ends a message, so also the answer in a chat."""
+"""`END` ends each message of a chat, and so also the answer."""
 SPECIAL_TOKENS = [UNK, BOS, EOS, SYSTEM, USER, ASSISTANT, END]
-"""Their ids are their places here."""
+"""A special token's id is its place in this list."""
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-# Set up as Hugging Face's tokenizers do.
+# Hugging Face's tokenizers set up their environment in the same way.
 _template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
 
 

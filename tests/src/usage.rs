@@ -1,29 +1,29 @@
-//! What a running process takes of the machine.
+//! The memory, processor time, descriptors and threads that a running process uses.
 
 use std::path::Path;
 
 use crate::process::Process;
 
-/// A process's share of the machine.
+/// What a process uses.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// Memory that it has, in bytes.
+    /// The memory that the process has, in bytes.
     pub resident: u64,
-    /// The most that it ever had.
+    /// The most memory that the process ever had, in bytes.
     pub most: u64,
-    /// Seconds of a processor that it has used.
+    /// Seconds of processor time that the process has used.
     pub cpu: f64,
-    /// Files, sockets and the like that are open.
+    /// The number of open files, sockets and other descriptors.
     pub descriptors: u64,
-    /// Threads.
+    /// The number of threads.
     pub threads: u64,
 }
 
 impl Usage {
-    /// Of a running process.
+    /// Reads what a running process uses.
     ///
     /// # Panics
-    /// It has ended.
+    /// The process has ended.
     pub fn of(process: &Process) -> Self {
         let folder = Path::new("/proc").join(process.pid().expect("it runs").to_string());
         let status = std::fs::read_to_string(folder.join("status")).expect("its status can be read");
@@ -32,7 +32,8 @@ impl Usage {
             line.trim_matches([':', '\t', ' ', 'k', 'B']).parse().expect("a number")
         };
         let stat = std::fs::read_to_string(folder.join("stat")).expect("its times can be read");
-        // After the name, which may hold anything: user's and system's time are the 12th and 13th, in hundredths.
+        // The name may hold anything, so the fields are counted from behind it. The 12th and 13th are the user's and the
+        // system's time, in hundredths of a second.
         let (_, fields) = stat.rsplit_once(')').expect("a name");
         let hundredths = |nth: usize| fields.split_whitespace().nth(nth).and_then(|field| field.parse::<f64>().ok());
         let cpu: f64 = [11, 12].into_iter().filter_map(hundredths).sum::<f64>() / 100.0;

@@ -1,4 +1,7 @@
-"""What `deploy/release` refuses, and what it leaves: the real script and the real versions, with stubs that build nothing."""
+"""Tests what `deploy/release` refuses and which files it writes.
+
+The script and the versions are the real ones. Stubs take the place of the programs that build.
+"""
 
 import os
 import shutil

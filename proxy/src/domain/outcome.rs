@@ -21,7 +21,7 @@ pub struct Completion {
     pub completion_tokens: u32,
     /// When the proxy received the first token, if there was one.
     pub first_token_at: Option<Instant>,
-    /// When its job left the queue, and with how many members.
+    /// When the text's job first left the queue, and how many members its latest batch had.
     pub dispatch: Option<Dispatch>,
 }
 
@@ -88,7 +88,7 @@ impl Completion {
     }
 }
 
-/// When a job left the queue, and with how many members.
+/// When a job first left the queue, and how many members its latest batch had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dispatch {
     /// When the job left the queue for the first time.

@@ -123,7 +123,7 @@ impl Record {
         self.answered(answer)
     }
 
-    /// Records an answer whose body is still written, and adds the request's id to its headers.
+    /// Records an answer whose body is still being written, and adds the request's id to its headers.
     pub(super) fn answered(&mut self, mut answer: Answer) -> Answer {
         let status = answer.status().as_u16();
         self.status = Some(status);

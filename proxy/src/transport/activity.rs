@@ -14,7 +14,8 @@ use tokio::time::{Instant, sleep};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest time without a request.
 const IDLE: Duration = Duration::from_secs(75);
-/// The longest time without a request while few places are left, and from a head's first byte to its last.
+/// The longest time without a request while few places are left. Also the longest time that a head may take, from its first
+/// byte to its last.
 const SHORT: Duration = Duration::from_secs(10);
 /// The longest time in which a client takes nothing of an answer.
 const UNREAD: Duration = Duration::from_secs(60);
@@ -42,9 +43,9 @@ pub(super) struct Activity {
     last: AtomicU64,
     /// When the head that is being read began, plus 1; 0 while no head is being read.
     head: AtomicU64,
-    /// Requests in flight.
+    /// The number of requests in flight.
     requests: AtomicU32,
-    /// Requests in flight for which the client has something to read.
+    /// The number of requests in flight for which the client has something to read.
     unread: AtomicU32,
 }
 
@@ -134,7 +135,7 @@ impl Activity {
             _ if self.unread.load(Relaxed) > 0 => (CloseReason::Unread, since_progress, UNREAD),
             _ => return Ok(SHORT),
         };
-        // A head or an answer may begin before the next check, and the shortest limit is `SHORT`.
+        // A head or an answer may begin meanwhile. No limit is shorter than `SHORT`, so the next check comes by then.
         limit.checked_sub(passed).filter(|left| !left.is_zero()).map(|left| left.min(SHORT)).ok_or(reason)
     }
 

@@ -1,4 +1,4 @@
-//! What is asked of whom, and what must be in the answer.
+//! The server that is loaded, the requests that it gets, and what must be in the answers.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
@@ -10,25 +10,25 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Uri};
 use serde_json::Value;
 
-/// Why a URL cannot be asked.
+/// Why no request can be sent to a URL.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    /// It is none.
+    /// The text is not a URL.
     #[error("no URL")]
     Url(#[from] hyper::http::Error),
-    /// It is of another protocol, or names no host.
+    /// The URL has another scheme than `http`, or names no host.
     #[error("not of the form http://HOST:PORT/PATH")]
     Form,
-    /// Its host has no address.
+    /// The URL's host has no address.
     #[error("the host has no address")]
     Host,
 }
 
-/// A server's address, and the kinds of requests that are put to it: one, unless others are [added](Target::or).
+/// A server's address, and the kinds of requests that are sent to it. [`Target::or`] adds a kind.
 #[derive(Clone, Debug)]
 pub struct Target {
     address: SocketAddr,
-    /// With everything but a body.
+    /// The part that all requests share: everything except the body.
     head: Request<()>,
     kinds: Vec<Kind>,
 }
@@ -36,11 +36,11 @@ pub struct Target {
 /// A kind of request.
 #[derive(Clone, Debug)]
 pub struct Kind {
-    /// Those with the same name are counted together.
+    /// The kind's name. Requests of kinds with the same name are counted together.
     pub name: String,
-    /// How often it is asked, beside the others' weights.
+    /// The kind's share of all requests is its weight divided by the sum of all weights.
     pub weight: f64,
-    /// How long its client waits for the answer before it goes away, if it does.
+    /// How long a client waits for the answer before it goes away. `None` means until the answer comes.
     pub patience: Option<Duration>,
     request: Request<Full<Bytes>>,
     expected: Option<Expected>,
@@ -59,10 +59,10 @@ pub struct Expected {
 pub struct ExpectedError;
 
 impl Target {
-    /// POSTs to this URL, of nothing yet. The host is looked up here, once.
+    /// A target at this URL, still without any kind of request. The host's address is looked up here, once.
     ///
     /// # Errors
-    /// The URL cannot be asked.
+    /// No request can be sent to the URL.
     pub fn new(url: &str) -> Result<Self, TargetError> {
         let url: Uri = url.parse().map_err(hyper::http::Error::from)?;
         let host = url.host().filter(|_| url.scheme_str() == Some("http")).ok_or(TargetError::Form)?;
@@ -79,7 +79,7 @@ impl Target {
         Ok(Self { address, head, kinds: Vec::new() })
     }
 
-    /// The same, with a kind of request more: this JSON, of which the answer must have `expected`.
+    /// Adds a kind of request, which posts the JSON `body`. The answer must have the field `expected`, if one is given.
     #[must_use]
     pub fn or(mut self, name: &str, weight: f64, body: String, expected: Option<Expected>) -> Self {
         let request = self.head.clone().map(|()| Full::new(Bytes::from(body)));
@@ -87,7 +87,7 @@ impl Target {
         self
     }
 
-    /// The same, with clients of the last kind who go away after so long.
+    /// Sets how long clients wait for the answers to the kind that was added last.
     #[must_use]
     pub fn with_patience(mut self, patience: Option<Duration>) -> Self {
         if let Some(kind) = self.kinds.last_mut() {
@@ -96,29 +96,29 @@ impl Target {
         self
     }
 
-    /// Where the server is.
+    /// The server's address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What is asked of it.
+    /// The kinds of requests.
     pub fn kinds(&self) -> &[Kind] {
         &self.kinds
     }
 }
 
 impl Kind {
-    /// The request once more; its texts are shared and not copied.
+    /// A new request of this kind. It shares the bytes of its body with the others.
     pub(super) fn request(&self) -> Request<Full<Bytes>> {
         self.request.clone()
     }
 
-    /// Whether the answer's body matters.
+    /// Whether a field of the answer is checked, so that its body must be kept.
     pub(super) fn expects(&self) -> bool {
         self.expected.is_some()
     }
 
-    /// Whether the answer has what it must have.
+    /// Whether the answer has the expected field.
     pub(super) fn is_met(&self, body: &[u8]) -> bool {
         self.expected.as_ref().is_none_or(|expected| expected.is_in(body))
     }
@@ -130,13 +130,14 @@ impl Expected {
     }
 }
 
-/// `usage.completion_tokens=10`, `texts.0=yes`: a path of names and positions, and a value. What is no JSON is a string.
+/// Reads a path of names and positions, and a value, such as `usage.completion_tokens=10` or `texts.0=yes`. A value that is not
+/// JSON is taken as a string.
 impl FromStr for Expected {
     type Err = ExpectedError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (path, value) = text.split_once('=').filter(|(path, _)| !path.is_empty()).ok_or(ExpectedError)?;
-        // RFC 6901, JSON Pointer, of which a dotted path is the short form.
+        // The dotted path is a short form of a JSON Pointer (RFC 6901).
         let pointer = format!("/{}", path.replace('~', "~0").replace('/', "~1").replace('.', "/"));
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
         Ok(Self { pointer, value })

@@ -25,15 +25,15 @@ use crate::shared::{Shared, THREADS_PER_SLOT};
 /// A batch as the session received it.
 #[derive(Debug)]
 pub struct ReceivedBatch {
-    /// Its number.
+    /// The batch's number.
     pub id: BatchId,
     /// The batch.
     pub batch: Batch,
     /// When the batch came. Deadlines count from here.
     pub at: Instant,
-    /// When the batch was requested, if it had been waiting in the proxy.
+    /// When the session asked for the batch. `None` if the batch did not come at once, so was not waiting in the proxy.
     pub requested: Option<Instant>,
-    /// Signals from the session.
+    /// Carries signals from the session.
     pub signals: Arc<BatchSignals>,
     /// Sends events to the session.
     pub events: Sender<Event>,
@@ -97,7 +97,7 @@ impl EnginePool {
         sender.try_send(batch).map_err(|(TrySendError::Full(_) | TrySendError::Disconnected(_))| PoolFull)
     }
 
-    /// Lets the threads run on without waiting for them. For a process that ends at once.
+    /// Stops waiting for the threads, which run on. Meant for a process that ends at once.
     pub fn abandon(mut self) {
         self.batches = None;
         self.threads.clear();
@@ -116,7 +116,8 @@ fn prepare(batch: ReceivedBatch, shared: &Shared) -> Option<PreparedBatch> {
     if let Some(requested) = requested {
         shared.pace.handed_over(requested.elapsed());
     }
-    // If the session is gone, it has cancelled every member, which the engine thread sees later.
+    // Sending fails only if the session is gone. The session has then cancelled every member, and the engine thread sees that
+    // later.
     if !progress.is_empty() {
         let _ = events.blocking_send(Event::Progress(progress));
     }

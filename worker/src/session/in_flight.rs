@@ -121,7 +121,7 @@ impl InFlightBatch {
         }
     }
 
-    /// Ends a member whose text could not be made, so the engine thread ends it too.
+    /// Ends a member whose text could not be made. It is also cancelled, so that the engine thread stops running it.
     pub(super) fn fail(&mut self, member: u32) {
         self.signals.cancel(member);
         self.end(member);

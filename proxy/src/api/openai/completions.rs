@@ -27,7 +27,8 @@ pub(super) fn parse(body: &[u8], context: &ParseContext<'_>) -> Result<Call, Api
     let prompts = prompts(&mut fields, limits.texts)?;
     let given = fields.integer("max_tokens", 1, MAX_NEW_TOKENS)?;
     let Sampling { key, stop, min_tokens, n } = Sampling::read(&mut fields, model, given)?;
-    // The default limit refuses no request: it grows to min_tokens, and shrinks to the positions that the prompt leaves.
+    // Without `max_tokens`, the limit is the default, or `min_tokens` if that is larger. `fit` lets the worker lower this
+    // limit to the positions that the prompt leaves, so that it never refuses the request because of the limit.
     let (max_new_tokens, fit) = (given.unwrap_or(DEFAULT_TOKENS.max(min_tokens)), given.is_none());
     let stream_options = StreamOptions::read(&mut fields)?;
     let timeout = fields.timeout(limits.request_timeout)?;
@@ -43,7 +44,8 @@ pub(super) fn parse(body: &[u8], context: &ParseContext<'_>) -> Result<Call, Api
     })?;
     fields.refuse_unknown()?;
     if prompts.len() * n > limits.texts {
-        let message = format!("{} prompts with {n} answers each exceed the limit of {}", prompts.len(), limits.texts);
+        let message =
+            format!("{} prompts with {n} answers each exceed the limit of {} answers", prompts.len(), limits.texts);
         return Err(field_error("n", message));
     }
     check_prompt_bytes(n, prompts.iter().map(prompt_bytes).sum(), limits)?;
