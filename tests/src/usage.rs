@@ -32,8 +32,8 @@ impl Usage {
             line.trim_matches([':', '\t', ' ', 'k', 'B']).parse().expect("a number")
         };
         let stat = std::fs::read_to_string(folder.join("stat")).expect("its times can be read");
-        // The name may hold anything, so the fields are counted from behind it. The 12th and 13th are the user's and the
-        // system's time, in hundredths of a second.
+        // The name may hold anything, so the fields are counted from behind it. The 12th and 13th are the user's and
+        // the system's time, in hundredths of a second.
         let (_, fields) = stat.rsplit_once(')').expect("a name");
         let hundredths = |nth: usize| fields.split_whitespace().nth(nth).and_then(|field| field.parse::<f64>().ok());
         let cpu: f64 = [11, 12].into_iter().filter_map(hundredths).sum::<f64>() / 100.0;

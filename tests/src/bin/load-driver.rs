@@ -132,8 +132,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Parses a rate. A rate out of the bounds is taken for a slip of the pen. The requests of an hour at any other rate can still be
-/// counted.
+/// Parses a rate. A rate out of the bounds is taken for a slip of the pen. The requests of an hour at any other rate
+/// can still be counted.
 fn rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if (1e-3..=1e6).contains(&rate) { Ok(rate) } else { Err("not from 0.001 to 1000000".to_owned()) }

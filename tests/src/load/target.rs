@@ -130,8 +130,8 @@ impl Expected {
     }
 }
 
-/// Reads a path of names and positions, and a value, such as `usage.completion_tokens=10` or `texts.0=yes`. A value that is not
-/// JSON is taken as a string.
+/// Reads a path of names and positions, and a value, such as `usage.completion_tokens=10` or `texts.0=yes`. A value
+/// that is not JSON is taken as a string.
 impl FromStr for Expected {
     type Err = ExpectedError;
 

@@ -1,20 +1,23 @@
-//! What each part of the policy is worth: every load with each of them switched off in turn, beside the whole policy.
+//! Measures what each part of the policy is worth: simulates every load with the whole policy, and with each part of it
+//! switched off in turn.
 
 use std::sync::Mutex;
 
 use super::{Load, Mechanism, Report, Setting, simulate};
 
-/// A change of less than this is not shown.
+/// A smaller change than this is shown as none.
 const SMALL: f64 = 0.01;
-/// One of at least so much is set in bold.
+/// A change of this size or more is printed in bold.
 const LARGE: f64 = 0.05;
-/// The figures that are compared: tokens a second, mean and 99th percentile of the time to an answer.
+/// The number of figures that are compared: tokens a second, the mean latency, and the 99th percentile of the latency.
 const FIGURES: usize = 3;
 
-/// A change of one figure where a mechanism is switched off: 0.05 is 5 % more. Zero where seeds do not agree on its sign.
+/// How much a figure changes when a mechanism is switched off: 0.05 means 5 % more. The change is zero if it does not
+/// have the same sign with every seed.
 type Change = f64;
 
-/// A table in Markdown: a row for each load, a column for each mechanism. Each pair of runs has the same seed, 1 to `seeds`.
+/// Returns a table in Markdown, with a row for each load and a column for each mechanism. Each load runs with the seeds
+/// 1 to `seeds`, and runs with the same seed are compared.
 pub fn ablation(loads: &[Load], seeds: u64) -> String {
     let rows = on_all_processors(loads, |load| {
         let whole = reports(&load.setting, None, seeds);
@@ -44,7 +47,7 @@ fn reports(setting: &Setting, without: Option<Mechanism>, seeds: u64) -> Vec<Rep
     (1..=seeds).map(|seed| simulate(&Setting { without, seed, ..setting.clone() })).collect()
 }
 
-/// The geometric mean of each figure's change over the seeds.
+/// The change of each figure: the geometric mean over the seeds.
 #[allow(clippy::cast_precision_loss, reason = "few seeds")]
 fn changes(whole: &[Report], without: &[Report]) -> [Change; FIGURES] {
     let figures = |report: &Report| [report.tokens, report.mean.as_secs_f64(), report.p99.as_secs_f64()];
@@ -69,12 +72,13 @@ fn shown(changes: &[Change; FIGURES]) -> String {
     changes.iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
-/// At how many loads each figure is worse by the large part without the mechanism, or better.
+/// Counts, for each figure, the loads at which it is worse by at least [`LARGE`] without the mechanism. If `is_worse`
+/// is false, counts those at which it is better.
 fn counts<'a>(of_loads: impl Iterator<Item = &'a [Change; FIGURES]>, is_worse: bool) -> String {
     let mut counts = [0; FIGURES];
     for changes in of_loads {
         for (figure, change) in changes.iter().enumerate() {
-            // Less throughput is worse, and so is more time.
+            // The first figure is throughput: less of it is worse. The others are times: more is worse.
             let worse = if figure == 0 { -change } else { *change };
             counts[figure] += usize::from(if is_worse { worse >= LARGE } else { worse <= -LARGE });
         }
@@ -82,7 +86,7 @@ fn counts<'a>(of_loads: impl Iterator<Item = &'a [Change; FIGURES]>, is_worse: b
     counts.map(|count| count.to_string()).join(" ")
 }
 
-/// The results in the order of the loads.
+/// Computes a result for each load, on all processors. The results are in the order of the loads.
 fn on_all_processors<T: Send>(loads: &[Load], of: impl Fn(&Load) -> T + Sync) -> Vec<T> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, done) = (Mutex::new(loads.iter().enumerate()), Mutex::new(Vec::new()));

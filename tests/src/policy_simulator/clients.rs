@@ -1,27 +1,28 @@
-//! Who asks when.
+//! When the simulated clients send requests.
 
 use std::time::Duration;
 
-/// A load.
+/// The times at which clients send requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Clients {
-    /// So many users, each of whom asks again so long after an answer.
+    /// Each user sends a request, waits for the answer, thinks, and sends the next request.
     Closed {
-        /// How many.
+        /// The number of users.
         users: usize,
-        /// The mean of an exponential distribution; zero for none.
+        /// The mean time between an answer and the next request. The times have an exponential distribution. With zero,
+        /// a user sends the next request at once.
         think: Duration,
     },
-    /// Requests that come whatever becomes of those before: a Poisson process.
+    /// Requests come as a Poisson process, whether or not earlier ones have been answered.
     Open {
-        /// Requests a second.
+        /// The mean number of requests a second.
         rate: f64,
     },
-    /// So many at once, again and again.
+    /// Many requests come at once, again and again.
     Bursts {
-        /// How many.
+        /// The number of requests in a burst.
         size: usize,
-        /// From one burst to the next.
+        /// The time from one burst to the next.
         every: Duration,
     },
 }

@@ -1,40 +1,43 @@
-//! What is asked, and what it costs.
+//! The simulated requests, and the time that an engine takes for them.
 
 use std::time::Duration;
 
 /// A kind of requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Request {
-    /// Tokens of its prompt.
+    /// The number of tokens in the prompt.
     pub prompt: u32,
-    /// Tokens of its answer.
+    /// The number of tokens in the answer.
     pub answer: u32,
-    /// How many of all requests are of this kind, beside the other kinds' weights.
+    /// This kind's share of all requests is its weight divided by the sum of all kinds' weights.
     pub weight: f64,
 }
 
 impl Request {
-    /// Ten tokens in, ten tokens out.
+    /// A request with a prompt of ten tokens and an answer of ten tokens.
     pub const ORDINARY: Self = Self { prompt: 10, answer: 10, weight: 1.0 };
 }
 
-/// An engine: what a batch costs it.
+/// The times that an engine takes for the parts of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Engine {
-    /// A decode step, however many members it has.
+    /// The time of a decode step, besides the time for its members.
     pub step: Duration,
-    /// A member in a step.
+    /// The time that each member adds to each decode step.
     pub member: Duration,
-    /// A token of a prompt.
+    /// The time for each token of a prompt.
     pub prompt: Duration,
-    /// What each token that a member has, of its prompt and its answer, adds to each of its steps: attention reads them all.
+    /// The time that each token of a member's prompt and answer adds to each of the member's steps, since attention
+    /// reads all of these tokens.
     pub context: Duration,
-    /// Whether the worker has told the proxy so in its HELLO, from its warm-up.
+    /// Whether the worker's HELLO tells the proxy the first three of these times, as a real worker does after its
+    /// warm-up.
     pub told: bool,
 }
 
 impl Engine {
-    /// For which, in whole microseconds, a batch of ordinary requests costs so much, and so much more for each of them.
+    /// An engine that takes `fixed` for a batch of ordinary requests, and `member` more for each of its requests. Both
+    /// are in whole microseconds.
     #[allow(clippy::cast_possible_truncation, reason = "times of a batch fit 64 bits")]
     pub const fn of(fixed: Duration, member: Duration) -> Self {
         let (step, member) = (fixed.as_micros() as u64 * 1000, member.as_micros() as u64 * 1000);
@@ -43,15 +46,16 @@ impl Engine {
         Self { step, member, prompt: Duration::ZERO, context: Duration::ZERO, told: true }
     }
 
-    /// A batch of so many ordinary requests.
+    /// The time for a batch of `members` ordinary requests.
     pub fn time(&self, members: usize) -> Duration {
         let members = u32::try_from(members).unwrap_or(u32::MAX);
         let Request { prompt, answer, .. } = Request::ORDINARY;
         self.prompt * prompt * members + (self.step + self.member * members) * answer
     }
 
-    /// When the members of a batch end that are fed and get so many tokens: by member, from the batch's start. Prompts
-    /// are taken to cost nothing but their tokens: the worker sees to it that unlike ones do not share a call.
+    /// The time from the batch's start to each member's end, in the order of the members. A member is given as the
+    /// number of tokens that it is fed and the number that it gets. Different lengths of prompts add no time here,
+    /// since a real worker keeps prompts of very different lengths in separate calls.
     pub(super) fn ends(&self, members: &[(u32, u32)]) -> Vec<Duration> {
         let mut order: Vec<usize> = (0..members.len()).collect();
         order.sort_by_key(|&nth| members[nth].1);

@@ -1,10 +1,11 @@
-//! The loads by which the batching policy is judged.
+//! The simulated loads on which the batching policy is judged.
 
 use std::time::Duration;
 
 use super::{Clients, Engine, Host, Request, Rule, Setting, simulate};
 
-/// Models from half a millisecond to half a second of fixed cost: a name, and what a batch of ordinary requests costs.
+/// Models with a fixed time of 0.4 ms to 500 ms for each batch. A name has this time, and the time that each ordinary
+/// request adds.
 pub const MODELS: [(&str, Engine); 6] = [
     ("small, 0.4 + 0.11 ms", engine(400, 110)),
     ("2 + 0.2 ms", engine(2_000, 200)),
@@ -13,7 +14,7 @@ pub const MODELS: [(&str, Engine); 6] = [
     ("GPU, 30 + 0.05 ms", engine(30_000, 50)),
     ("500 + 30 ms", engine(500_000, 30_000)),
 ];
-/// In terms of what a batch costs, the small model on one processor core, whose steps become dearer as answers grow.
+/// The small model on one processor core, with measured times. Its steps take longer as answers grow.
 const MEASURED: (&str, Engine) = (
     "small, as measured",
     Engine {
@@ -28,17 +29,17 @@ const MEASURED: (&str, Engine) = (
 const SHORT: Request = Request::ORDINARY;
 const LONG_ANSWER: Request = Request { answer: 200, ..SHORT };
 const LONG_PROMPT: Request = Request { prompt: 200, ..SHORT };
-/// Batches of forty ordinary requests that an engine has the time for while a load lasts.
+/// A load lasts as long as an engine takes for this number of batches of forty ordinary requests.
 const BATCHES: u32 = 200;
-/// The same where answers differ.
+/// The same number for loads with requests of several kinds.
 const MIXED_BATCHES: u32 = 300;
 
 /// A load with its name.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Model and clients, for a reader.
+    /// Names the model and the clients in tables.
     pub name: String,
-    /// All of it.
+    /// The load's setting.
     pub setting: Setting,
 }
 
@@ -50,7 +51,7 @@ const fn users(users: usize) -> Clients {
     Clients::Closed { users, think: Duration::ZERO }
 }
 
-/// What clients may do with one engine, and with ordinary requests: each with a name.
+/// The kinds of clients, with names, that are tried with one engine and ordinary requests.
 pub fn engine_loads(engine: &Engine) -> Vec<(&'static str, Clients)> {
     let capacity = 40.0 / engine.time(40).as_secs_f64();
     let think = engine.time(40);
@@ -68,7 +69,8 @@ pub fn engine_loads(engine: &Engine) -> Vec<(&'static str, Clients)> {
     ]
 }
 
-/// All of them: one engine and requests that are alike, requests that differ, several engines, bodies that come late.
+/// All loads: one engine with equal requests, one engine with different requests, several engines, and requests whose
+/// bodies come late.
 pub fn loads() -> Vec<Load> {
     let alike = MODELS.into_iter().flat_map(|(model, engine)| {
         let of = move |(name, clients)| load(format!("{model}: {name}"), clients, &[engine]);
@@ -77,7 +79,7 @@ pub fn loads() -> Vec<Load> {
     alike.chain(mixes()).chain(several_engines()).chain(late_bodies()).collect()
 }
 
-/// Short and long requests for one engine.
+/// Loads of short and long requests for one engine.
 fn mixes() -> Vec<Load> {
     let weight = |weight, request| Request { weight, ..request };
     let few_long = || vec![weight(9.0, SHORT), LONG_ANSWER];
@@ -111,7 +113,7 @@ fn mixes() -> Vec<Load> {
         .collect()
 }
 
-/// Workers that share the work.
+/// Loads for several workers, which share the requests.
 fn several_engines() -> Vec<Load> {
     let [small, _, medium, opt, gpu, _] = MODELS;
     let mut loads = Vec::new();
@@ -136,7 +138,7 @@ fn several_engines() -> Vec<Load> {
     loads
 }
 
-/// Requests whose bodies come 5 ms after their heads.
+/// Loads in which a request's body comes 5 ms after its head.
 fn late_bodies() -> Vec<Load> {
     let [_, _, medium, opt, gpu, _] = MODELS;
     let mut loads = Vec::new();
@@ -179,7 +181,7 @@ fn mixed(name: String, requests: Vec<Request>, clients: Clients, engines: &[Engi
     Load { name, setting: Setting { requests, span: MIXED_BATCHES * engines[0].time(40), ..setting } }
 }
 
-/// Requests a second that the whole policy serves in this closed loop.
+/// The number of requests a second that the whole policy serves in this closed loop.
 fn capacity(setting: &Setting) -> f64 {
     simulate(setting).rate
 }

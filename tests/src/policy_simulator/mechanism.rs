@@ -1,7 +1,7 @@
 //! The parts of the batching policy, each of which can be switched off to see what it is worth.
 //!
-//! The policy's own code stays as it is. A mechanism is switched off by what the policy is told: it is not told that clients
-//! were answered, for example, or every batch looks to it as if it had waited for no time at all.
+//! The policy's own code does not change. To switch a mechanism off, the simulator gives the policy other information:
+//! for example, it does not tell the policy that clients were answered, or it says that no batch has waited yet.
 
 use std::time::Duration;
 
@@ -9,34 +9,36 @@ use pillion_proxy::policy::View;
 use pillion_proxy::policy::candidates::Bucket;
 use tokio::time::Instant;
 
-/// Longer than any request of a simulated load waits for its turn.
+/// A longer time than any request of a simulated load waits in the queue.
 pub(super) const LONG_AGO: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// One part of the policy.
+/// A part of the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mechanism {
     /// The policy holds a batch if more texts are expected soon. Without it every batch leaves at once.
     Holds,
     /// The policy expects requests from clients that were just answered. Without it every client is a new one.
     Returns,
-    /// The policy expects back those whose answers the running batch is about to give, before they are given.
+    /// The policy expects that the clients of the running batch send their next requests. It expects this before the
+    /// batch has ended.
     Endings,
     /// The policy expects requests whose bodies are being read.
     Arriving,
-    /// Only requests of similar length share a batch. Without it all with equal options do.
+    /// Only requests of similar length share a batch. Without it, all requests with equal options may share one.
     Grouping,
-    /// The batch that serves most requests a second goes first. Without it the one with the oldest request does.
+    /// The batch that serves most requests a second goes first. Without it, the batch with the oldest request goes
+    /// first.
     ShortestFirst,
     /// A batch that has waited for long goes first and is not interrupted. Without it no batch is ever due.
     Aging,
-    /// A batch of which little is left gives way to those who wait.
+    /// A running batch with few members left is interrupted if many requests wait. Without it, no batch is interrupted.
     Preemption,
-    /// What waits is shared among the workers that are idle. Without it the first of them takes all that it can.
+    /// The idle workers share the waiting requests. Without it, the first idle worker takes as many as it can.
     Sharing,
 }
 
 impl Mechanism {
-    /// All of them.
+    /// All mechanisms.
     pub const ALL: [Self; 9] = [
         Self::Holds,
         Self::Returns,
@@ -49,7 +51,7 @@ impl Mechanism {
         Self::Sharing,
     ];
 
-    /// Its name in a table.
+    /// The mechanism's name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Holds => "holds",
@@ -65,7 +67,7 @@ impl Mechanism {
     }
 }
 
-/// The buckets that the policy sees instead of those that wait. All have one batch key.
+/// Returns the buckets that the policy is shown instead of those that wait. All buckets must have the same batch key.
 pub(super) fn seen(mut buckets: Vec<Bucket>, without: Option<Mechanism>, now: Instant) -> Vec<Bucket> {
     match without {
         Some(Mechanism::Grouping) => {
@@ -76,7 +78,7 @@ pub(super) fn seen(mut buckets: Vec<Bucket>, without: Option<Mechanism>, now: In
             });
             return all.into_iter().collect();
         }
-        // All are due, and of those the oldest goes first.
+        // This makes all buckets due. Of buckets that are due, the oldest goes first.
         Some(Mechanism::ShortestFirst) => buckets.iter_mut().for_each(|bucket| bucket.since -= LONG_AGO),
         Some(Mechanism::Aging) => buckets.iter_mut().for_each(|bucket| bucket.since = now),
         _ => {}
@@ -84,7 +86,7 @@ pub(super) fn seen(mut buckets: Vec<Bucket>, without: Option<Mechanism>, now: In
     buckets
 }
 
-/// What the policy is told instead of what is known.
+/// Returns the view that the policy is given instead of the true one.
 pub(super) fn view(known: View, without: Option<Mechanism>) -> View {
     match without {
         // A batch that costs nothing is not worth holding.

@@ -1,9 +1,10 @@
-//! The batching policy under a discrete-event clock: hours of load in a second, the same each time from a seed.
+//! Simulates the batching policy under a discrete-event clock. Hours of load take a second, and the same seed gives the
+//! same results.
 //!
-//! What decides is the proxy's own code ([`Policy`](pillion_proxy::policy::Policy), [`Queue`], [`Workers`] and what they
-//! learn); around it are models of what cannot run here: clients ([`Clients`]), engines whose batches cost what was measured
-//! ([`Engine`]), and the one processor that everything else shares ([`Host`]). `tests/bench/RESULTS.md` says how near
-//! its predictions come to the real thing.
+//! The proxy's own code decides: [`Policy`](pillion_proxy::policy::Policy), [`Queue`], [`Workers`], and what they
+//! learn. The rest is modelled: the clients ([`Clients`]), the engines, whose batches take the times that were measured
+//! ([`Engine`]), and the one processor that runs everything else ([`Host`]). `tests/bench/RESULTS.md` compares the
+//! simulator's predictions with measurements.
 //!
 //! [`Queue`]: pillion_proxy::scheduler::queue::Queue
 //! [`Workers`]: pillion_proxy::scheduler::workers::Workers
@@ -25,7 +26,7 @@ pub use mechanism::Mechanism;
 pub use report::Report;
 pub use setting::{Host, Rule, Setting};
 
-/// Runs a load to its end: until what was sent is answered.
+/// Simulates a load until every request that was sent has been answered.
 pub fn simulate(setting: &Setting) -> Report {
     world::World::new(setting).run()
 }

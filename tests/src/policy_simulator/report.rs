@@ -1,36 +1,38 @@
-//! What a simulated load came to.
+//! The results of a simulated load.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::Request;
 
-/// Figures of one run.
+/// The figures of one simulated load. A latency is the time from when a request is sent until its answer has come.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
-    /// Texts answered a second.
+    /// The number of requests answered a second.
     pub rate: f64,
-    /// Tokens produced a second.
+    /// The number of tokens produced a second.
     pub tokens: f64,
-    /// From a request's sending to its answer: the mean.
+    /// The mean latency.
     pub mean: Duration,
-    /// The same: half of them took no longer.
+    /// The median latency.
     pub p50: Duration,
-    /// The same of 99 in a hundred.
+    /// The 99th percentile of the latency.
     pub p99: Duration,
-    /// Half of the answers of each kind of requests took no longer.
+    /// The median latency of each kind of requests.
     pub kinds: Vec<Duration>,
-    /// Mean members of a batch.
+    /// The mean number of members of a batch.
     pub batch: f64,
-    /// The engines' idle share.
+    /// The share of the time in which the engines were idle.
     pub idle: f64,
-    /// The longest that the policy held a batch back.
+    /// The longest time that the policy held a batch back.
     pub longest_hold: Duration,
-    /// The longest that a request of each kind waited for its turn, counted anew where it gave way.
+    /// The longest time that a request of each kind waited in the queue. If a request was interrupted, its time starts
+    /// again.
     pub longest_waits: Vec<Duration>,
-    /// The longest that a request of each kind had waited while younger ones went before it and it was the oldest of all.
+    /// For each kind, the longest time that a request had waited when it was the oldest of all and younger ones left
+    /// before it.
     pub longest_passings: Vec<Duration>,
-    /// Members that gave way to others.
+    /// How often a member was interrupted in favour of others.
     pub preempted: usize,
 }
 
@@ -38,7 +40,7 @@ pub struct Report {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Answer {
     pub(super) latency: Duration,
-    /// Of which kind the request was.
+    /// The place of the request's kind among the kinds.
     pub(super) kind: usize,
 }
 

@@ -1,55 +1,56 @@
-//! What is simulated.
+//! The settings of a simulation: clients, requests, engines, the host, and the rule by which batches leave.
 
 use std::time::Duration;
 
 use super::{Clients, Engine, Mechanism, Request};
 
-/// The rest of the machine: one processor for client, proxy, text and tokens.
+/// The machine besides the engines. One processor runs the clients and the proxy, and turns text into tokens and back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Host {
-    /// Its time for a request, from the client's sending to its place in the queue.
+    /// The processor's time for each request, from when the client sends it until it is in the queue.
     pub request: Duration,
-    /// How long after a request's head the last of its body arrives. It costs the processor nothing.
+    /// The time from a request's head to the end of its body. Waiting for the body takes no processor time.
     pub body: Duration,
-    /// Its time for an answer, from the engine's end to the client.
+    /// The processor's time for each answer, from when the engine has made it until the client has it.
     pub answer: Duration,
-    /// From a batch's leaving to where an engine could begin it: wake-ups, and its text's tokens.
+    /// The time from when a batch leaves the queue until the engine can begin it. Threads wake up and prompts are
+    /// tokenised in this time.
     pub handover: Duration,
-    /// How long before a batch's end the worker grants the next credit.
+    /// The time before a batch's end at which the worker grants the next credit.
     pub lead: Duration,
 }
 
-/// What decides when a batch leaves.
+/// The rule that decides when a batch leaves the queue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
     /// Pillion's policy.
     Pillion,
-    /// Whatever waits leaves as soon as there is credit, whoever rides with whom.
+    /// A batch leaves as soon as there is credit. Waiting requests of all sizes share it.
     AtOnce,
-    /// A full batch, or one whose oldest member has waited so long, and only into an idle engine: what home-made servers
-    /// do.
+    /// A batch leaves when it is full, or when its oldest request has waited for this time. A batch leaves only while
+    /// the engine is idle. Home-made servers work in this way.
     Timer(Duration),
 }
 
-/// All of it.
+/// All settings of a simulation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
-    /// Who asks.
+    /// When clients send requests.
     pub clients: Clients,
-    /// For what.
+    /// The kinds of requests that the clients send.
     pub requests: Vec<Request>,
-    /// One worker for each.
+    /// The engines. Each one has a worker of its own.
     pub engines: Vec<Engine>,
-    /// The rest of the machine.
+    /// The machine besides the engines.
     pub host: Host,
-    /// What decides.
+    /// The rule that decides when a batch leaves the queue.
     pub rule: Rule,
     /// The part of Pillion's policy that is switched off, if one is.
     pub without: Option<Mechanism>,
     /// The most members of a batch.
     pub max_batch_size: usize,
-    /// For how long requests are sent.
+    /// The time during which clients send requests.
     pub span: Duration,
-    /// For all that is random.
+    /// The seed of all random numbers.
     pub seed: u64,
 }

@@ -1,4 +1,4 @@
-//! The clock, and what happens at its instants.
+//! The state of a simulation, its clock, and what each event does.
 
 mod batcher;
 mod engines;
@@ -26,34 +26,34 @@ use crate::fake_worker::Profile;
 use crate::load::mix::Draw;
 use crate::random::SplitMix64;
 
-/// tokio's timers fire at the next millisecond.
+/// How much later than it was set for a timer may fire, since tokio's timers count milliseconds.
 const TICK: Duration = Duration::from_millis(1);
-/// Bytes of a prompt's token.
+/// The number of bytes in each token of a prompt.
 const BYTES: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    /// A client sends.
+    /// A client sends a request.
     Sent { client: usize },
-    /// The head of its request has been read; its body is on its way.
+    /// The head of a client's request has been read, and the body has not arrived yet.
     Head { client: usize, sent: Instant },
-    /// Its text is in the queue.
+    /// A client's request enters the queue.
     Queued { client: usize, sent: Instant },
-    /// A worker grants credit: its first, or the one for which a batch makes room.
+    /// A worker grants a credit: its first one, or the one that follows the batch `after`.
     Credit { worker: usize, after: Option<u64> },
     /// A batch has reached its engine.
     Ready { worker: usize },
-    /// Members of the batch that an engine runs have ended; the batch is done once all have.
+    /// Members of the running batch end. When all members have ended, the batch is done.
     Ended { worker: usize, batch: u64, members: usize },
-    /// An engine is told to give the rest of a batch back.
+    /// An engine is told to give back the unfinished members of a batch.
     Yield { worker: usize, batch: u64 },
-    /// A hold, or a timer, has run out, unless another has been set since.
+    /// The time of a hold or of a timer is over. The event counts only if no other time has been set since.
     Wake,
-    /// A client has its answer.
+    /// A client receives its answer.
     Answered { client: usize, sent: Instant, kind: usize },
 }
 
-/// Who asked for a job.
+/// The client that waits for a job, when it sent the request, and the request's kind.
 #[derive(Clone, Copy, Debug)]
 struct Asker {
     client: usize,
@@ -61,7 +61,7 @@ struct Asker {
     kind: usize,
 }
 
-/// Everything, at one instant.
+/// The state of a simulation.
 pub(super) struct World<'a> {
     setting: &'a Setting,
     random: SplitMix64,
@@ -77,14 +77,14 @@ pub(super) struct World<'a> {
     policy: Policy,
     workers: Workers,
     sites: Vec<Site>,
-    /// Requests whose body is on its way.
+    /// The number of requests whose bodies have not arrived yet.
     arriving: usize,
-    /// By client: when it had its last answer.
+    /// When each client received its last answer, if it has not asked since.
     answered: Vec<Option<Instant>>,
     answers: Vec<Answer>,
     batches: usize,
     preempted: usize,
-    /// When the hold or the timer that was set last runs out.
+    /// When the hold or the timer that was set last is over.
     wakes: Option<Instant>,
     held_since: Option<Instant>,
     longest_hold: Duration,
@@ -168,7 +168,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Whether a part of the policy is at work.
+    /// Whether a part of the policy is switched on.
     fn has(&self, mechanism: Mechanism) -> bool {
         self.setting.without != Some(mechanism)
     }
@@ -182,7 +182,8 @@ impl<'a> World<'a> {
         self.events.push(Reverse((instant, self.order, event)));
     }
 
-    /// The host does something that takes it so long, after what it has to do already.
+    /// Gives the host's processor work of this length, after the work that it already has. Returns when the work is
+    /// done.
     fn host(&mut self, time: Duration) -> Instant {
         self.host_free = self.host_free.max(self.now) + time;
         self.host_free

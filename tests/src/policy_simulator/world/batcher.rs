@@ -1,4 +1,4 @@
-//! What the batcher does, with the proxy's own queue, policy and workers.
+//! Does what the proxy's scheduler does, with the proxy's own queue, policy and workers.
 
 use pillion_proxy::domain::Demand;
 use pillion_proxy::domain::Job;
@@ -13,7 +13,7 @@ use super::{Asker, BYTES, Event, TICK, World};
 use crate::policy_simulator::{Mechanism, Rule, mechanism};
 
 impl World<'_> {
-    /// As the batcher does it.
+    /// Sends batches to workers, as the scheduler does.
     pub(super) fn dispatch(&mut self) {
         let most = self.setting.max_batch_size;
         let set = self.wakes.take();
@@ -24,7 +24,7 @@ impl World<'_> {
             let waiting = self.queue.buckets();
             let oldest = waiting.iter().map(|bucket| bucket.since).min().unwrap_or(self.now);
             let buckets = mechanism::seen(waiting.clone(), self.setting.without, self.now);
-            // Where nobody is expected to come, all ride together.
+            // With a rate of 0, requests of all sizes share a batch: no others are expected that would wait for the long ones.
             let rate = if self.setting.rule == Rule::Pillion { self.policy.texts_per_second(self.now) } else { 0.0 };
             let Some((id, mut candidate)) = self.workers.next(&buckets, most, rate, self.now) else { return };
             let Some(worker) = self.workers.get_mut(id) else { return };
@@ -53,7 +53,7 @@ impl World<'_> {
             let share =
                 if self.has(Mechanism::Sharing) { self.workers.share(&candidate.demand, id) } else { usize::MAX };
             let limits = Limits { members: most.min(share), tokens: u64::MAX, bytes: usize::MAX };
-            // Jobs of all sizes wait in one place where they are not grouped.
+            // Without grouping, a batch takes jobs from the buckets of all sizes.
             let from = if self.has(Mechanism::Grouping) { &candidate.buckets } else { &waiting };
             let (jobs, _) = self.queue.take_batch(from, &limits);
             self.watch_the_oldest(&jobs);
@@ -62,7 +62,7 @@ impl World<'_> {
         self.policy.nobody_waits();
     }
 
-    /// One timer is set at a time, as in the batcher. `set`: when the one before runs out.
+    /// Sets the timer. As in the scheduler there is only one, and `set` is the time for which it was set before.
     fn wake(&mut self, at: Instant, set: Option<Instant>) {
         self.wakes = Some(at);
         if set != Some(at) {
@@ -70,7 +70,7 @@ impl World<'_> {
         }
     }
 
-    /// For how long the oldest has waited, where younger ones go before it.
+    /// If younger jobs leave before the oldest one, records how long the oldest one has waited.
     fn watch_the_oldest(&mut self, leaving: &[Box<Job>]) {
         let Some(oldest) = self.queue.buckets().into_iter().min_by_key(|bucket| bucket.since) else { return };
         if leaving.iter().any(|job| job.waits_since <= oldest.since) {
@@ -108,7 +108,7 @@ impl World<'_> {
         self.at(self.now + self.setting.host.handover, Event::Ready { worker });
     }
 
-    /// As the batcher does it.
+    /// Interrupts batches in favour of requests that wait, as the scheduler does.
     pub(super) fn preempt(&mut self) {
         let buckets = mechanism::seen(self.queue.buckets(), self.setting.without, self.now);
         let most = self.setting.max_batch_size;

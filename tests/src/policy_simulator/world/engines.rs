@@ -1,4 +1,5 @@
-//! What happens at the workers: batches reach an engine, their members end, and what is left of them comes back.
+//! What happens at the workers: batches reach an engine, members end, and unfinished members of interrupted batches
+//! come back.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,16 +16,16 @@ use tokio::time::Instant;
 use super::{Asker, BYTES, Event, World};
 use crate::policy_simulator::{Engine, Mechanism};
 
-/// A batch on its way, waiting for the engine, or in it.
+/// A batch on its way to the engine, waiting for the engine, or running.
 pub(super) struct Batch {
     pub(super) dispatched: DispatchedBatch,
-    /// Those that have not ended, in the order in which they will.
+    /// The jobs that have not ended, in the order in which they will end.
     pub(super) jobs: VecDeque<Box<Job>>,
-    /// The batch has reached the engine.
+    /// Whether the batch has reached the engine.
     pub(super) is_ready: bool,
-    /// The credit after it has been granted.
+    /// Whether the credit that follows the batch has been granted.
     pub(super) made_room: bool,
-    /// When it began, and when its members will end, counted from then.
+    /// When the batch began to run, and the times from then to the ends of its members.
     pub(super) run: Option<(Instant, VecDeque<Duration>)>,
     pub(super) prompt_tokens: u64,
     pub(super) completion_tokens: u64,
@@ -32,13 +33,13 @@ pub(super) struct Batch {
 
 pub(super) struct Site {
     pub(super) engine: Engine,
-    /// The first may be in the engine.
+    /// The worker's batches. The first one may be running.
     pub(super) batches: VecDeque<Batch>,
     pub(super) busy: Duration,
 }
 
 impl World<'_> {
-    /// A batch makes room once.
+    /// Grants a credit, unless it follows a batch after which a credit was granted already.
     pub(super) fn grant(&mut self, worker: usize, after: Option<u64>) {
         let batches = &mut self.sites[worker].batches;
         let due = after.is_none_or(|id| {
@@ -52,7 +53,7 @@ impl World<'_> {
         self.workers.get_mut(WorkerId(worker as u64)).expect("no worker leaves")
     }
 
-    /// The engine takes the next batch that has reached it, if it is free.
+    /// Starts the next batch that has reached the engine, if the engine is free.
     pub(super) fn start(&mut self, worker: usize) {
         let (now, lead) = (self.now, self.setting.host.lead);
         let site = &mut self.sites[worker];
@@ -100,7 +101,8 @@ impl World<'_> {
         }
     }
 
-    /// The rest of a batch comes back, unless it has ended meanwhile, with what it has produced.
+    /// Takes the unfinished members of a batch back, with the tokens that they have produced, unless the batch has
+    /// ended.
     pub(super) fn give_back(&mut self, worker: usize, id: u64) {
         let now = self.now;
         let Some(batch) = self.sites[worker].batches.front_mut().filter(|batch| batch.dispatched.batch.0 == id) else {
@@ -111,7 +113,7 @@ impl World<'_> {
         let mut back: Vec<_> = batch.jobs.drain(..).collect();
         for (job, end) in back.iter_mut().zip(ends) {
             let (_, left) = fed_and_left(job);
-            // Decoding is taken to be even; the first half of a step is none.
+            // All tokens are assumed to take the same time. A step that is not complete has produced no token.
             let done = f64::from(left) * ran.div_duration_f64(*end);
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count, and a guess")]
             let done = (done as usize).min(left.saturating_sub(1) as usize);
@@ -142,7 +144,7 @@ impl World<'_> {
     }
 }
 
-/// Tokens that are fed for a job, and tokens that it is yet to get.
+/// The number of tokens that a job is fed, and the number that it still gets.
 fn fed_and_left(job: &Job) -> (u32, u32) {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let produced = count(job.progress.produced.len());
