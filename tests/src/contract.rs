@@ -1,4 +1,4 @@
-//! The API's own description: every answer that a test reads is held against it.
+//! Checks every answer that a test reads against the API's own description.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::client::Answer;
 use crate::events::Event;
 
-/// The description as the proxy's source has it; a test asks whether the proxy serves the same.
+/// The description from the proxy's source. A test checks that the proxy serves the same.
 pub static DESCRIPTION: LazyLock<Value> = LazyLock::new(|| {
     serde_json::from_str(include_str!("../../proxy/src/http/openapi.json")).expect("openapi.json is JSON")
 });
@@ -27,21 +27,22 @@ fn validator(name: &str) -> Validator {
     jsonschema::options().should_validate_formats(true).build(&schema).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Holds a value against a schema of the description.
+/// Checks a value against a schema of the description.
 ///
 /// # Panics
-/// It is not as described.
+/// The value is not as described.
 #[track_caller]
 pub fn hold(name: &str, value: &Value) {
     let faults: Vec<String> = SCHEMAS[name].iter_errors(value).map(|error| error.to_string()).collect();
     assert!(faults.is_empty(), "{value} is no {name}: {faults:?}");
 }
 
-/// Holds an answer against what is described for its path, method and status. A path that is not described has no answer
-/// but 404, a method that is not described none but 405.
+/// Checks an answer against the description of its path, method and status. If the path is not described, the answer
+/// must be 404. If only the method is not described, the answer must be 405, or 401
+/// if the request lacks a valid key.
 ///
 /// # Panics
-/// It is not as described.
+/// The answer is not as described.
 #[track_caller]
 pub fn hold_answer(method: &Method, path: &str, answer: &Answer) {
     let (status, headers) = (answer.status, &answer.headers);
@@ -72,10 +73,10 @@ pub fn hold_answer(method: &Method, path: &str, answer: &Answer) {
     }
 }
 
-/// Holds an event of a stream against what is described for its path.
+/// Checks an event of a stream against the description of its path.
 ///
 /// # Panics
-/// It is not as described.
+/// The event is not as described.
 #[track_caller]
 pub fn hold_event(path: &str, event: &Event) {
     let name = match path {
@@ -90,7 +91,7 @@ pub fn hold_event(path: &str, event: &Event) {
     hold(name, &event.json());
 }
 
-/// What is described for a path, templates filled in.
+/// The description of a path. The paths of single models share one description.
 fn operations(path: &str) -> Option<&'static Value> {
     let path = path.split('?').next().unwrap_or_default();
     let described = DESCRIPTION["paths"].as_object().expect("paths");

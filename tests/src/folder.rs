@@ -1,14 +1,14 @@
-//! A folder that is gone with its owner.
+//! A folder that is removed when its owner is dropped.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A fresh folder under the system's temporary one. Dropping it removes it and all that is in it.
+/// A new folder in the system's temporary folder. Dropping this removes the folder and everything in it.
 #[derive(Debug)]
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Makes one.
+    /// Makes a folder.
     ///
     /// # Panics
     /// The system's temporary folder cannot be written.
@@ -23,7 +23,7 @@ impl Folder {
         Self(path)
     }
 
-    /// Where it is.
+    /// The folder's path.
     pub fn path(&self) -> &Path {
         &self.0
     }

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-/// While it is shut, the worker that was given its [`flag`](Self::flags) takes batches and makes no step.
+/// A gate. While it is shut, the worker that was started with its [`flags`](Self::flags) takes batches but makes no
+/// step.
 #[derive(Debug)]
 pub struct Gate(PathBuf);
 
 impl Gate {
-    /// A shut gate: a file in `folder`.
+    /// Makes a gate that is shut. The gate is a file in `folder`.
     ///
     /// # Panics
     /// The folder cannot be written.
@@ -17,15 +18,15 @@ impl Gate {
         gate
     }
 
-    /// The flags for the worker.
+    /// The flags with which the worker must be started.
     ///
     /// # Panics
-    /// The folder's path is not plain.
+    /// The folder's path is not UTF-8.
     pub fn flags(&self) -> [&str; 2] {
         ["--gate", self.0.to_str().expect("a plain path")]
     }
 
-    /// Shuts it.
+    /// Shuts the gate.
     ///
     /// # Panics
     /// The folder cannot be written.
@@ -33,7 +34,7 @@ impl Gate {
         std::fs::write(&self.0, "").expect("the folder can be written");
     }
 
-    /// Opens it.
+    /// Opens the gate.
     ///
     /// # Panics
     /// The folder cannot be written.

@@ -1,5 +1,5 @@
-//! A relay between workers and the proxy that records every frame, so that tests see which requests rode together and
-//! which token ids came of them.
+//! A relay between workers and the proxy that records every frame. So tests see which requests shared a batch, and
+//! which token ids the worker sent.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,38 +21,38 @@ pub struct Tap {
 
 type Frames = Arc<Mutex<Vec<Seen>>>;
 
-/// A frame that went by.
+/// A recorded frame.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// The connection, counted from 0 in the order of dialling.
+    /// The number of the frame's connection. Connections are counted from 0, in the order in which workers dialled.
     pub connection: usize,
-    /// The frame. Its type says which way it went.
+    /// The frame. Its type says who sent it.
     pub frame: Frame,
 }
 
-/// A batch as it went by.
+/// A recorded batch.
 #[derive(Clone, Debug)]
 pub struct Ride {
-    /// The connection that it went over.
+    /// The number of the batch's connection.
     pub connection: usize,
-    /// Its number there.
+    /// The batch's number on this connection.
     pub id: BatchId,
-    /// What the proxy sent.
+    /// The batch that the proxy sent.
     pub batch: Batch,
-    /// What came of each member, in the batch's order.
+    /// The results of the members, in the batch's order.
     pub ends: Vec<End>,
-    /// What it cost, once it is done.
+    /// The batch's cost, if the batch is done.
     pub cost: Option<BatchCost>,
 }
 
-/// What came of a member in one batch.
+/// The result of a member in one batch.
 #[derive(Clone, Debug, Default)]
 pub struct End {
-    /// The ids that it produced in this batch.
+    /// The token ids that the worker sent for the member in this batch.
     pub ids: Vec<u32>,
-    /// The text that was sent of it.
+    /// The text that the worker sent for the member.
     pub text: String,
-    /// Why it finished, if it did.
+    /// Why the member finished, if it did.
     pub reason: Option<FinishReason>,
 }
 
@@ -68,17 +68,17 @@ impl Tap {
         Self { socket: socket.to_owned(), frames, task }
     }
 
-    /// Where workers dial.
+    /// The socket that workers dial.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// All frames so far, each connection's and direction's in order.
+    /// All frames so far. Those of one connection and direction are in order.
     pub fn frames(&self) -> Vec<Seen> {
         lock(&self.frames).clone()
     }
 
-    /// All batches so far, in the order in which they went by.
+    /// All batches so far, in the order in which the proxy sent them.
     pub fn rides(&self) -> Vec<Ride> {
         let mut rides: Vec<Ride> = Vec::new();
         for Seen { connection, frame } in self.frames() {
@@ -95,7 +95,7 @@ impl Tap {
 }
 
 impl Ride {
-    /// Its members with what came of each.
+    /// The batch's members with their results.
     pub fn members(&self) -> impl Iterator<Item = (&Member, &End)> {
         self.batch.members.iter().zip(&self.ends)
     }
@@ -148,7 +148,8 @@ async fn accept(listener: UnixListener, proxy: PathBuf, frames: Frames) {
     }
 }
 
-/// Passes on what comes, frame or not, and records the frames. Ends with either side; the halves close on drop.
+/// Passes on all bytes, even those that are not frames, and records the frames. Ends when either side ends, and then
+/// closes both.
 async fn relay(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -159,7 +160,8 @@ async fn relay(
     let mut chunk = BytesMut::with_capacity(64 * 1024);
     while from.read_buf(&mut chunk).await? > 0 {
         wire.extend_from_slice(&chunk);
-        // Before it is passed on, so that what an answer depends on is recorded before the answer is there.
+        // A frame is recorded before it is passed on. So when an answer arrives, the frames that it depends on are
+        // recorded.
         while let Ok(Some(frame)) = codec::decode(&mut wire) {
             lock(&frames).push(Seen { connection, frame });
         }

@@ -1,4 +1,4 @@
-//! When requests start: a pure function of a few numbers.
+//! The instants at which requests start, as a pure function of a few numbers.
 
 use std::iter::{from_fn, repeat_n};
 use std::time::Duration;
@@ -8,42 +8,43 @@ use crate::random::SplitMix64;
 /// An arrival process. The same numbers give the same instants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arrivals {
-    /// Independent of one another, as from many clients that know nothing of each other: intervals are exponential.
+    /// Arrivals are independent of each other, as those of many clients are. The intervals have an exponential
+    /// distribution.
     Poisson {
-        /// Arrivals a second, on average; more than 0.
+        /// The mean number of arrivals a second; more than 0.
         rate: f64,
-        /// What the intervals are drawn from.
+        /// The seed from which the intervals are drawn.
         seed: u64,
     },
-    /// Equally spaced, the first at once.
+    /// Arrivals are equally spaced. The first one comes at once.
     Constant {
-        /// Arrivals a second; more than 0.
+        /// The number of arrivals a second; more than 0.
         rate: f64,
     },
-    /// Many at one instant, again and again, the first at once.
+    /// Many arrivals come at one instant, again and again. The first burst comes at once.
     Bursts {
-        /// Arrivals in a burst.
+        /// The number of arrivals in a burst.
         size: u32,
-        /// Time from burst to burst; more than 0.
+        /// The time from one burst to the next; more than 0.
         every: Duration,
     },
 }
 
 impl Arrivals {
-    /// The instants before `end`, in order, as time since the start.
+    /// The arrivals before `end`, in order. Each is given as the time since the start.
     pub fn until(self, end: Duration) -> Box<dyn Iterator<Item = Duration> + Send> {
         match self {
             Self::Poisson { rate, seed } => {
                 let mut random = SplitMix64(seed);
                 let mut seconds = 0.0;
                 let instants = from_fn(move || {
-                    // 1 - u is in (0, 1]: its logarithm is finite.
+                    // The random number is in [0, 1), so the argument is in (0, 1] and its logarithm is finite.
                     seconds -= (1.0 - random.unit()).ln() / rate;
                     Duration::try_from_secs_f64(seconds).ok()
                 });
                 Box::new(instants.take_while(move |at| *at < end))
             }
-            // A product, not a sum, so that rounding does not add up.
+            // Each instant is a product and not a sum, so that rounding errors do not add up.
             Self::Constant { rate } => {
                 let instants = (0..=u32::MAX).map_while(move |k| Duration::try_from_secs_f64(f64::from(k) / rate).ok());
                 Box::new(instants.take_while(move |at| *at < end))
@@ -79,7 +80,7 @@ mod tests {
     fn poisson_arrivals_have_the_mean_and_the_spread_of_exponential_intervals() {
         let instants = all(Arrivals::Poisson { rate: 500.0, seed: 1 }, Duration::from_secs(100));
         assert!(instants.is_sorted());
-        // 50,000 expected; the standard deviation is the root of it, 224.
+        // The expected number is 50,000. The standard deviation is its square root, 224.
         assert!((49_000..51_000).contains(&instants.len()), "{}", instants.len());
         let seconds: Vec<_> = instants.iter().map(Duration::as_secs_f64).collect();
         let intervals: Vec<_> = seconds.windows(2).map(|pair| (pair[1] - pair[0]) * 500.0).collect();

@@ -1,4 +1,4 @@
-//! Requests of several kinds: which, how often, and in which order.
+//! Mixes of several kinds of requests, and the random order in which the kinds come.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,31 +12,30 @@ use crate::random::SplitMix64;
 /// A mix was not given as JSON lines of the right form.
 #[derive(Debug, thiserror::Error)]
 pub enum MixError {
-    /// A line is no JSON of this form.
+    /// A line is not JSON of the right form.
     #[error("line {line}: {cause}")]
     Line {
-        /// Which, from 1.
+        /// The line's number, counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// What is wrong with the line.
         cause: serde_json::Error,
     },
-    /// A line's field is none.
+    /// A field of a line has a wrong value.
     #[error("line {line}: {cause}")]
     Field {
-        /// Which, from 1.
+        /// The line's number, counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// What is wrong with the field.
         cause: &'static str,
     },
-    /// There is no line.
+    /// The mix has no line.
     #[error("it has no line")]
     Empty,
 }
 
-/// Kinds of requests, read from JSON lines such as
-/// `{"name": "short", "weight": 9, "body": {"text": "…"}, "expect": "usage.completion_tokens=10", "abandon_ms": 50}`.
-/// Kinds may share a name: they are counted together. A weight is 1, nothing is expected and nobody goes away where a line
-/// does not say.
+/// Kinds of requests, read from JSON lines such as `{"name": "short", "weight": 9, "body": {"text": "…"}, "expect":
+/// "usage.completion_tokens=10", "abandon_ms": 50}`. Kinds with the same name are counted together. Without `weight`,
+/// the weight is 1. Without `expect`, no field is checked. Without `abandon_ms`, clients wait until the answer comes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mix(Vec<Line>);
 
@@ -76,7 +75,7 @@ impl FromStr for Mix {
 }
 
 impl Mix {
-    /// The target, with these kinds of requests.
+    /// Adds these kinds of requests to a target.
     #[must_use]
     pub fn of(&self, target: Target) -> Target {
         self.0.iter().fold(target, |target, line| {
@@ -90,23 +89,23 @@ impl Mix {
 /// Draws kinds at random, each as often as its weight says.
 #[derive(Clone, Debug)]
 pub struct Draw {
-    /// The sums of the weights so far.
+    /// For each kind, the sum of its weight and the weights before it.
     sums: Vec<f64>,
     random: SplitMix64,
 }
 
 impl Draw {
-    /// From kinds with these weights.
+    /// Draws from kinds with these weights.
     pub fn new(weights: impl IntoIterator<Item = f64>, seed: u64) -> Self {
         let sums = weights.into_iter().scan(0.0, |sum, weight| {
             *sum += weight;
             Some(*sum)
         });
-        // Other numbers than the arrivals', which may be drawn from the same seed.
+        // The arrivals may be drawn from the same seed. The inverted seed gives other random numbers than theirs.
         Self { sums: sums.collect(), random: SplitMix64(!seed) }
     }
 
-    /// The next kind, by its place.
+    /// Draws the next kind. Returns its place.
     pub fn kind(&mut self) -> usize {
         let at = self.random.unit() * self.sums.last().copied().unwrap_or(0.0);
         self.sums.partition_point(|&sum| sum <= at).min(self.sums.len().saturating_sub(1))

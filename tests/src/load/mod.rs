@@ -1,16 +1,16 @@
-//! An HTTP load generator: open and closed loops, latencies timed from the *intended* start.
+//! An HTTP load generator with open and closed loops. It measures latencies from the *intended* start of each request.
 //!
-//! A generator that waits for an answer before it sends the next request, or that times a request from when it got
-//! round to sending it, hides just the waits that it is there to find (Gil Tene's "coordinated omission"). Here a
-//! schedule that knows nothing of answers says when each request starts, and its latency runs from that instant,
-//! whether or not a connection was free by then.
+//! Some generators wait for an answer before they send the next request, or measure a request from when they actually
+//! sent it. Such generators hide the waiting times that they should find (Gil Tene's "coordinated omission"). Here a
+//! schedule, which does not depend on answers, says when each request starts. The request's latency is measured from
+//! that instant, even if no connection was free then.
 //!
 //! - [`arrivals`]: the schedule, pure.
-//! - [`pacer`]: the thread that lets it happen.
+//! - [`pacer`]: the thread that follows the schedule.
 //! - [`pool`]: connections, kept alive.
-//! - [`target`]: what is asked, and what must come back.
+//! - [`target`]: the server, the requests, and what must be in the answers.
 //! - [`mix`]: requests of several kinds, read from a file.
-//! - [`tally`]: what is counted, and the report.
+//! - [`tally`]: the counts, and the report.
 
 pub mod arrivals;
 pub mod mix;
@@ -34,47 +34,47 @@ use self::pool::Pool;
 use self::tally::{Outcome, Report, Tally, Window};
 use self::target::Target;
 
-/// A user of a closed loop whom nobody answers asks again after this time: a server that is not there must not make
-/// the generator spin.
+/// The time after which a user of a closed loop asks again if the server did not answer. Without this pause, the
+/// generator would spin while the server is not there.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 
-/// What to do to whom, and for how long.
+/// A plan for a load: the server, the requests, when they start, and for how long they are sent.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Whom to ask what.
+    /// The server and the kinds of requests.
     pub target: Target,
-    /// When to ask.
+    /// What makes requests start.
     pub load: Load,
-    /// Time at the start in which requests are sent and not counted.
+    /// The time at the start in which requests are sent but not counted.
     pub warm_up: Duration,
-    /// Time after it in which they are counted.
+    /// The time after the warm-up in which requests are sent and counted.
     pub duration: Duration,
-    /// How long after the end an answer is still waited for.
+    /// How long the generator waits for answers after the end.
     pub grace: Duration,
-    /// Connections that may be open at once; at least 1.
+    /// The most connections that may be open at once; at least 1.
     pub max_connections: u32,
-    /// What the kinds of requests are drawn from.
+    /// The seed from which the kinds of requests are drawn.
     pub seed: u64,
-    /// Whether a request that is refused with `Retry-After` asks again over the same connection, once, when that time is
-    /// over.
+    /// Whether a client that is refused with `Retry-After` waits for that time and asks again, once, over the same
+    /// connection.
     pub obey: bool,
 }
 
 /// What makes a request start.
 #[derive(Clone, Copy, Debug)]
 pub enum Load {
-    /// The clock alone, however long answers take.
+    /// The clock alone makes requests start, however long answers take.
     Open(Arrivals),
-    /// The answer to the user's last request.
+    /// The answer to a user's last request makes the user's next request start.
     Closed {
-        /// Users, each with one request at a time.
+        /// The number of users. Each has one request at a time.
         users: u32,
         /// How long a user waits between an answer and the next request.
         think: Duration,
     },
 }
 
-/// Carries a plan out. Meant for a single-threaded runtime; a request costs it one spawned task.
+/// Carries a plan out, with one spawned task for each request. It is meant for a single-threaded runtime.
 ///
 /// # Errors
 /// The pacer's thread cannot be started.
@@ -89,7 +89,7 @@ pub async fn drive(plan: Plan) -> io::Result<Report> {
     match plan.load {
         Load::Open(arrivals) => {
             let mut due = pacer::pace(start, arrivals.until(plan.warm_up + plan.duration))?;
-            // What is unanswered at the deadline is told by the counts.
+            // The counts show how many requests have no answer at the deadline.
             let _ = timeout_at(deadline, driver.clone().open(&mut due)).await;
             due.close();
             while let Ok(intended) = due.try_recv() {
@@ -105,7 +105,7 @@ pub async fn drive(plan: Plan) -> io::Result<Report> {
     Ok(driver.tally().report())
 }
 
-/// What all requests share.
+/// The state that all requests share.
 #[derive(Debug)]
 struct Driver {
     pool: Arc<Pool>,
@@ -116,10 +116,10 @@ struct Driver {
 }
 
 impl Driver {
-    /// Sends what is due until no more will be, and waits for the answers.
+    /// Sends the requests that are due, until there are no more, and waits for the answers.
     ///
-    /// A request gets its task only with its place in the pool, so there are never more tasks than connections, beside
-    /// those that wait to ask again; what has no place yet waits in the channel, in order.
+    /// A request gets its task only when it has a place in the pool. So there are never more tasks than connections,
+    /// except for clients that wait to ask again. Requests without a place wait in the channel, in order.
     async fn open(self: Arc<Self>, due: &mut UnboundedReceiver<Instant>) {
         let (alive, mut all_over) = channel::<()>(1);
         while let Some(intended) = due.recv().await {
@@ -135,7 +135,8 @@ impl Driver {
         all_over.recv().await;
     }
 
-    /// One user of a closed loop. Its requests are intended to start when it is done thinking, as tokio's clock has it.
+    /// Acts as one user of a closed loop. The intended start of a request is when the user has finished thinking, by
+    /// tokio's clock.
     async fn user(self: Arc<Self>, think: Duration, end: Instant) {
         loop {
             let intended = Instant::now();
@@ -154,7 +155,7 @@ impl Driver {
         }
     }
 
-    /// One request, from its place in the pool to its place in the counts.
+    /// Sends one request, for which `place` is held in the pool, waits for its answer and counts it.
     async fn ask(&self, intended: Instant, place: OwnedSemaphorePermit) -> Outcome {
         let drawn = self.draw.lock().unwrap_or_else(PoisonError::into_inner).kind();
         let kind = &self.target.kinds()[drawn];
@@ -180,7 +181,7 @@ impl Driver {
         outcome
     }
 
-    /// Held for a few instructions, never across an await.
+    /// Locks the counts. The lock is held for a few instructions and never across an await.
     fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,8 @@
 //! The thread that says when a request is due.
 //!
-//! Tokio's timers tick in milliseconds, which would send thousands of requests a second in clumps. A thread's sleep is
-//! precise to the kernel's timer slack, 50 µs unless it is asked for less.
+//! Tokio's timers tick in milliseconds. With them, a generator of thousands of requests a second would send several
+//! requests at each tick. A thread's sleep is precise to the kernel's timer slack, which is 50 µs unless the thread
+//! asks for less.
 
 use std::io;
 use std::thread;
@@ -10,13 +11,13 @@ use std::time::{Duration, Instant};
 use nix::sys::prctl::set_timerslack;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// Nanoseconds by which the kernel may delay the pacer's wake-ups: the least it takes.
+/// The nanoseconds by which the kernel may delay the pacer's wake-ups. This is the least value that the kernel takes.
 const TIMER_SLACK: core::ffi::c_ulong = 1;
 
-/// Hands over each of these instants, counted from `start`, when it has come; several that have come at once, at once.
+/// Sends each instant of `schedule`, counted from `start`, when the instant has come.
 ///
-/// The channel has no bound of its own, so that the pacer never waits for whom it paces; it holds no more than the
-/// schedule has, its rate times its duration. Dropping the receiver ends the thread at the next instant.
+/// The channel has no bound, so that the pacer never waits for the receiver. The channel never holds more instants than
+/// the schedule has. Dropping the receiver ends the thread at the next instant.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -26,7 +27,7 @@ pub fn pace(
 ) -> io::Result<UnboundedReceiver<Instant>> {
     let (due, receiver) = unbounded_channel();
     let pacing = move || {
-        // Without it the instants come a little later.
+        // If the kernel refuses, the instants come a little later.
         let _ = set_timerslack(TIMER_SLACK);
         for offset in schedule {
             let intended = start + offset;

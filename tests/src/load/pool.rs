@@ -1,4 +1,4 @@
-//! Connections that are kept alive: an idle one, else a new one, else a place in the queue.
+//! A pool of connections that are kept alive. A request gets an idle connection, or a new one, or waits for a place.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,30 +21,32 @@ use super::target::Kind;
 /// A connection that is kept alive.
 pub type Connection = SendRequest<Full<Bytes>>;
 
-/// Connections to one server. A request holds one of its places; idle connections are never more than free places.
+/// Connections to one server. Each request holds a place of the pool. There are never more idle connections than free
+/// places.
 #[derive(Debug)]
 pub struct Pool {
     address: SocketAddr,
     places: Arc<Semaphore>,
-    // The one used last is used next: after a rush the others rest until the server closes them.
+    // The connection that was used last is used next. So after a rush the others stay idle until the server closes
+    // them.
     idle: Mutex<Vec<Connection>>,
 }
 
 impl Pool {
-    /// A pool of at most `size` connections, none of them open yet.
+    /// A pool of at most `size` connections. None of them is open yet.
     pub fn new(address: SocketAddr, size: u32) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(usize::MAX)));
         Arc::new(Self { address, places, idle: Mutex::default() })
     }
 
-    /// A place for one request; first come, first served.
+    /// Waits for a place for one request. Requests get places in the order in which they ask.
     pub async fn place(&self) -> OwnedSemaphorePermit {
         self.places.clone().acquire_owned().await.expect("nobody closes it")
     }
 
-    /// Asks once, over this connection if one is given. The caller has a place, and keeps it until this returns. Where the
-    /// server says when to ask again, its connection is given back, for that. Of an answer that is streamed, `pieces` gets
-    /// when each piece came.
+    /// Sends one request, over the given connection if there is one. The caller must hold a place until this returns.
+    /// If the server says when to ask again, the connection is returned, so that it can be used then. If the answer is
+    /// streamed, `pieces` gets the times at which its pieces came.
     pub async fn ask(
         &self,
         kind: &Kind,
@@ -54,7 +56,7 @@ impl Pool {
         let answer = self.answer(kind, over, pieces);
         let answer = match kind.patience {
             None => answer.await,
-            // Dropping the question closes its connection.
+            // If the time is over, the request is dropped, which closes its connection.
             Some(patience) => match tokio::time::timeout(patience, answer).await {
                 Ok(answer) => answer,
                 Err(_) => return (Outcome::Abandoned, None),
@@ -70,7 +72,7 @@ impl Pool {
         }
     }
 
-    /// Takes a connection back that is not needed any more.
+    /// Takes back a connection that its user does not need any more.
     pub fn put(&self, connection: Connection) {
         self.lock().push(connection);
     }
@@ -88,7 +90,8 @@ impl Pool {
             }
             match connection.try_send_request(kind.request()).await {
                 Ok(response) => return self.read(connection, response, kind, pieces).await,
-                // It was closed before the request went out: nobody has seen it, so it may go elsewhere.
+                // The connection was closed before the request was sent. The server has not seen the request, so it may
+                // be sent over another connection.
                 Err(error) if error.message().is_some() => {}
                 Err(error) => return Err(io::Error::other(error.into_error())),
             }
@@ -96,13 +99,14 @@ impl Pool {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (mut connection, life) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        // Ends when the server closes the connection or the sender is dropped; an error shows in the request it hits.
+        // The task ends when the server closes the connection or the sender is dropped. The request in flight reports
+        // an error.
         tokio::spawn(life);
         let response = connection.send_request(kind.request()).await.map_err(io::Error::other)?;
         self.read(connection, response, kind, pieces).await
     }
 
-    /// Reads the answer to its end; then the connection can be used again.
+    /// Reads the answer to its end, after which the connection can be used again.
     async fn read(
         &self,
         connection: Connection,
@@ -120,7 +124,8 @@ impl Pool {
             }
             Outcome::Right
         } else if !good || !kind.expects() {
-            // To the end, so that the connection can be used again and the latency is the whole answer's.
+            // The body is read to its end, so that the connection can be used again and the latency covers the whole
+            // answer.
             while let Some(frame) = body.frame().await {
                 frame.map_err(io::Error::other)?;
             }
@@ -137,13 +142,13 @@ impl Pool {
         self.lock().pop()
     }
 
-    /// Held for a few instructions, never across an await.
+    /// Locks the idle connections. The lock is held for a few instructions and never across an await.
     fn lock(&self) -> MutexGuard<'_, Vec<Connection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// When the server asks to be asked again; a date is not understood.
+/// The seconds of `Retry-After`. A date is not understood.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }

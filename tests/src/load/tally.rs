@@ -1,42 +1,42 @@
-//! What became of the requests.
+//! Counts how requests end, and measures latencies.
 
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-/// Latencies are told to three digits, and those beyond an hour as an hour.
+/// The number of significant digits of latencies. A latency of more than [`LONGEST`] is reported as [`LONGEST`].
 const DIGITS: u8 = 3;
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// The time that is counted: requests whose intended start lies in it.
+/// The counted time. A request counts if its intended start lies in this time.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// Its first instant: the end of the warm-up.
+    /// The first instant of the counted time, which is the end of the warm-up.
     pub start: Instant,
-    /// The first instant after it.
+    /// The first instant after the counted time.
     pub end: Instant,
 }
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// With status 200, and what was expected of the body.
+    /// The status was 200, and the body had the expected field.
     Right,
-    /// With status 200, and another body.
+    /// The status was 200, but the body did not have the expected field.
     Wrong,
-    /// With another status.
+    /// The status was another one.
     Refused {
-        /// When to ask again, if the server said it in seconds.
+        /// The time after which to ask again, if the server gave it in seconds.
         again_in: Option<Duration>,
     },
-    /// There was no connection, or it broke.
+    /// The request got no connection, or its connection broke.
     NoAnswer,
-    /// Its client went away.
+    /// The client went away.
     Abandoned,
 }
 
-/// Counts while requests come and go.
+/// The counts so far.
 #[derive(Debug)]
 pub struct Tally {
     window: Window,
@@ -47,63 +47,63 @@ pub struct Tally {
     in_time: u32,
     asked_again: u32,
     served_then: u32,
-    // Nanoseconds.
+    // The values are in nanoseconds.
     latencies: Histogram<u32>,
     kinds: Vec<(String, Histogram<u32>)>,
     first: Histogram<u32>,
     gaps: Histogram<u32>,
 }
 
-/// What is told at the end.
+/// The figures at the end of a load.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// Requests with their intended start in the counted time, whether or not they had a connection before the end:
+    /// The number of requests whose intended start lies in the counted time, even if they never got a connection. It is
     /// the sum of `answered`, `failed`, `abandoned` and `unfinished`.
     pub sent: u32,
-    /// Those with status 200.
+    /// The number of requests that were answered with status 200.
     pub answered: u32,
-    /// Those with another status, or none because a connection failed.
+    /// The number of requests that got another status, or none because a connection failed.
     pub failed: u32,
-    /// Those whose client went away before the answer came.
+    /// The number of requests whose client went away before the answer came.
     pub abandoned: u32,
-    /// Those without an answer when the driver stopped waiting.
+    /// The number of requests that had no answer when the driver stopped waiting.
     pub unfinished: u32,
-    /// Those of `answered` that lack the expected field.
+    /// How many of `answered` lack the expected field.
     pub wrong: u32,
-    /// The counted time.
+    /// The length of the counted time.
     pub duration: Duration,
-    /// Answers with status 200 that came within the counted time, a second: throughput. An answer counts when it
-    /// comes, also to a request of the warm-up; one that comes after the end does not. So a server that is
-    /// overloaded, and answers the rest when nobody asks any more, is not told faster than it is.
+    /// The throughput: answers with status 200 a second. An answer counts if it comes within the counted time, even if
+    /// its request was sent in the warm-up. An answer that comes after the end does not count. Otherwise an overloaded
+    /// server, which answers many requests after the end, would seem faster than it is.
     pub rate: f64,
-    /// Of `answered`, from the intended start to the end of the body; `None` where there is none.
+    /// The latencies of `answered`, from the intended start to the end of the body. `None` if nothing was answered.
     pub latency: Option<Latency>,
-    /// Of `failed`, those that were told when to ask again, and did.
+    /// How many of `failed` were told when to ask again, and asked again.
     pub asked_again: u32,
-    /// Of `asked_again`, those that were then answered with status 200.
+    /// How many of `asked_again` were then answered with status 200.
     pub served_then: u32,
-    /// Each kind of requests: its name, how many of `answered` were of it, and their latency.
+    /// For each kind of requests: the kind's name, how many of `answered` were of this kind, and their latencies.
     pub kinds: Vec<(String, u32, Option<Latency>)>,
-    /// Of answers that were streamed, from the intended start to the first piece; `None` where none was.
+    /// For streamed answers, the times from the intended start to the first piece. `None` if no answer was streamed.
     pub first: Option<Latency>,
-    /// Of answers that were streamed, from each piece to the next.
+    /// For streamed answers, the times from each piece to the next.
     pub gap: Option<Latency>,
 }
 
-/// How latencies are spread, in milliseconds.
+/// The distribution of latencies, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Latency {
     /// The mean.
     pub mean: f64,
-    /// Half were not longer.
+    /// The median.
     pub p50: f64,
-    /// 90 % were not longer.
+    /// The 90th percentile.
     pub p90: f64,
-    /// 99 % were not longer.
+    /// The 99th percentile.
     pub p99: f64,
-    /// 99.9 % were not longer.
+    /// The 99.9th percentile.
     pub p999: f64,
-    /// The longest.
+    /// The longest latency.
     pub max: f64,
 }
 
@@ -114,7 +114,7 @@ impl Window {
 }
 
 impl Tally {
-    /// Counts nothing yet, of requests of kinds with these names.
+    /// Empty counts for requests of kinds with these names.
     pub fn new<'a>(window: Window, names: impl IntoIterator<Item = &'a str>) -> Self {
         let mut kinds: Vec<(String, Histogram<u32>)> = Vec::new();
         for name in names {
@@ -139,12 +139,12 @@ impl Tally {
         }
     }
 
-    /// A request is due.
+    /// Counts a request that is due.
     pub fn begin(&mut self, intended: Instant) {
         self.sent += u32::from(self.window.has(intended));
     }
 
-    /// A request of the kind of this name has ended.
+    /// Counts the end of a request, whose kind has this name.
     pub fn end(&mut self, intended: Instant, ended: Instant, outcome: Outcome, name: &str) {
         let answered = matches!(outcome, Outcome::Right | Outcome::Wrong);
         self.in_time += u32::from(answered && self.window.has(ended));
@@ -166,7 +166,7 @@ impl Tally {
         }
     }
 
-    /// The pieces of an answer came at these times.
+    /// Counts a streamed answer whose pieces came at these times.
     pub fn streamed(&mut self, intended: Instant, pieces: &[Instant]) {
         if !self.window.has(intended) {
             return;
@@ -180,7 +180,7 @@ impl Tally {
         }
     }
 
-    /// A request that was refused has asked again when it was told to.
+    /// Counts a client that was refused and asked again when it was told to.
     pub fn again(&mut self, intended: Instant, outcome: Outcome) {
         if self.window.has(intended) {
             self.asked_again += 1;
@@ -188,7 +188,7 @@ impl Tally {
         }
     }
 
-    /// What there is to tell.
+    /// The report of the counts so far.
     pub fn report(&self) -> Report {
         let answered = u32::try_from(self.latencies.len()).unwrap_or(u32::MAX);
         let duration = self.window.end - self.window.start;
@@ -241,7 +241,7 @@ impl Latency {
 }
 
 impl Report {
-    /// As JSON; times in milliseconds to the microsecond, null where nothing was answered.
+    /// The report as JSON. Times are in milliseconds with microseconds as decimals, or null if nothing was answered.
     pub fn to_json(&self) -> Value {
         let kind = |(name, answered, latency): &(String, u32, Option<Latency>)| {
             (name.clone(), json!({"answered": answered, "latency_ms": Latency::to_json(latency.as_ref())}))
