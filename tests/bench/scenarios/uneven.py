@@ -181,7 +181,8 @@ def overload(bench: Bench) -> Section:
         run = overloaded(bench, proxy, body, *pattern, tolerant=True)
         section.rows.append(Row(proxy.name, "2 x capacity, Retry-After obeyed", runs=[run]))
         what = "overload, 2 x capacity: of those refused who come back when told, served then"
-        section.figures.append(Figure(what, run.served_then, at_least=0.9))
+        # Without a bound: the proxy keeps no place for a refused client.
+        section.figures.append(Figure(what, run.served_then))
     return section
 
 
