@@ -52,9 +52,9 @@ impl Memory {
     pub fn start(flags: &[&str]) -> Self {
         let arguments = ["pillion-proxy", "--socket", "/nowhere"].iter().chain(flags).copied();
         let config = Config::read(arguments).unwrap_or_else(|error| panic!("{error}"));
-        let (proxy, batcher) = Proxy::new(&config).expect("metrics can be set up");
+        let (proxy, scheduler) = Proxy::new(&config).expect("metrics can be set up");
         let mut tasks = JoinSet::new();
-        tasks.spawn(batcher.run());
+        tasks.spawn(scheduler.run());
         Self { proxy, tasks }
     }
 

@@ -3,8 +3,8 @@
 //! The rule is work-conserving at heart: a free credit takes what waits. A held batch leaves an engine idle, so the hold must
 //! pay. It pays if texts are likely to come soon ([`returns`](super::returns): clients that were just answered, requests that are
 //! being read, the rate of new clients) and if a batch costs much however small it is ([`forecast`](super::forecast): what two
-//! batches cost more than one). A model that takes 5 ms is never held; a model that takes 400 ms is held for the 2 ms in which
-//! forty clients come back. `--batch-timeout` is the upper bound of a hold, never its price.
+//! batches cost more than one). If a batch takes 5 ms, it is never held. If it takes 400 ms, it is held for the 2 ms in which forty
+//! clients come back. `--batch-timeout` is the upper bound of a hold.
 
 use std::time::Duration;
 
@@ -32,9 +32,9 @@ pub struct View {
     pub waiting: usize,
     /// Requests that are being read at this moment.
     pub arriving: usize,
-    /// The cost of their batch that does not depend on how many they are.
+    /// The part of their batch's cost that does not depend on the number of texts.
     pub fixed_cost: Duration,
-    /// The cost that each of them adds.
+    /// The cost that each text adds.
     pub member_cost: Duration,
     /// Engines that share the work.
     pub engines: usize,
@@ -146,7 +146,7 @@ impl Policy {
     ///
     /// The expected texts must also come in a crowd: in the time that the hold and their part of the batch take, the engine must
     /// serve more of them than it serves texts on average. Otherwise the texts that come while the longer batch runs lose what
-    /// these gain. So no batch is held for texts that come at random. (The comparison with the long-run average is that of
+    /// these gain. So with one engine no batch is held for texts that come at random. (The comparison with the long-run average is that of
     /// renewal reward: Ross, Applied Probability Models, 1970.)
     fn worthwhile(&self, view: &View, longest: Duration, now: Instant) -> Option<Duration> {
         let room = self.max_batch_size.saturating_sub(view.waiting);

@@ -60,8 +60,8 @@ impl Proxied {
     /// One that waits a second for workers.
     pub fn new() -> Self {
         let config = Config::read(["pillion-proxy", "--worker-wait", "1s"]).expect("a configuration");
-        let (proxy, batcher) = Proxy::new(&config).expect("a proxy");
-        tokio::spawn(batcher.run());
+        let (proxy, scheduler) = Proxy::new(&config).expect("a proxy");
+        tokio::spawn(scheduler.run());
         Self { proxy }
     }
 

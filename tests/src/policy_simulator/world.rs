@@ -1,7 +1,7 @@
 //! The state of a simulation, its clock, and what each event does.
 
-mod batcher;
 mod engines;
+mod scheduler;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
