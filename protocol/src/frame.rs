@@ -1,5 +1,7 @@
 //! The frames as values. `PROTOCOL.md` says which side sends each frame, when, and how it is written.
 
+use std::cmp::Ordering;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::{Map, Value};
 
@@ -136,7 +138,8 @@ pub struct Batch {
 }
 
 /// Decoding options. CTranslate2 takes them for a whole call, so only members with equal options can share a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// They are ordered in some way, so that they can be keys.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Options {
     /// The number of likeliest tokens to draw from; 1 is greedy, 0 is the whole vocabulary.
     pub sampling_topk: u32,
@@ -160,6 +163,34 @@ impl Options {
     #[allow(clippy::float_cmp, reason = "the neutral value is exact")]
     pub fn look_back(&self) -> bool {
         self.repetition_penalty != 1.0 || self.no_repeat_ngram_size != 0
+    }
+
+    /// All options, floating-point numbers as their bits, which are equal only if the numbers are the same.
+    fn bits(&self) -> [u32; 5] {
+        let Self { sampling_topk, sampling_topp, sampling_temperature, repetition_penalty, no_repeat_ngram_size } =
+            self;
+        let floats = [sampling_topp, sampling_temperature, repetition_penalty].map(|number| number.to_bits());
+        [*sampling_topk, floats[0], floats[1], floats[2], *no_repeat_ngram_size]
+    }
+}
+
+impl PartialEq for Options {
+    fn eq(&self, other: &Self) -> bool {
+        self.bits() == other.bits()
+    }
+}
+
+impl Eq for Options {}
+
+impl PartialOrd for Options {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Options {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.bits().cmp(&other.bits())
     }
 }
 

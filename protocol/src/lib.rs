@@ -7,7 +7,6 @@
 //! - [`codec`]: turns frames into bytes and back. It does no I/O.
 //! - [`connection`]: reads and writes frames, with buffers, over any `AsyncRead` and `AsyncWrite`.
 //! - [`json`]: writes texts as JSON strings.
-//! - [`service_time`]: predicts how long an engine takes, and learns from the costs that frames report.
 //!
 //! ```
 //! use bytes::BytesMut;
@@ -24,7 +23,6 @@ mod error;
 pub mod frame;
 mod id;
 pub mod json;
-pub mod service_time;
 mod socket_path;
 
 pub use error::{DecodeError, EncodeError, ReadError};

@@ -9,11 +9,13 @@
 //! A refused client is told when to come back: when a part of the queue is forecast to be done. The times are spread,
 //! so that refused clients do not come back all at once.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::domain::{QueueDepth, QueueSlot};
+use metrics::Gauge;
+
+use crate::domain::{Count, CountGuard};
 use crate::metrics::Metrics;
 
 /// Why a request is refused.
@@ -54,16 +56,23 @@ pub struct Admission {
 #[derive(Debug)]
 struct State {
     bounds: Bounds,
-    depth: Arc<QueueDepth>,
-    bytes: AtomicUsize,
-    /// The part of `bytes` that belongs to incomplete bodies, without the first bytes of each.
-    incomplete: AtomicUsize,
-    arriving: AtomicUsize,
+    depth: Arc<Count>,
+    memory: Mutex<Memory>,
+    /// Requests that are being read.
+    arriving: Arc<Count>,
     /// The engines' time for a text, as measured lately, in nanoseconds; 0 while unknown.
     text_nanos: AtomicU64,
     /// The number of refusals, from which the spread of `Retry-After` follows.
     refusals: AtomicU64,
     metrics: Arc<Metrics>,
+}
+
+/// The bytes that requests hold.
+#[derive(Debug, Default)]
+struct Memory {
+    bytes: usize,
+    /// The part of `bytes` that belongs to incomplete bodies, without the first bytes of each.
+    incomplete: usize,
 }
 
 /// The longest that a request's body may take to arrive, even if the request's own timeout is longer.
@@ -85,13 +94,11 @@ const UNKNOWN_PACE: Duration = Duration::from_millis(10);
 impl Admission {
     /// Admission control with nothing reserved.
     pub fn new(bounds: Bounds, metrics: Arc<Metrics>) -> Self {
-        let depth = QueueDepth::new(metrics.queue_depth.clone());
         let state = State {
             bounds,
-            depth,
-            bytes: AtomicUsize::new(0),
-            incomplete: AtomicUsize::new(0),
-            arriving: AtomicUsize::new(0),
+            depth: Count::new(metrics.queue_depth.clone()),
+            memory: Mutex::default(),
+            arriving: Count::new(Gauge::noop()),
             text_nanos: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
             metrics,
@@ -103,16 +110,17 @@ impl Admission {
     ///
     /// # Errors
     /// The queue has fewer free slots.
-    pub fn texts(&self, n: usize) -> Result<Vec<QueueSlot>, Rejected> {
-        self.state.depth.reserve(n, self.state.bounds.texts).ok_or_else(|| {
+    pub fn texts(&self, n: usize) -> Result<Vec<CountGuard>, Rejected> {
+        self.state.depth.add_within(n, self.state.bounds.texts).ok_or_else(|| {
             self.state.metrics.rejected_queue_full.increment(1);
             Rejected::QueueFull { retry_after: self.state.retry_after(self.state.backlog()) }
         })
     }
 
-    /// A slot for a text that was admitted before and comes back from a worker. It is never refused.
-    pub fn readmit(&self) -> QueueSlot {
-        self.state.depth.readmit()
+    /// A slot for a text that was admitted before and comes back from a worker. It is never refused, so the bound can be
+    /// exceeded by as many texts as workers hold.
+    pub fn readmit(&self) -> CountGuard {
+        self.state.depth.add()
     }
 
     /// Begins the reservation for a body of at least `announced` bytes. These bytes are not reserved yet, since they
@@ -120,23 +128,15 @@ impl Admission {
     ///
     /// # Errors
     /// There is no memory for this many bytes now.
-    pub fn body(&self, announced: usize) -> Result<BodyReservation, Rejected> {
-        let bytes = BodyBytes { state: self.state.clone(), held: 0 };
-        let mut reservation = BodyReservation { bytes, incomplete: 0 };
-        reservation.grow(announced)?;
-        reservation.release();
-        Ok(reservation)
+    pub fn body(&self, announced: usize) -> Result<BodyBytes, Rejected> {
+        let body = BodyBytes { state: self.state.clone(), held: 0, incomplete: 0, is_complete: false };
+        body.grown(announced, &self.state.memory())?;
+        Ok(body)
     }
 
-    /// Counts a request as being read until the guard is dropped.
-    pub fn arriving(&self) -> Arriving {
-        self.state.arriving.fetch_add(1, Relaxed);
-        Arriving { state: self.state.clone() }
-    }
-
-    /// The number of requests that are being read.
-    pub fn count_arriving(&self) -> usize {
-        self.state.arriving.load(Relaxed)
+    /// The requests that are being read.
+    pub fn arriving(&self) -> &Arc<Count> {
+        &self.state.arriving
     }
 
     /// Sets the engines' time for a text, as measured.
@@ -152,6 +152,10 @@ impl Admission {
 }
 
 impl State {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The engines' time for all texts that wait now.
     fn backlog(&self) -> Duration {
         let text = match self.text_nanos.load(Relaxed) {
@@ -177,55 +181,14 @@ impl State {
     }
 }
 
-/// The memory reserved for a body that is not complete.
-#[derive(Debug)]
-pub struct BodyReservation {
-    bytes: BodyBytes,
-    /// The part of the bytes that counts as incomplete.
-    incomplete: usize,
-}
-
-impl BodyReservation {
-    /// Reserves `n` more bytes.
-    ///
-    /// # Errors
-    /// There is no memory for this many bytes. What was reserved before stays reserved.
-    pub fn grow(&mut self, n: usize) -> Result<(), Rejected> {
-        let state = &self.bytes.state;
-        let more = self.bytes.held.saturating_add(n).saturating_sub(FIRST_BYTES) - self.incomplete;
-        // A body that is the only incomplete one may take all memory.
-        let cap = |sum: usize| if sum == self.incomplete { usize::MAX } else { state.bounds.bytes / INCOMPLETE_SHARE };
-        let room = |sum: usize| sum.checked_add(more).filter(|&new| more == 0 || new <= cap(sum));
-        if state.incomplete.fetch_update(Relaxed, Relaxed, room).is_err() {
-            return Err(self.bytes.refused());
-        }
-        self.incomplete += more;
-        self.bytes.grow(n)
-    }
-
-    /// Turns the reservation into that of a complete body.
-    pub fn complete(mut self) -> BodyBytes {
-        let held = std::mem::take(&mut self.bytes.held);
-        BodyBytes { state: self.bytes.state.clone(), held }
-    }
-
-    fn release(&mut self) {
-        self.bytes.state.incomplete.fetch_sub(std::mem::take(&mut self.incomplete), Relaxed);
-        self.bytes.state.bytes.fetch_sub(std::mem::take(&mut self.bytes.held), Relaxed);
-    }
-}
-
-impl Drop for BodyReservation {
-    fn drop(&mut self) {
-        self.bytes.state.incomplete.fetch_sub(self.incomplete, Relaxed);
-    }
-}
-
-/// The memory reserved for a request. Dropping it gives the memory back.
+/// The memory reserved for a request, first for its body as it arrives. Dropping it gives the memory back.
 #[derive(Debug)]
 pub struct BodyBytes {
     state: Arc<State>,
     held: usize,
+    /// The part of the bytes that counts as incomplete.
+    incomplete: usize,
+    is_complete: bool,
 }
 
 impl BodyBytes {
@@ -234,35 +197,42 @@ impl BodyBytes {
     /// # Errors
     /// There is no memory for this many bytes. What was reserved before stays reserved.
     pub fn grow(&mut self, n: usize) -> Result<(), Rejected> {
-        let room = |taken: usize| taken.checked_add(n).filter(|&sum| sum <= self.state.bounds.bytes);
-        if self.state.bytes.fetch_update(Relaxed, Relaxed, room).is_err() {
-            return Err(self.refused());
-        }
-        self.held += n;
+        let mut memory = self.state.memory();
+        let (held, incomplete) = self.grown(n, &memory)?;
+        memory.bytes = memory.bytes - self.held + held;
+        memory.incomplete = memory.incomplete - self.incomplete + incomplete;
+        drop(memory);
+        (self.held, self.incomplete) = (held, incomplete);
         Ok(())
     }
 
-    fn refused(&self) -> Rejected {
-        self.state.metrics.rejected_queue_bytes.increment(1);
-        Rejected::QueueBytes { retry_after: self.state.retry_after(self.state.backlog()) }
+    /// What is held with `n` more bytes, and how much of it is incomplete.
+    fn grown(&self, n: usize, memory: &Memory) -> Result<(usize, usize), Rejected> {
+        let State { bounds, metrics, .. } = &*self.state;
+        let held = self.held.saturating_add(n);
+        let incomplete = if self.is_complete { 0 } else { held.saturating_sub(FIRST_BYTES) };
+        let (others, other_bodies) = (memory.bytes - self.held, memory.incomplete - self.incomplete);
+        // A body that is the only incomplete one may take all memory.
+        let most = if other_bodies == 0 { bounds.bytes } else { bounds.bytes / INCOMPLETE_SHARE };
+        if held > bounds.bytes - others || (incomplete > self.incomplete && other_bodies + incomplete > most) {
+            metrics.rejected_queue_bytes.increment(1);
+            return Err(Rejected::QueueBytes { retry_after: self.state.retry_after(self.state.backlog()) });
+        }
+        Ok((held, incomplete))
+    }
+
+    /// Records that the body is complete.
+    pub fn complete(&mut self) {
+        self.is_complete = true;
+        self.state.memory().incomplete -= std::mem::take(&mut self.incomplete);
     }
 }
 
 impl Drop for BodyBytes {
     fn drop(&mut self) {
-        self.state.bytes.fetch_sub(self.held, Relaxed);
-    }
-}
-
-/// Counts a request that is being read, until it is dropped.
-#[derive(Debug)]
-pub struct Arriving {
-    state: Arc<State>,
-}
-
-impl Drop for Arriving {
-    fn drop(&mut self) {
-        self.state.arriving.fetch_sub(1, Relaxed);
+        let mut memory = self.state.memory();
+        memory.bytes -= self.held;
+        memory.incomplete -= self.incomplete;
     }
 }
 
@@ -272,6 +242,11 @@ mod tests {
 
     fn admission_of(texts: usize, bytes: usize) -> Admission {
         Admission::new(Bounds { texts, bytes }, Arc::new(Metrics::new().unwrap()))
+    }
+
+    fn held(admission: &Admission) -> (usize, usize) {
+        let memory = admission.state.memory();
+        (memory.bytes, memory.incomplete)
     }
 
     #[test]
@@ -290,7 +265,8 @@ mod tests {
             let mut body = admission.body(bytes)?;
             body.grow(bytes).map(|()| body)
         };
-        let mut held = body(4).unwrap().complete();
+        let mut held = body(4).unwrap();
+        held.complete();
         held.grow(6).unwrap();
         assert!(matches!(held.grow(1), Err(Rejected::QueueBytes { .. })));
         drop(held);
@@ -306,7 +282,7 @@ mod tests {
         let announced: Vec<_> = (0..100).map(|_| admission.body(FIRST_BYTES + 100).unwrap()).collect();
         assert!(admission.body(2 * FIRST_BYTES + 1).is_err());
         drop(announced);
-        assert_eq!((admission.state.bytes.load(Relaxed), admission.state.incomplete.load(Relaxed)), (0, 0));
+        assert_eq!(held(&admission), (0, 0));
     }
 
     #[test]
@@ -319,23 +295,27 @@ mod tests {
     #[test]
     fn large_incomplete_bodies_leave_memory_for_others() {
         let admission = admission_of(0, 20 * FIRST_BYTES);
-        let large: Vec<_> = std::iter::from_fn(|| {
+        let mut large: Vec<_> = std::iter::from_fn(|| {
             let mut body = admission.body(0).ok()?;
             body.grow(3 * FIRST_BYTES).ok().map(|()| body)
         })
         .collect();
         assert_eq!(large.len(), 5, "two in three bytes of each count");
-        let small =
-            || admission.body(FIRST_BYTES).and_then(|mut body| body.grow(FIRST_BYTES).map(|()| body.complete()));
+        let small = || {
+            let mut body = admission.body(FIRST_BYTES)?;
+            body.grow(FIRST_BYTES)?;
+            body.complete();
+            Ok::<_, Rejected>(body)
+        };
         let mut others: Vec<_> = (0..5).map(|_| small().unwrap()).collect();
         assert!(small().is_err(), "all memory is taken");
         others.clear();
-        let mut complete: Vec<_> = large.into_iter().map(BodyReservation::complete).collect();
+        large.iter_mut().for_each(BodyBytes::complete);
         let mut next = admission.body(3 * FIRST_BYTES).unwrap();
         next.grow(3 * FIRST_BYTES).expect("the large bodies are complete, so they do not count as incomplete");
-        complete.clear();
+        large.clear();
         drop(next);
-        assert_eq!((admission.state.bytes.load(Relaxed), admission.state.incomplete.load(Relaxed)), (0, 0));
+        assert_eq!(held(&admission), (0, 0));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use listenfd::ListenFd;
 use metrics_exporter_prometheus::BuildError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
@@ -10,13 +11,10 @@ use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
 use crate::admission::{Admission, Bounds, LINGER};
-use crate::api::call::Limits;
 use crate::config::Config;
 use crate::descriptors;
 use crate::http::{Scope, Service};
-use crate::inherited::Inherited;
 use crate::link::{self, Links};
-use crate::log::RequestLog;
 use crate::metrics::Metrics;
 use crate::numbers::as_u32;
 use crate::scheduler::{self, Handle, Scheduler, Settings};
@@ -62,7 +60,6 @@ pub struct Proxy {
     clients: Server,
     operators: Server,
     links: Links,
-    log: Arc<RequestLog>,
 }
 
 impl Proxy {
@@ -81,19 +78,12 @@ impl Proxy {
             max_requests: config.max_connections,
         };
         let admission = Admission::new(bounds, metrics.clone());
-        let (handle, port, scheduler) = scheduler::scheduler(settings, admission, metrics.clone());
-        let limits = Limits {
-            body_bytes: config.max_body_bytes,
-            texts: config.max_queue,
-            request_timeout: config.request_timeout,
-        };
-        let log = Arc::new(RequestLog::new(config.log_format));
-        let keys = config.api_keys.clone();
-        let service = Service::new(handle.clone(), metrics.clone(), limits, keys, log.clone(), config.log_prompts);
+        let (handle, scheduler) = scheduler::scheduler(settings, admission, metrics.clone());
+        let service = Service::new(handle.clone(), metrics.clone(), config);
         let clients = Server::new(service.clone(), metrics.clone(), config.max_connections);
         let operators = Server::new(service.for_operators(), metrics.clone(), MAX_ADMIN_CONNECTIONS);
-        let links = Links { max_batch_size: config.max_batch_size, port, metrics: metrics.clone() };
-        Ok((Self { service, handle, metrics, clients, operators, links, log }, scheduler))
+        let links = Links { max_batch_size: config.max_batch_size, handle: handle.clone(), metrics: metrics.clone() };
+        Ok((Self { service, handle, metrics, clients, operators, links }, scheduler))
     }
 
     /// Serves a client's connection to its end. Waits for a place first.
@@ -136,8 +126,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let worker_places = Arc::new(Semaphore::new(MAX_WORKERS));
     let scheduler = tokio::spawn(scheduler.run());
     tokio::spawn(upkeep(proxy.clone()));
-    let log = proxy.log.clone();
-    tokio::spawn(async move { log.run().await });
     if let Some(keys) = config.api_keys.clone() {
         tokio::spawn(keys.watch());
     }
@@ -167,7 +155,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     };
     let connections = proxy.clients.open();
 
-    proxy.log.flush();
     proxy.handle.close().await;
     workers.abort();
     let _ = timeout(GOODBYE, worker_places.acquire_many(as_u32(MAX_WORKERS))).await;
@@ -179,17 +166,23 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 }
 
 /// The sockets for clients, and for operators if they have one of their own.
+///
+/// The process may inherit them by systemd's convention (`sd_listen_fds(3)`): descriptors from 3 on, of which `LISTEN_FDS` is the
+/// number and `LISTEN_PID` the process that they are for. Such a socket outlives the process: a connection that comes after one
+/// proxy ends and before the next begins waits in the kernel instead of being refused.
 async fn listen(config: &Config) -> Result<(Listener, Option<Listener>), AppError> {
-    let mut inherited = Inherited::from_env();
-    let failed = |address| move |error| AppError::Unavailable(format!("cannot listen on {address}: {error}"));
-    let clients = Listener::open(&mut inherited, config.listen).await.map_err(failed(config.listen))?;
-    let operators = match config.admin_listen {
-        Some(address) => Some(Listener::open(&mut inherited, address).await.map_err(failed(address))?),
-        None => None,
-    };
-    match inherited.left() {
-        0 => Ok((clients, operators)),
-        left => Err(AppError::Unavailable(format!(
+    let mut inherited = ListenFd::from_env();
+    let addresses = [Some(config.listen), config.admin_listen];
+    let mut listeners = [None, None];
+    for (at, address) in addresses.into_iter().flatten().enumerate() {
+        let opened = async { Listener::open(inherited.take_tcp_listener(at)?, address).await };
+        let failed = |error| AppError::Unavailable(format!("cannot listen on {address}: {error}"));
+        listeners[at] = Some(opened.await.map_err(failed)?);
+    }
+    let left = inherited.len().saturating_sub(addresses.into_iter().flatten().count());
+    match listeners {
+        [Some(clients), operators] if left == 0 => Ok((clients, operators)),
+        _ => Err(AppError::Unavailable(format!(
             "{left} inherited listening sockets are not wanted: the first is for --listen, a second for --admin-listen"
         ))),
     }
@@ -197,13 +190,8 @@ async fn listen(config: &Config) -> Result<(Listener, Option<Listener>), AppErro
 
 /// How many connections of clients there are descriptors for, of the `asked`.
 fn room(asked: usize) -> usize {
-    let descriptors = match descriptors::raise() {
-        Ok(descriptors) => descriptors,
-        Err(error) => {
-            warn!(%error, "the limit of open files is not known");
-            return asked;
-        }
-    };
+    let raised = descriptors::raise().inspect_err(|error| warn!(%error, "the limit of open files is not known"));
+    let Ok(descriptors) = raised else { return asked };
     let room = descriptors::connections(asked, descriptors, MAX_WORKERS + MAX_ADMIN_CONNECTIONS);
     if room < asked {
         warn!(

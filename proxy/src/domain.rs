@@ -2,19 +2,19 @@
 //! each text ends. A job is one text of one request. Each job gets exactly one outcome.
 
 mod batch_key;
+mod count;
 mod demand;
 mod feed;
 mod job;
 mod outcome;
-mod queue_slot;
 mod reply;
 mod request;
 
-pub use self::batch_key::{BatchKey, ModelFingerprint, ModelId, OptionBits, Quarantine, WorkerModel};
+pub use self::batch_key::{BatchKey, ModelFingerprint, ModelId, Quarantine, WorkerModel};
+pub use self::count::{Count, CountGuard};
 pub use self::demand::Demand;
 pub use self::feed::{Feed, StreamEvent};
 pub use self::job::{Job, JobId, JobRange, Progress};
 pub use self::outcome::{Completion, Dispatch, Failure, Outcome};
-pub use self::queue_slot::{QueueDepth, QueueSlot};
 pub use self::reply::Reply;
 pub use self::request::{GenerationRequest, Origin, RequestContext, Stops, TemplateKwargs, prompt_bytes};

@@ -1,6 +1,7 @@
 //! HTTP semantics: the endpoint of each path, statuses and headers, request ids, API keys, and one line in the access log for
 //! each request.
 
+mod access_log;
 mod body;
 mod client_history;
 mod handler;

@@ -27,7 +27,7 @@ use crate::domain::{Failure, Job};
 use crate::metrics::Metrics;
 use crate::numbers::as_u32;
 use crate::scheduler::batch::DispatchedBatch;
-use crate::scheduler::{LinkCommand, LinkEvent, LinkPort, WorkerId};
+use crate::scheduler::{Handle, LinkCommand, LinkEvent, WorkerId};
 
 /// How long after a member's deadline the worker may still end the member itself.
 const GRACE: Duration = Duration::from_millis(500);
@@ -51,7 +51,7 @@ struct Link<I> {
     reader: FrameReader<ReadHalf<I>>,
     writer: FrameWriter<WriteHalf<I>>,
     inbox: mpsc::Receiver<LinkCommand>,
-    port: LinkPort,
+    handle: Handle,
     metrics: Arc<Metrics>,
     inflight: InFlight,
     progress: Progress,
@@ -64,16 +64,16 @@ pub struct Links {
     /// The most members of a batch, which WELCOME announces.
     pub max_batch_size: usize,
     /// The scheduler's handle for links.
-    pub port: LinkPort,
+    pub handle: Handle,
     /// The proxy's metrics.
     pub metrics: Arc<Metrics>,
 }
 
 /// Serves one worker's connection to its end. Then the jobs in flight go back to the scheduler.
-pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, port, metrics }: Links) {
+pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, handle, metrics }: Links) {
     let (reader, writer) = tokio::io::split(io);
     let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
-    let worker = port.new_worker();
+    let worker = handle.new_worker();
     let (outbox, inbox) = mpsc::channel(INBOX);
     let hello = match shake_hands(&mut reader, &mut writer, max_batch_size).await {
         Ok(hello) => hello,
@@ -92,10 +92,10 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, por
         "a worker has connected"
     );
     let fingerprint = Arc::from(hello.fingerprint.as_str());
-    port.send(worker, LinkEvent::Up(hello, outbox)).await;
+    handle.on_link(worker, LinkEvent::Up(hello, outbox)).await;
     let inflight = InFlight::new(metrics.running.clone());
     let progress = Progress::new(Instant::now());
-    let mut link = Link { worker, reader, writer, inbox, port, metrics, inflight, progress, fingerprint };
+    let mut link = Link { worker, reader, writer, inbox, handle, metrics, inflight, progress, fingerprint };
     let ended = link.run().await;
     let lost = match &ended {
         Ok(LinkEnd::Goodbye) => None,
@@ -108,7 +108,7 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, por
     }
     // The jobs go back first, so that they do not wait for a worker that reads nothing.
     let jobs = link.take_all();
-    link.port.send(worker, LinkEvent::Down(jobs)).await;
+    link.handle.on_link(worker, LinkEvent::Down(jobs)).await;
     if let Err(error) = ended {
         report_failure(worker, &error, &mut link.writer, &link.metrics).await;
     }
@@ -206,7 +206,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         let id = dispatched.batch;
         let now = Instant::now();
         let Some(first) = jobs.first() else { return Ok(()) };
-        let options = first.request.key.options();
+        let options = first.request.key.options;
         let members = jobs.iter_mut().map(|job| member(job, now)).collect();
         let frame = Frame::Batch(id, Batch { options, members });
         debug!(worker = self.worker.0, batch = id.0, members = jobs.len(), "a batch leaves");
@@ -233,9 +233,8 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
             self.progress.on_output(Instant::now());
         }
         match frame {
-            Frame::Credit { grant: 0 } => return Err(LinkError::Credit),
-            Frame::Credit { grant } if grant as usize > INBOX / 4 => return Err(LinkError::Credit),
-            Frame::Credit { grant } => self.port.send(self.worker, LinkEvent::Credit(grant)).await,
+            Frame::Credit { grant } if grant == 0 || grant as usize > INBOX / 4 => return Err(LinkError::Credit),
+            Frame::Credit { grant } => self.handle.on_link(self.worker, LinkEvent::Credit(grant)).await,
             Frame::Tokens(batch, members) => {
                 let now = Instant::now();
                 for tokens in members {
@@ -243,7 +242,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
             }
             Frame::Finished(batch, members) => {
-                self.port.send(self.worker, LinkEvent::Ended(batch, members.len())).await;
+                self.handle.on_link(self.worker, LinkEvent::Ended(batch, members.len())).await;
                 for finished in members {
                     if let Some(job) = self.inflight.finish(batch, &finished)? {
                         self.metrics.prompt_tokens.increment(u64::from(finished.prompt_tokens));
@@ -253,7 +252,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
             }
             Frame::Failed(batch, members) => {
-                self.port.send(self.worker, LinkEvent::Ended(batch, members.len())).await;
+                self.handle.on_link(self.worker, LinkEvent::Ended(batch, members.len())).await;
                 for MemberFailed { member, code, message } in members {
                     if let Some(job) = self.inflight.end(batch, member)? {
                         job.reply.fail(Failure::Worker { code, message });
@@ -266,7 +265,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 for member in members {
                     jobs.extend(self.inflight.end(batch, member)?);
                 }
-                self.port.send(self.worker, LinkEvent::Yielded(batch, given_back, jobs)).await;
+                self.handle.on_link(self.worker, LinkEvent::Yielded(batch, given_back, jobs)).await;
             }
             Frame::Done(batch, cost) => {
                 let completed = self.inflight.done(batch, cost)?;
@@ -276,9 +275,9 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                     self.metrics.engine_busy.record(Duration::from_micros(cost.engine_us).as_secs_f64());
                     self.metrics.engine_idle.record(Duration::from_micros(cost.idle_us).as_secs_f64());
                 }
-                self.port.send(self.worker, LinkEvent::Done(completed)).await;
+                self.handle.on_link(self.worker, LinkEvent::Done(completed)).await;
             }
-            Frame::Draining => self.port.send(self.worker, LinkEvent::Draining).await,
+            Frame::Draining => self.handle.on_link(self.worker, LinkEvent::Draining).await,
             Frame::Heartbeat(heartbeat) => self.progress.on_heartbeat(&heartbeat, Instant::now()),
             Frame::Goodbye(_) => {}
             Frame::Hello(_)

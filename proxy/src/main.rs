@@ -31,16 +31,17 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(app::run(config)),
-        Err(error) => {
-            tracing::error!(%error, "cannot start the runtime");
-            return ExitCode::from(exit::INTERNAL);
-        }
+        Err(error) => Err(AppError::Internal(format!("cannot start the runtime: {error}"))),
     };
-    let Err(error) = ended else { return ExitCode::SUCCESS };
-    tracing::error!("{error}");
-    ExitCode::from(match error {
-        AppError::Unavailable(_) => exit::UNAVAILABLE,
-        AppError::Internal(_) => exit::INTERNAL,
-        AppError::Unfinished { .. } => exit::WORK_LEFT,
-    })
+    let code = match &ended {
+        Ok(()) => 0,
+        Err(AppError::Unavailable(_)) => exit::UNAVAILABLE,
+        Err(AppError::Internal(_)) => exit::INTERNAL,
+        Err(AppError::Unfinished { .. }) => exit::WORK_LEFT,
+    };
+    if let Err(error) = ended {
+        tracing::error!("{error}");
+    }
+    log::flush();
+    ExitCode::from(code)
 }

@@ -9,6 +9,8 @@ use metrics::{Counter, Gauge, Histogram};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use pillion_process::log;
+
 use crate::numbers::as_f64;
 
 /// Buckets for durations, in seconds: from a small request that is alone to twice the default timeout.
@@ -163,6 +165,7 @@ series! {
         workers_lost_protocol "pillion_workers_lost_total" "reason" = "protocol";
         workers_lost_stuck "pillion_workers_lost_total" "reason" = "stuck";
         protocol_errors "pillion_protocol_errors_total": "Connections closed because a worker broke the protocol";
+        log_lines_lost "pillion_log_lines_lost_total": "Log lines lost because nobody read standard error";
         workers_refused "pillion_workers_refused_total":
             "Connections to the workers' socket from users that are not allowed";
         connections_closed_idle "pillion_connections_closed_total" "reason" = "idle":
@@ -224,6 +227,7 @@ impl Metrics {
 
     /// All series in Prometheus's text format.
     pub fn render(&self) -> String {
+        self.log_lines_lost.absolute(log::lost());
         self.handle.render()
     }
 

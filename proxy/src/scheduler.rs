@@ -1,6 +1,6 @@
 //! The one task that owns the queue: it receives jobs, and sends batches to workers that have granted credit.
 //!
-//! [`scheduler`] returns the handles and the unspawned task. Plain data makes the decisions: [`Queue`] holds the
+//! [`scheduler`] returns the handle and the unspawned task. Plain data makes the decisions: [`Queue`] holds the
 //! waiting jobs, [`Policy`] decides when a batch leaves, and [`Workers`] chooses its worker and its jobs. `events`
 //! handles what links report, and `dispatch` sends batches.
 //!
@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
-pub use self::handle::{Handle, LinkPort, Stream};
+pub use self::handle::{Handle, Stream};
 use self::message::Message;
 pub use self::message::{LinkCommand, LinkEvent, Serving, WorkerId};
 use self::queue::Queue;
@@ -71,12 +71,12 @@ pub struct Scheduler {
     pace_updated: Instant,
 }
 
-/// A scheduler, its handle for requests, and its port for links.
-pub fn scheduler(settings: Settings, admission: Admission, metrics: Arc<Metrics>) -> (Handle, LinkPort, Scheduler) {
+/// A scheduler and its handle.
+pub fn scheduler(settings: Settings, admission: Admission, metrics: Arc<Metrics>) -> (Handle, Scheduler) {
     // Two places for each request, and some for links, which wait for a place if all are taken.
     let (outbox, inbox) = mpsc::channel(settings.max_requests.saturating_mul(2).saturating_add(1024));
     let serving = watch::Sender::new(Serving::default());
-    let handle = Handle::new(outbox.clone(), admission.clone(), serving.clone());
+    let handle = Handle::new(outbox, admission.clone(), serving.clone());
     let scheduler = Scheduler {
         settings,
         admission,
@@ -90,7 +90,7 @@ pub fn scheduler(settings: Settings, admission: Admission, metrics: Arc<Metrics>
         policy: Policy::new(settings.max_batch_size, settings.batch_timeout),
         pace_updated: Instant::now(),
     };
-    (handle, LinkPort::new(outbox), scheduler)
+    (handle, scheduler)
 }
 
 impl Scheduler {

@@ -11,7 +11,7 @@ use syn::{Attribute, Item, ItemUse, UseTree, Visibility};
 
 /// The proxy's modules, from the bottom.
 const PROXY: &[&[&str]] = &[
-    &["address", "descriptors", "inherited", "log", "numbers", "signals", "socket"],
+    &["address", "descriptors", "numbers", "signals", "socket"],
     &["auth", "check", "config", "metrics"],
     &["domain"],
     &["admission", "policy"],

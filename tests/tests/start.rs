@@ -100,6 +100,7 @@ async fn every_counter_stands_at_zero_from_the_start() {
         "resumed_total",
         "worker_reconnects_total",
         "protocol_errors_total",
+        "log_lines_lost_total",
         "workers_refused_total",
         "connections_closed_total",
         "queue_depth",

@@ -44,9 +44,7 @@ pub fn prepare(mut arguments: impl Iterator<Item = OsString>) {
         Ok(program) => Command::new(program).arg0(name).args(arguments).envs(missing).exec(),
         Err(error) => error,
     };
-    eprintln!(
-        "pillion-worker: cannot restart with the fastest memory and thread settings, serving without them: {error}"
-    );
+    eprintln!("pillion-worker: serving without the fastest memory and thread settings: cannot restart: {error}");
 }
 
 fn missing(processor: &str, is_set: impl Fn(&str) -> bool) -> Vec<Variable> {

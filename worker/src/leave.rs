@@ -8,10 +8,10 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use pillion_process::{exit, log};
+
 use crate::caught::is_catching;
 
-/// The exit code of an internal error.
-const INTERNAL: u8 = 70;
 const FLAG: &str = "--leave-with=";
 
 /// From now on a panic on any thread ends the process. The proxy then sees the connection end and serves the members on
@@ -24,13 +24,14 @@ pub fn on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
         if !is_catching() {
             report(panic);
-            at_once(INTERNAL);
+            at_once(exit::INTERNAL);
         }
     }));
 }
 
 /// Ends the process with this exit code, even while its threads run.
 pub fn at_once(code: u8) -> ! {
+    log::flush();
     let error = Command::new("/proc/self/exe").arg(format!("{FLAG}{code}")).exec();
     tracing::error!(%error, "cannot replace the program to end while an engine runs: calling exit instead, which may crash");
     std::process::exit(code.into())

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pillion_protocol::frame::UnitCost;
-use pillion_protocol::service_time::{Load, ServiceTime};
+use pillion_service_time::{Load, ServiceTime};
 
 use crate::cohort::Cost;
 

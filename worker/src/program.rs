@@ -1,6 +1,5 @@
 //! The program, from the command line to the exit code.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use pillion_process::log;
@@ -18,28 +17,27 @@ pub fn run(patch: Patch) -> ExitCode {
     if let Some(code) = check::run(std::env::args_os()).or_else(|| inspect::run(std::env::args_os())) {
         return ExitCode::from(code);
     }
-    match Config::read(std::env::args_os()) {
+    let (result, engine_runs) = match Config::read(std::env::args_os()) {
         Ok(Command::Print(text)) => {
             print!("{text}");
-            ExitCode::SUCCESS
+            (Ok(()), false)
         }
         Ok(Command::Serve(config)) => {
             environment::prepare(std::env::args_os());
             log::start(config.log_format, false);
             leave::on_panic();
             let end = app::run(*config, patch);
-            let code = end.result.map_or_else(|error| report(&error), |()| 0);
-            if end.engine_runs {
-                leave::at_once(code);
-            }
-            ExitCode::from(code)
+            (end.result, end.engine_runs)
         }
-        Err(error) => ExitCode::from(report(&error.into())),
+        Err(error) => (Err(error.into()), false),
+    };
+    let code = result.as_ref().map_or_else(Error::exit_code, |()| 0);
+    if let Err(error) = result {
+        log::print(&format!("pillion-worker: {error}"));
     }
-}
-
-fn report(error: &Error) -> u8 {
-    // If standard error cannot be written, the exit code still tells the reason.
-    let _ = writeln!(std::io::stderr(), "pillion-worker: {error}");
-    error.exit_code()
+    if engine_runs {
+        leave::at_once(code);
+    }
+    log::flush();
+    ExitCode::from(code)
 }

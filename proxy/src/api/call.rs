@@ -9,7 +9,7 @@ use crate::scheduler::models::Models;
 
 /// Limits for requests.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// The largest body, in bytes.
     pub body_bytes: usize,
     /// The size of the queue, in texts. A request with more texts can never be admitted.
@@ -25,7 +25,7 @@ pub(crate) struct ParseContext<'a> {
     /// The models that workers have announced.
     pub models: &'a Models,
     pub request_id: &'a str,
-    pub now: SystemTime,
+    pub clock: fn() -> SystemTime,
 }
 
 /// A format for requests, answers and errors.

@@ -63,37 +63,36 @@ pub(crate) struct ErrorBody {
 }
 
 impl ApiError {
-    /// The error's code, for programs.
-    pub(crate) fn code(&self) -> &'static str {
+    /// The error's code, for programs, and its type, as the OpenAI API names it.
+    fn kind(&self) -> (&'static str, &'static str) {
+        const REQUEST: &str = "invalid_request_error";
+        const LIMIT: &str = "rate_limit_error";
         match self {
-            Self::NotJson(_) => "not_json",
-            Self::Body(_) => "unreadable_body",
-            Self::Field { .. } => "invalid_field",
-            Self::Unsupported { .. } => "unsupported",
-            Self::NoModel { .. } => "model_not_found",
-            Self::Unauthorised => "invalid_api_key",
-            Self::NotFound { .. } => "not_found",
-            Self::Method { .. } => "method_not_allowed",
-            Self::ContentType(_) => "unsupported_content_type",
-            Self::BodyTimeout(_) => "body_timeout",
-            Self::TooLarge { .. } => "body_too_large",
-            Self::Rejected(Rejected::QueueFull { .. }) => "queue_full",
-            Self::Rejected(Rejected::QueueBytes { .. }) => "queue_bytes_full",
-            Self::Rejected(Rejected::Draining) => "draining",
-            Self::Failed(failure) => failure_code(failure),
+            Self::NotJson(_) => ("not_json", REQUEST),
+            Self::Body(_) => ("unreadable_body", REQUEST),
+            Self::Field { .. } => ("invalid_field", REQUEST),
+            Self::Unsupported { .. } => ("unsupported", REQUEST),
+            Self::NoModel { .. } => ("model_not_found", REQUEST),
+            Self::Unauthorised => ("invalid_api_key", "authentication_error"),
+            Self::NotFound { .. } => ("not_found", REQUEST),
+            Self::Method { .. } => ("method_not_allowed", REQUEST),
+            Self::ContentType(_) => ("unsupported_content_type", REQUEST),
+            Self::BodyTimeout(_) => ("body_timeout", REQUEST),
+            Self::TooLarge { .. } => ("body_too_large", REQUEST),
+            Self::Rejected(Rejected::QueueFull { .. }) => ("queue_full", LIMIT),
+            Self::Rejected(Rejected::QueueBytes { .. }) => ("queue_bytes_full", LIMIT),
+            Self::Rejected(Rejected::Draining) => ("draining", "server_error"),
+            Self::Failed(failure) => match failure {
+                Failure::TooLate { .. } => (failure_code(failure), LIMIT),
+                Failure::Worker { code, .. } if is_request_error(*code) => (failure_code(failure), REQUEST),
+                _ => (failure_code(failure), "server_error"),
+            },
         }
     }
 
-    /// The error's type, as the OpenAI API names it.
-    fn error_type(&self) -> &'static str {
-        match self {
-            Self::Unauthorised => "authentication_error",
-            Self::Rejected(Rejected::Draining) => "server_error",
-            Self::Rejected(_) | Self::Failed(Failure::TooLate { .. }) => "rate_limit_error",
-            Self::Failed(Failure::Worker { code, .. }) if is_request_error(*code) => "invalid_request_error",
-            Self::Failed(_) => "server_error",
-            _ => "invalid_request_error",
-        }
+    /// The error's code, for programs.
+    pub(crate) fn code(&self) -> &'static str {
+        self.kind().0
     }
 
     fn param(&self, fields: FieldNames) -> Option<String> {
@@ -109,9 +108,9 @@ impl ApiError {
 
     /// The error object for a response.
     pub(crate) fn body(&self, request_id: Option<&str>, fields: FieldNames) -> ErrorBody {
-        let request_id = request_id.map(str::to_owned);
-        let param = self.param(fields);
-        ErrorBody { message: self.to_string(), r#type: self.error_type(), code: self.code(), param, request_id }
+        let (code, r#type) = self.kind();
+        let (param, request_id) = (self.param(fields), request_id.map(str::to_owned));
+        ErrorBody { message: self.to_string(), r#type, code, param, request_id }
     }
 }
 

@@ -66,10 +66,10 @@ impl Quarantine {
 }
 
 /// Jobs with equal keys can share a batch: the engine takes the options for a whole call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BatchKey {
     /// The engine's options.
-    pub options: OptionBits,
+    pub options: Options,
     /// The least number of tokens to produce.
     pub min_new_tokens: u32,
     /// The model that was asked for, or [any](ModelId::ANY).
@@ -80,26 +80,9 @@ pub struct BatchKey {
     pub quarantine: Quarantine,
 }
 
-/// The engine's options, with numbers as bits so that they can be compared and hashed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct OptionBits {
-    topk: u32,
-    topp: u32,
-    temperature: u32,
-    penalty: u32,
-    ngram: u32,
-}
-
 impl BatchKey {
     /// The key of requests with these options, for any model.
-    pub fn new(options: &Options, min_new_tokens: u32) -> Self {
-        let options = OptionBits {
-            topk: options.sampling_topk,
-            topp: options.sampling_topp.to_bits(),
-            temperature: options.sampling_temperature.to_bits(),
-            penalty: options.repetition_penalty.to_bits(),
-            ngram: options.no_repeat_ngram_size,
-        };
+    pub fn new(options: Options, min_new_tokens: u32) -> Self {
         let (model, fingerprint) = (ModelId::ANY, ModelFingerprint::ANY);
         Self { options, min_new_tokens, model, fingerprint, quarantine: Quarantine::None }
     }
@@ -122,18 +105,6 @@ impl BatchKey {
         (models[0] == models[1] || models.contains(&ModelId::ANY))
             && (fingerprints[0] == fingerprints[1] || fingerprints.contains(&ModelFingerprint::ANY))
     }
-
-    /// The options of all jobs with this key.
-    pub fn options(&self) -> Options {
-        let OptionBits { topk, topp, temperature, penalty, ngram } = self.options;
-        Options {
-            sampling_topk: topk,
-            sampling_topp: f32::from_bits(topp),
-            sampling_temperature: f32::from_bits(temperature),
-            repetition_penalty: f32::from_bits(penalty),
-            no_repeat_ngram_size: ngram,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -141,14 +112,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_returns_the_options_that_it_was_made_from() {
-        let options = Options { sampling_topp: 0.9, repetition_penalty: 1.2, ..Options::default() };
-        assert_eq!(BatchKey::new(&options, 3).options(), options);
-    }
-
-    #[test]
     fn a_key_is_for_workers_with_its_model_and_fingerprint() {
-        let any = BatchKey::new(&Options::default(), 0);
+        let any = BatchKey::new(Options::default(), 0);
         let model = |model, fingerprint| WorkerModel {
             model: ModelId::new(model),
             fingerprint: ModelFingerprint::of(fingerprint),
@@ -164,8 +129,8 @@ mod tests {
 
     #[test]
     fn requests_with_different_penalties_have_different_keys() {
-        let one = BatchKey::new(&Options::default(), 0);
-        let other = BatchKey::new(&Options { repetition_penalty: 1.1, ..Options::default() }, 0);
+        let one = BatchKey::new(Options::default(), 0);
+        let other = BatchKey::new(Options { repetition_penalty: 1.1, ..Options::default() }, 0);
         assert_ne!(one, other);
     }
 }

@@ -4,7 +4,6 @@
 //! text are joined, so a feed never holds more than the request's answers.
 
 use std::any::Any;
-use std::fmt;
 use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
@@ -12,8 +11,10 @@ use std::task::{Poll, Waker};
 use super::outcome::{Failure, Outcome};
 
 /// The output of one request that has not been taken yet.
+#[derive(Debug)]
 pub struct Feed(Mutex<State>);
 
+#[derive(Debug)]
 pub(super) struct State {
     /// New output, by text.
     texts: Vec<NewOutput>,
@@ -57,12 +58,6 @@ pub struct StreamEvent {
     pub piece: String,
     /// How the text ended, if it has ended.
     pub outcome: Option<Outcome>,
-}
-
-impl fmt::Debug for Feed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Feed").field("open", &self.lock().open).finish_non_exhaustive()
-    }
 }
 
 impl Feed {

@@ -8,9 +8,9 @@ use pillion_protocol::frame::FinishReason;
 use tokio::time::Instant;
 
 use super::batch_key::{ModelFingerprint, Quarantine};
+use super::count::CountGuard;
 use super::demand::Demand;
 use super::outcome::{Completion, Dispatch, Failure};
-use super::queue_slot::QueueSlot;
 use super::reply::Reply;
 use super::request::{GenerationRequest, Origin};
 
@@ -67,7 +67,7 @@ pub struct Job {
     /// How often it has given way to others.
     pub gave_way: u32,
     /// Its slot in the bounded queue; dropped when it leaves the queue.
-    pub slot: Option<QueueSlot>,
+    pub slot: Option<CountGuard>,
     /// Where its outcome goes.
     pub reply: Reply,
 }
@@ -110,7 +110,7 @@ impl Job {
 
     /// Whether the job may give way once more, and can be continued afterwards.
     pub fn may_give_way(&self) -> bool {
-        self.gave_way < MAX_PREEMPTIONS && !self.request.key.options().look_back()
+        self.gave_way < MAX_PREEMPTIONS && !self.request.key.options.look_back()
     }
 
     /// Records that the job leaves the queue in a batch of `members`, for a worker with this fingerprint. If another
@@ -124,7 +124,7 @@ impl Job {
         self.produced_before = self.progress.produced.len();
         self.dispatch = Some(Dispatch { first: self.dispatch.map_or(now, |dispatch| dispatch.first), members });
         let is_other_model = self.progress.fingerprint.as_ref().is_some_and(|other| other != fingerprint);
-        if is_other_model || self.request.key.options().look_back() {
+        if is_other_model || self.request.key.options.look_back() {
             if self.has_reached_client() {
                 return Err(if is_other_model { Failure::ModelGone } else { Failure::NotResumable });
             }
@@ -165,7 +165,7 @@ impl Job {
         let Some(fingerprint) = self.progress.fingerprint.as_ref().filter(|_| self.has_reached_client()) else {
             return Ok(());
         };
-        if self.request.key.options().look_back() {
+        if self.request.key.options.look_back() {
             return Err(Failure::NotResumable);
         }
         self.request.key.fingerprint = ModelFingerprint::of(fingerprint);
@@ -186,7 +186,7 @@ mod tests {
     use crate::domain::BatchKey;
 
     fn job() -> Job {
-        let request = GenerationRequest::text("why", BatchKey::new(&Options::default(), 0), 10);
+        let request = GenerationRequest::text("why", BatchKey::new(Options::default(), 0), 10);
         Job::new(JobId(1), request, Instant::now(), Instant::now(), Reply::unheard())
     }
 

@@ -8,7 +8,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use tokio::time::{Instant, timeout_at};
 
-use crate::admission::{Admission, BodyBytes, BodyReservation};
+use crate::admission::{Admission, BodyBytes};
 use crate::api::error::ApiError;
 
 /// Reads a body of at most `limit` bytes, which must be complete `timeout` after `started`. Its memory stays reserved until
@@ -22,13 +22,14 @@ pub(super) async fn read(
 ) -> Result<(Bytes, BodyBytes), ApiError> {
     let announced = body.size_hint().lower();
     let announced = usize::try_from(announced).ok().filter(|&n| n <= limit).ok_or(ApiError::TooLarge { limit })?;
-    let mut reservation = admission.body(announced)?;
-    let collect = collect(body, limit, &mut reservation);
+    let mut reserved = admission.body(announced)?;
+    let collect = collect(body, limit, &mut reserved);
     let bytes = timeout_at(started + timeout, collect).await.map_err(|_| ApiError::BodyTimeout(timeout))??;
-    Ok((bytes, reservation.complete()))
+    reserved.complete();
+    Ok((bytes, reserved))
 }
 
-async fn collect(mut body: Incoming, limit: usize, reservation: &mut BodyReservation) -> Result<Bytes, ApiError> {
+async fn collect(mut body: Incoming, limit: usize, reserved: &mut BodyBytes) -> Result<Bytes, ApiError> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ApiError::Body(error.to_string()))?;
@@ -36,7 +37,7 @@ async fn collect(mut body: Incoming, limit: usize, reservation: &mut BodyReserva
         if whole.len() + data.len() > limit {
             return Err(ApiError::TooLarge { limit });
         }
-        reservation.grow(data.len())?;
+        reserved.grow(data.len())?;
         if whole.is_empty() && body.is_end_stream() {
             return Ok(data);
         }

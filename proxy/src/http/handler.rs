@@ -1,6 +1,5 @@
 //! Handles a request that generates text: reads and parses the body, submits the texts, and writes their outcomes.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use hyper::Request;
@@ -9,15 +8,14 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::body;
-use super::client_history::ClientHistory;
 use super::record::Record;
 use super::response::{self, Answer};
 use super::service::Service;
-use super::streaming::{self, Events};
-use crate::admission::{Arriving, BODY_TIMEOUT, BodyBytes, Rejected};
+use super::streaming;
+use crate::admission::{BODY_TIMEOUT, BodyBytes, Rejected};
 use crate::api::call::{Call, Dialect, ParseContext};
 use crate::api::error::ApiError;
-use crate::domain::{Failure, RequestContext, prompt_bytes};
+use crate::domain::{CountGuard, RequestContext, prompt_bytes};
 use crate::scheduler::Serving;
 
 impl Service {
@@ -26,7 +24,6 @@ impl Service {
         &self,
         dialect: &'static Dialect,
         request: Request<Incoming>,
-        client: &Arc<ClientHistory>,
         mut record: Record,
     ) -> Answer {
         let (call, reserved, arriving) = match self.parse(dialect, request, &mut record).await {
@@ -41,7 +38,7 @@ impl Service {
             let prompts: Vec<_> = requests.iter().map(|request| &request.prompt).collect();
             info!(request_id = record.request_id(), ?prompts, "received prompts");
         }
-        let (origin, answered) = (record.origin(), client.take_answered());
+        let (origin, answered) = (record.origin(), record.take_answered());
         let context = RequestContext { origin, answered, now, deadline: now + timeout };
         let answers = match self.shared.handle.submit(requests, context, stream) {
             Ok(answers) => answers,
@@ -51,12 +48,9 @@ impl Service {
         // The prompts are kept until the last text has ended: if a worker dies, the next one needs them.
         answers.hold(reserved);
         if stream {
-            return streaming::answer(Events::new(answers, client.clone()), renderer, record, log_texts).await;
+            return streaming::answer(answers, renderer, record, log_texts).await;
         }
         let outcomes = answers.outcomes().await;
-        if !outcomes.iter().any(|outcome| matches!(outcome, Err(Failure::TooLate { .. }))) {
-            client.set_answered(Instant::now());
-        }
         if log_texts {
             info!(request_id = record.request_id(), answers = ?outcomes, "sending answers");
         }
@@ -72,20 +66,20 @@ impl Service {
         dialect: &Dialect,
         request: Request<Incoming>,
         record: &mut Record,
-    ) -> Result<(Call, BodyBytes, Arriving), ApiError> {
+    ) -> Result<(Call, BodyBytes, CountGuard), ApiError> {
         let (handle, limits) = (&self.shared.handle, &self.shared.limits);
         if self.is_draining() {
             self.shared.metrics.rejected_draining.increment(1);
             return Err(Rejected::Draining.into());
         }
         body::check_content_type(request.headers())?;
-        let arriving = handle.admission().arriving();
+        let arriving = handle.admission().arriving().add();
         let timeout = BODY_TIMEOUT.min(limits.request_timeout);
         let (bytes, mut reserved) =
             body::read(request.into_body(), limits.body_bytes, record.started(), timeout, handle.admission()).await?;
-        let (request_id, now) = (record.request_id(), SystemTime::now());
+        let (request_id, clock) = (record.request_id(), SystemTime::now);
         let call = handle.serving(|Serving { models, .. }| {
-            (dialect.parse)(&bytes, &ParseContext { limits, models, request_id, now })
+            (dialect.parse)(&bytes, &ParseContext { limits, models, request_id, clock })
         })?;
         // A prompt with several answers is kept several times.
         let prompts: usize = call.requests.iter().map(|request| prompt_bytes(&request.prompt)).sum();

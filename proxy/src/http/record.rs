@@ -4,22 +4,25 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hyper::header::{HeaderMap, HeaderValue};
+use pillion_process::log::LogFormat;
 use tokio::time::Instant;
 
+use super::access_log::{self, Line};
+use super::client_history::ClientHistory;
 use super::request_id::X_REQUEST_ID;
 use super::response::{self, Answer};
 use super::trace::TraceParent;
 use crate::api::call::Dialect;
 use crate::api::error::{ApiError, failure_code, finish_reason};
-use crate::domain::{Origin, Outcome};
-use crate::log::{Line, RequestLog};
+use crate::domain::{Failure, Origin, Outcome};
 use crate::metrics::{Endpoint, Metrics};
 
 /// The record of one request. Dropping it writes the log line. If it has no status by then, the client has gone away.
 #[derive(Debug)]
 pub(super) struct Record {
     metrics: Arc<Metrics>,
-    log: Arc<RequestLog>,
+    log_format: LogFormat,
+    client: Arc<ClientHistory>,
     endpoint: Endpoint,
     dialect: &'static Dialect,
     request_id: HeaderValue,
@@ -49,16 +52,30 @@ struct TextTotals {
 impl Record {
     pub(super) fn new(
         metrics: Arc<Metrics>,
-        log: Arc<RequestLog>,
+        log_format: LogFormat,
+        client: Arc<ClientHistory>,
         endpoint: Endpoint,
         dialect: &'static Dialect,
         request_id: HeaderValue,
         headers: &HeaderMap,
-        started: Instant,
     ) -> Self {
         let (trace, texts) = (TraceParent::from_headers(headers), TextTotals::default());
-        let (admitted, stream, status, reason) = (None, false, None, None);
-        Self { metrics, log, endpoint, dialect, request_id, trace, started, admitted, stream, status, reason, texts }
+        let (started, admitted, stream, status, reason) = (Instant::now(), None, false, None, None);
+        Self {
+            metrics,
+            log_format,
+            client,
+            endpoint,
+            dialect,
+            request_id,
+            trace,
+            started,
+            admitted,
+            stream,
+            status,
+            reason,
+            texts,
+        }
     }
 
     /// When the request's head was complete.
@@ -77,6 +94,11 @@ impl Record {
         Some(Arc::new(Origin { request_id: self.request_id().to_owned(), traceparent }))
     }
 
+    /// When the client got its previous answer, if it had one. From now on it counts as having none.
+    pub(super) fn take_answered(&self) -> Option<Instant> {
+        self.client.take_answered()
+    }
+
     /// Number of texts.
     pub(super) fn texts(&self) -> usize {
         self.texts.all
@@ -89,8 +111,12 @@ impl Record {
 
     /// Records that one of the texts has ended.
     pub(super) fn ended(&mut self, outcome: &Outcome) {
-        let texts = &mut self.texts;
+        let (texts, now) = (&mut self.texts, Instant::now());
         texts.ended += 1;
+        // A client that was refused got no answer, and does not come back as one that did.
+        if texts.ended == texts.all && !matches!(outcome, Err(Failure::TooLate { .. })) {
+            self.client.set_answered(now);
+        }
         let reason = match outcome {
             Ok(completion) => finish_reason(completion.reason),
             Err(failure) => failure_code(failure),
@@ -106,7 +132,7 @@ impl Record {
         texts.queued = texts.queued.max(dispatch.first - admitted);
         texts.batch_size = texts.batch_size.max(dispatch.members);
         if completion.completion_tokens > 0 {
-            let each = dispatch.first.elapsed().as_secs_f64() / f64::from(completion.completion_tokens);
+            let each = (now - dispatch.first).as_secs_f64() / f64::from(completion.completion_tokens);
             self.metrics.time_per_output_token(self.endpoint).record(each);
         }
     }
@@ -144,7 +170,7 @@ impl Drop for Record {
         if self.status.is_some() {
             self.metrics.request_duration(self.endpoint, self.stream).record(took.as_secs_f64());
         }
-        if !RequestLog::is_on() {
+        if !access_log::is_on() {
             return;
         }
         let texts = &self.texts;
@@ -163,6 +189,6 @@ impl Drop for Record {
             completion_tokens: texts.completion_tokens,
             reason: if is_cancelled { "cancelled" } else { self.reason.unwrap_or("none") },
         };
-        self.log.write(&line, SystemTime::now());
+        access_log::write(self.log_format, &line, SystemTime::now());
     }
 }

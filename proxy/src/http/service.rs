@@ -7,7 +7,7 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request};
-use tokio::time::Instant;
+use pillion_process::log::LogFormat;
 
 use super::client_history::ClientHistory;
 use super::record::Record;
@@ -19,7 +19,7 @@ use crate::api::error::ApiError;
 use crate::api::generate::GENERATE;
 use crate::api::openai::models;
 use crate::auth::ApiKeys;
-use crate::log::RequestLog;
+use crate::config::Config;
 use crate::metrics::{Endpoint, Metrics};
 use crate::scheduler::{Handle, Serving};
 
@@ -42,7 +42,7 @@ pub(super) struct Shared {
     pub handle: Handle,
     pub metrics: Arc<Metrics>,
     pub limits: Limits,
-    pub log: Arc<RequestLog>,
+    pub log_format: LogFormat,
     pub log_prompts: bool,
     keys: Option<ApiKeys>,
     request_ids: RequestIds,
@@ -50,19 +50,24 @@ pub(super) struct Shared {
 }
 
 impl Service {
-    /// Creates a service that submits requests to `handle`. With `keys`, a request needs one of them, except for probes,
-    /// metrics and the description of the API.
-    pub fn new(
-        handle: Handle,
-        metrics: Arc<Metrics>,
-        limits: Limits,
-        keys: Option<ApiKeys>,
-        log: Arc<RequestLog>,
-        log_prompts: bool,
-    ) -> Self {
-        let request_ids = RequestIds::new();
-        let draining = AtomicBool::new(false);
-        let shared = Shared { handle, metrics, limits, log, log_prompts, keys, request_ids, draining };
+    /// Creates a service that submits requests to `handle`. If there are API keys, a request needs one of them, except for
+    /// probes, metrics and the description of the API.
+    pub fn new(handle: Handle, metrics: Arc<Metrics>, config: &Config) -> Self {
+        let limits = Limits {
+            body_bytes: config.max_body_bytes,
+            texts: config.max_queue,
+            request_timeout: config.request_timeout,
+        };
+        let shared = Shared {
+            handle,
+            metrics,
+            limits,
+            log_format: config.log_format,
+            log_prompts: config.log_prompts,
+            keys: config.api_keys.clone(),
+            request_ids: RequestIds::new(),
+            draining: AtomicBool::new(false),
+        };
         Self { shared: Arc::new(shared), scope: Scope::All }
     }
 
@@ -107,14 +112,15 @@ impl Service {
         let request_id = self.shared.request_ids.choose(request.headers());
         let endpoint = router::endpoint(request.uri().path(), self.scope);
         let Some(dialect) = router::dialect(endpoint) else { return self.answer_now(endpoint, &request, request_id) };
-        let (metrics, log) = (self.shared.metrics.clone(), self.shared.log.clone());
-        let record = Record::new(metrics, log, endpoint, dialect, request_id, request.headers(), Instant::now());
+        let (metrics, log) = (self.shared.metrics.clone(), self.shared.log_format);
+        let client = client.clone();
+        let record = Record::new(metrics, log, client, endpoint, dialect, request_id, request.headers());
         if !self.is_authorised(&request) {
             record.refuse(&ApiError::Unauthorised)
         } else if request.method() != Method::POST {
             record.refuse(&ApiError::Method { allow: "POST" })
         } else {
-            self.generate(dialect, request, client, record).await
+            self.generate(dialect, request, record).await
         }
     }
 

@@ -3,7 +3,6 @@
 //! When the connection can take more, all new events become one piece of the body. So no event waits for others, many small
 //! events cost one write, and a client that reads slowly gets fewer and larger events.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,12 +12,11 @@ use hyper::body::Frame;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::info;
 
-use super::client_history::ClientHistory;
 use super::record::Record;
 use super::response::{Answer, event_stream};
 use crate::api::call::Renderer;
 use crate::api::error::ApiError;
-use crate::domain::{Failure, StreamEvent};
+use crate::domain::StreamEvent;
 use crate::scheduler::Stream;
 
 /// The longest that the head waits for the first event. Until the head is sent, a failure can still become a status.
@@ -28,7 +26,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Answers with a stream of events, or with an error if all texts fail before any of them produces text.
 pub(super) async fn answer(
-    mut events: Events,
+    mut events: Stream,
     renderer: Box<dyn Renderer>,
     mut record: Record,
     log_texts: bool,
@@ -59,33 +57,6 @@ pub(super) async fn answer(
     head.map(|_| StreamBody::new(pieces).boxed_unsync())
 }
 
-/// The events of a request's texts. Dropping it cancels the texts that have not ended.
-#[derive(Debug)]
-pub(super) struct Events {
-    stream: Stream,
-    client: Arc<ClientHistory>,
-    /// Whether the scheduler refused the request after it was submitted. If so, the client got no answer from a worker.
-    is_refused: bool,
-}
-
-impl Events {
-    pub(super) fn new(stream: Stream, client: Arc<ClientHistory>) -> Self {
-        Self { stream, client, is_refused: false }
-    }
-
-    /// The next events; `None` once every text has ended. The future may be dropped without losing an event.
-    pub(super) async fn next(&mut self) -> Option<Vec<StreamEvent>> {
-        let Some(events) = self.stream.next().await else {
-            if !self.is_refused {
-                self.client.set_answered(Instant::now());
-            }
-            return None;
-        };
-        self.is_refused |= events.iter().any(|event| matches!(event.outcome, Some(Err(Failure::TooLate { .. }))));
-        Some(events)
-    }
-}
-
 /// Whether an event is a failure without text.
 fn is_failure(event: &StreamEvent) -> bool {
     event.piece.is_empty() && matches!(event.outcome, Some(Err(_)))
@@ -100,7 +71,7 @@ fn request_error(events: &[StreamEvent], texts: usize) -> Option<ApiError> {
 
 /// Writes the events of a request as pieces of the body.
 struct SseWriter {
-    events: Events,
+    events: Stream,
     renderer: Box<dyn Renderer>,
     record: Record,
     log_texts: bool,
@@ -146,6 +117,7 @@ impl SseWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Failure;
 
     fn event(text: usize, piece: &str, failure: Option<Failure>) -> StreamEvent {
         StreamEvent { text, piece: piece.into(), outcome: failure.map(Err) }

@@ -1,10 +1,12 @@
 //! `traceparent` (W3C Trace Context, level 1) names the trace that a request belongs to. The proxy records no spans. It logs
 //! the trace's id and passes the value to the worker, so that the log lines of all programs can be found together.
 
-use hyper::header::HeaderMap;
+use hyper::header::{HeaderMap, HeaderName};
 
 /// The longest value that is accepted, in bytes. Version 00 has 55 bytes; later versions may have more.
 const MAX_LEN: usize = 256;
+
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// A valid `traceparent`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +15,7 @@ pub(super) struct TraceParent(String);
 impl TraceParent {
     /// The `traceparent` of a request; `None` if it has none, or an invalid one, which the standard says to ignore.
     pub(super) fn from_headers(headers: &HeaderMap) -> Option<Self> {
-        let mut values = headers.get_all("traceparent").iter();
+        let mut values = headers.get_all(&TRACEPARENT).iter();
         let value = values.next()?.to_str().ok().filter(|value| value.len() <= MAX_LEN)?;
         if values.next().is_some() {
             return None;

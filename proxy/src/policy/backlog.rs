@@ -54,7 +54,7 @@ mod tests {
 
     fn bucket(members: usize, tokens: u32) -> Bucket {
         let demand = demand(members, tokens);
-        let key = BatchKey::new(&Options::default(), 0);
+        let key = BatchKey::new(Options::default(), 0);
         Bucket { key, size: Size::of(&demand), since: Instant::now(), demand }
     }
 

@@ -181,7 +181,7 @@ mod tests {
     fn bucket(members: usize, tokens: u32, since: Instant) -> Bucket {
         let mut one = Demand::default();
         one.add(30, tokens, 0);
-        Bucket { key: BatchKey::new(&Options::default(), 0), size: Size::of(&one), since, demand: one.times(members) }
+        Bucket { key: BatchKey::new(Options::default(), 0), size: Size::of(&one), since, demand: one.times(members) }
     }
 
     /// The answer lengths of the buckets in the candidate that goes next.
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn jobs_with_different_options_never_share_a_batch() {
         let now = Instant::now();
-        let other = BatchKey::new(&Options::default(), 1);
+        let other = BatchKey::new(Options::default(), 1);
         let buckets = [bucket(1, 10, now), Bucket { key: other, ..bucket(1, 10, now - MILLI) }];
         assert_eq!(next(buckets.to_vec(), 50, time, MANY, now).unwrap().waiting, 1);
     }

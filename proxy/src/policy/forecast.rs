@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use pillion_protocol::frame::{BatchCost, UnitCost};
-use pillion_protocol::service_time::{Load, ServiceTime};
+use pillion_service_time::{Load, ServiceTime};
 
 use super::preemption::Remains;
 use crate::domain::Demand;
@@ -25,37 +25,15 @@ pub struct BatchOutcome {
     pub cost: BatchCost,
 }
 
-/// A running mean, which is a guess before the first value.
-#[derive(Clone, Copy, Debug)]
-enum Mean {
-    Guess(f64),
-    Seen(f64),
-}
-
-impl Mean {
-    fn add(&mut self, value: f64) {
-        *self = match *self {
-            Self::Guess(_) => Self::Seen(value),
-            Self::Seen(mean) => Self::Seen(mean + (value - mean) * LATEST),
-        };
-    }
-
-    fn get(self) -> f64 {
-        match self {
-            Self::Guess(mean) | Self::Seen(mean) => mean,
-        }
-    }
-}
-
 /// Predicts the times of one worker's batches.
 #[derive(Clone, Debug)]
 pub struct Forecast {
     time: ServiceTime,
     /// The tokens that members produce, as a part of those that they may produce.
-    produced: Mean,
+    produced: Option<f64>,
     /// The decode steps for each token that the longest member may produce.
-    steps: Mean,
-    tokens_per_byte: Mean,
+    steps: Option<f64>,
+    tokens_per_byte: Option<f64>,
     /// The most tokens of a member. The worker refuses members that ask for more.
     positions: u32,
 }
@@ -63,8 +41,7 @@ pub struct Forecast {
 impl Forecast {
     /// The forecast for a worker that has served nothing yet, with the costs that it measured during its warm-up.
     pub fn new(measured: &UnitCost, positions: u32) -> Self {
-        let (produced, steps, tokens_per_byte) = (Mean::Guess(1.0), Mean::Guess(1.0), Mean::Guess(TOKENS_PER_BYTE));
-        Self { time: ServiceTime::new(measured), produced, steps, tokens_per_byte, positions }
+        Self { time: ServiceTime::new(measured), produced: None, steps: None, tokens_per_byte: None, positions }
     }
 
     /// The predicted time of a batch.
@@ -88,11 +65,11 @@ impl Forecast {
     pub fn remains(&self, demand: &Demand, unfinished: usize, ran: Duration) -> Remains {
         let (members, limit) = (unfinished as f64, f64::from(demand.longest.min(self.positions)));
         let whole = self.time(demand);
-        let done =
-            if whole.is_zero() { 0.0 } else { limit * self.steps.get() * ran.div_duration_f64(whole) }.min(limit);
+        let done = if whole.is_zero() { 0.0 } else { limit * self.steps.unwrap_or(1.0) * ran.div_duration_f64(whole) }
+            .min(limit);
         let overtime = (limit - done).min(done);
         let overtime = self.time.predict(&Load { steps: overtime, tokens: overtime * members, ..Load::default() });
-        let fed = demand.bytes as f64 * self.tokens_per_byte.get() + demand.refed as f64;
+        let fed = demand.bytes as f64 * self.tokens_per_byte.unwrap_or(TOKENS_PER_BYTE) + demand.refed as f64;
         let refed = members * (fed / demand.members.max(1) as f64 + done);
         Remains {
             members: unfinished,
@@ -106,9 +83,9 @@ impl Forecast {
         let most = u64::from(self.positions).saturating_mul(demand.members as u64);
         Load {
             calls: 1.0,
-            steps: f64::from(demand.longest.min(self.positions)) * self.steps.get(),
-            tokens: demand.tokens.min(most) as f64 * self.produced.get(),
-            prompt: demand.bytes as f64 * self.tokens_per_byte.get() + demand.refed as f64,
+            steps: f64::from(demand.longest.min(self.positions)) * self.steps.unwrap_or(1.0),
+            tokens: demand.tokens.min(most) as f64 * self.produced.unwrap_or(1.0),
+            prompt: demand.bytes as f64 * self.tokens_per_byte.unwrap_or(TOKENS_PER_BYTE) + demand.refed as f64,
         }
     }
 
@@ -127,13 +104,18 @@ impl Forecast {
         };
         self.time.learn(&load, Duration::from_micros(cost.engine_us));
         if demand.tokens > 0 && demand.longest > 0 {
-            self.produced.add((load.tokens / demand.tokens as f64).min(1.0));
-            self.steps.add(load.steps / f64::from(demand.longest));
+            learn_mean(&mut self.produced, (load.tokens / demand.tokens as f64).min(1.0));
+            learn_mean(&mut self.steps, load.steps / f64::from(demand.longest));
         }
         if demand.bytes > 0 && *prompt_tokens > 0 {
-            self.tokens_per_byte.add(*prompt_tokens as f64 / demand.bytes as f64);
+            learn_mean(&mut self.tokens_per_byte, *prompt_tokens as f64 / demand.bytes as f64);
         }
     }
+}
+
+/// Adds a value to a running mean, which is the first value at first.
+fn learn_mean(mean: &mut Option<f64>, value: f64) {
+    *mean = Some(mean.map_or(value, |mean| mean + (value - mean) * LATEST));
 }
 
 #[cfg(test)]

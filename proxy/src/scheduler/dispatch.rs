@@ -48,7 +48,7 @@ impl Scheduler {
             let share = self.workers.share(&candidate.demand, id);
             let engines = self.workers.engines();
             let worker = self.workers.get_mut(id)?;
-            let arriving = self.admission.count_arriving();
+            let arriving = self.admission.arriving().get();
             let view = View { arriving, ..worker.view(&candidate, engines, now) };
             let until_deadline = self.queue.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
             let slack = until_deadline.map(|left| left.saturating_sub(view.ends_in + view.time));
@@ -120,7 +120,7 @@ impl Scheduler {
         if !self.workers.iter().any(|worker| worker.is_draining() && !worker.released) {
             return None;
         }
-        let arriving = self.admission.count_arriving() > 0;
+        let arriving = self.admission.arriving().get() > 0;
         for id in self.workers.releasable(&self.queue.keys(), arriving, now) {
             if let Some(worker) = self.workers.get_mut(id)
                 && worker.link.try_send(LinkCommand::Release).is_ok()

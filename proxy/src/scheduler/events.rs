@@ -83,11 +83,8 @@ impl Scheduler {
                     self.requeue(job);
                 }
                 Err(failure) => {
-                    warn!(
-                        job = job.id.0,
-                        suspicions = job.suspicions,
-                        "a job has failed, because workers died while they ran it"
-                    );
+                    let (job_id, suspicions) = (job.id.0, job.suspicions);
+                    warn!(job = job_id, suspicions, "a job has failed, because workers died while they ran it");
                     job.reply.fail(failure);
                 }
             }

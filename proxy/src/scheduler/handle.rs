@@ -13,18 +13,20 @@ use super::message::{LinkEvent, Message, Serving, WorkerId};
 use crate::admission::{Admission, LINGER, Rejected};
 use crate::domain::{Feed, GenerationRequest, Job, JobId, JobRange, Outcome, Reply, RequestContext, StreamEvent};
 
-/// The scheduler's handle for requests. Cheap to clone. The scheduler ends when all handles and ports are dropped.
+/// The scheduler's handle for requests and links. Cheap to clone. The scheduler ends when all handles are dropped.
 #[derive(Clone, Debug)]
 pub struct Handle {
     outbox: mpsc::Sender<Message>,
     admission: Admission,
     serving: watch::Sender<Serving>,
     next_job: Arc<AtomicU64>,
+    next_worker: Arc<AtomicU64>,
 }
 
 impl Handle {
     pub(super) fn new(outbox: mpsc::Sender<Message>, admission: Admission, serving: watch::Sender<Serving>) -> Self {
-        Self { outbox, admission, serving, next_job: Arc::new(AtomicU64::new(1)) }
+        let one = || Arc::new(AtomicU64::new(1));
+        Self { outbox, admission, serving, next_job: one(), next_worker: one() }
     }
 
     /// Admission control, which bounds the queue.
@@ -63,6 +65,17 @@ impl Handle {
     /// Asks the scheduler to log what is queued and in flight. Does nothing if the scheduler's inbox is full.
     pub fn dump(&self) {
         let _ = self.outbox.try_send(Message::Dump);
+    }
+
+    /// A new number for a worker's connection.
+    pub fn new_worker(&self) -> WorkerId {
+        WorkerId(self.next_worker.fetch_add(1, Relaxed))
+    }
+
+    /// Sends a link's event to the scheduler. Waits while the inbox is full; the scheduler never waits for a link.
+    pub async fn on_link(&self, worker: WorkerId, event: LinkEvent) {
+        // An error means that the scheduler has ended. The event's jobs are dropped, and their replies send a failure.
+        let _ = self.outbox.send(Message::Link(worker, event)).await;
     }
 
     /// Reports that a client that got its last answer at `answered` has closed its connection. This is a hint for the
@@ -151,29 +164,5 @@ impl Drop for Stream {
         if let Some(cancel) = self.cancel.take().filter(|_| self.open > 0) {
             cancel.send(Message::Cancel(self.jobs.clone()));
         }
-    }
-}
-
-/// The scheduler's handle for links.
-#[derive(Clone, Debug)]
-pub struct LinkPort {
-    outbox: mpsc::Sender<Message>,
-    next_worker: Arc<AtomicU64>,
-}
-
-impl LinkPort {
-    pub(super) fn new(outbox: mpsc::Sender<Message>) -> Self {
-        Self { outbox, next_worker: Arc::new(AtomicU64::new(1)) }
-    }
-
-    /// A new number for a worker's connection.
-    pub fn new_worker(&self) -> WorkerId {
-        WorkerId(self.next_worker.fetch_add(1, Relaxed))
-    }
-
-    /// Sends an event to the scheduler. Waits while the inbox is full; the scheduler never waits for a link.
-    pub async fn send(&self, worker: WorkerId, event: LinkEvent) {
-        // An error means that the scheduler has ended. The event's jobs are dropped, and their replies send a failure.
-        let _ = self.outbox.send(Message::Link(worker, event)).await;
     }
 }

@@ -197,7 +197,7 @@ mod tests {
 
     fn job(id: u64, penalty: f32, text: &str, deadline: Instant) -> Box<Job> {
         let options = Options { repetition_penalty: penalty, ..Options::default() };
-        let request = GenerationRequest::text(text, BatchKey::new(&options, 0), 10);
+        let request = GenerationRequest::text(text, BatchKey::new(options, 0), 10);
         Box::new(Job::new(JobId(id), request, deadline - Duration::from_secs(60), deadline, Reply::unheard()))
     }
 

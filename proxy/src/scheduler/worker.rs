@@ -11,8 +11,7 @@ use tokio::time::Instant;
 
 use super::batch::DispatchedBatch;
 use super::message::{LinkCommand, WorkerId};
-use crate::admission::BODY_TIMEOUT;
-use crate::admission::LINGER;
+use crate::admission::{BODY_TIMEOUT, LINGER};
 use crate::domain::{Demand, Job, ModelFingerprint, ModelId, Quarantine, WorkerModel};
 use crate::policy::View;
 use crate::policy::candidates::{BatchCandidate, LONGEST_PASSING};
@@ -91,7 +90,13 @@ impl Worker {
     }
 
     /// Adds a batch with this demand, which spends a credit.
-    pub fn add_batch(&mut self, demand: Demand, resumable_before: Option<Instant>, now: Instant) -> DispatchedBatch {
+    pub fn add_batch(
+        &mut self,
+        demand: Demand,
+        resumable_before: Option<Instant>,
+        quarantined: bool,
+        now: Instant,
+    ) -> DispatchedBatch {
         let batch = BatchId(self.next_batch);
         let dispatched = DispatchedBatch { batch, demand, predicted: self.forecast.time(&demand), resumable_before };
         self.next_batch += 1;
@@ -101,13 +106,8 @@ impl Worker {
             self.since = now;
         }
         let runs_since = self.has_free_engine().then_some(now);
-        self.batches.push_back(HeldBatch {
-            dispatched,
-            unfinished: demand.members,
-            runs_since,
-            gives_way: false,
-            quarantined: false,
-        });
+        let (unfinished, gives_way) = (demand.members, false);
+        self.batches.push_back(HeldBatch { dispatched, unfinished, runs_since, gives_way, quarantined });
         dispatched
     }
 
@@ -116,11 +116,8 @@ impl Worker {
         let demand = jobs.iter().fold(Demand::default(), |all, job| all.and(&job.demand()));
         let may_give_way = !is_due && jobs.iter().all(|job| job.may_give_way());
         let resumable_before = jobs.iter().map(|job| job.deadline).min().filter(|_| may_give_way);
-        let dispatched = self.add_batch(demand, resumable_before, now);
-        if let Some(held) = self.batches.back_mut() {
-            held.quarantined = jobs.iter().any(|job| job.request.key.quarantine != Quarantine::None);
-        }
-        dispatched
+        let quarantined = jobs.iter().any(|job| job.request.key.quarantine != Quarantine::None);
+        self.add_batch(demand, resumable_before, quarantined, now)
     }
 
     /// Whether it has asked to leave.
@@ -206,7 +203,6 @@ impl Worker {
         let (ending, ends_in) = self.ending(now);
         View {
             waiting: candidate.waiting,
-            arriving: 0,
             fixed_cost,
             member_cost,
             engines,
@@ -214,7 +210,7 @@ impl Worker {
             ends_in,
             time: candidate.time,
             is_due: candidate.is_due(now),
-            slack: None,
+            ..View::default()
         }
     }
 

@@ -4,8 +4,7 @@
 //! completed, or if an answer is not read. (A body has a time limit of its own, since its request can still be answered with
 //! an error.)
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -31,116 +30,103 @@ pub(super) enum CloseReason {
     Unread,
 }
 
-/// The activity on one connection. All times are in milliseconds since `start`.
+/// The activity on one connection.
 #[derive(Debug)]
-pub(super) struct Activity {
-    start: Instant,
+pub(super) struct Activity(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
     /// How many bytes of HTTP/2's preface were read.
-    preface: AtomicUsize,
+    preface: usize,
     /// Whether other bytes were read before the preface was complete.
-    is_http1: AtomicBool,
-    /// When the client last made progress.
-    last: AtomicU64,
-    /// When the head that is being read began, plus 1; 0 while no head is being read.
-    head: AtomicU64,
+    is_http1: bool,
+    /// When the client last made progress: it took a part of an answer, or an answer ended.
+    progressed: Instant,
+    /// When the head that is being read began.
+    head: Option<Instant>,
     /// The number of requests in flight.
-    requests: AtomicU32,
+    requests: usize,
     /// The number of requests in flight for which the client has something to read.
-    unread: AtomicU32,
+    unread: usize,
 }
 
 impl Activity {
     pub(super) fn new(start: Instant) -> Self {
-        Self {
-            start,
-            preface: AtomicUsize::new(0),
-            is_http1: AtomicBool::new(false),
-            last: AtomicU64::new(0),
-            head: AtomicU64::new(0),
-            requests: AtomicU32::new(0),
-            unread: AtomicU32::new(0),
-        }
+        let (preface, is_http1, head, requests, unread) = (0, false, None, 0, 0);
+        Self(Mutex::new(State { preface, is_http1, progressed: start, head, requests, unread }))
     }
 
-    /// Whether the connection is known to speak HTTP/2. Then reads and writes are no sign of activity, because HTTP/2 has
-    /// frames of its own (settings, pings) and many requests at once.
-    fn is_http2(&self) -> bool {
-        self.preface.load(Relaxed) == PREFACE.len()
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Called on every read. With no request in flight, the bytes start a new request's head and its timer.
     pub(super) fn on_read(&self, bytes: &[u8]) {
-        if bytes.is_empty() || self.is_http2() {
+        let mut state = self.lock();
+        if bytes.is_empty() || state.is_http2() {
             return;
         }
-        if self.requests.load(Relaxed) == 0 && self.head.load(Relaxed) == 0 {
-            self.head.store(self.millis(Instant::now()) + 1, Relaxed);
+        if state.requests == 0 {
+            state.head.get_or_insert_with(Instant::now);
         }
-        if !self.is_http1.load(Relaxed) {
-            let seen = self.preface.load(Relaxed);
-            let compared = (PREFACE.len() - seen).min(bytes.len());
-            if PREFACE[seen..seen + compared] == bytes[..compared] {
-                self.preface.store(seen + compared, Relaxed);
-            } else {
-                self.is_http1.store(true, Relaxed);
-            }
-            if self.is_http2() {
-                self.head_ended();
-            }
+        if state.is_http1 {
+            return;
+        }
+        let rest = &PREFACE[state.preface..];
+        let compared = rest.len().min(bytes.len());
+        state.is_http1 = rest[..compared] != bytes[..compared];
+        state.preface += if state.is_http1 { 0 } else { compared };
+        if state.is_http2() {
+            state.head = None;
         }
     }
 
     /// Called on every write. Over HTTP/1.1, a write shows that the client has taken a part of an answer.
     pub(super) fn on_write(&self) {
-        if !self.is_http2() {
-            self.progressed();
+        let mut state = self.lock();
+        if !state.is_http2() {
+            state.progressed = Instant::now();
         }
-    }
-
-    /// Records progress: the client took a part of an answer, or an answer ended.
-    fn progressed(&self) {
-        self.last.store(self.millis(Instant::now()), Relaxed);
     }
 
     /// Records that a request's head is complete. The request is in flight until the guard is dropped.
     pub(super) fn begin_request(self: &Arc<Self>) -> InFlightGuard {
-        self.head_ended();
-        self.requests.fetch_add(1, Relaxed);
+        let mut state = self.lock();
+        state.head = None;
+        state.requests += 1;
         InFlightGuard { activity: self.clone(), is_unread: false }
-    }
-
-    /// Records that no head is being read.
-    fn head_ended(&self) {
-        self.head.store(0, Relaxed);
     }
 
     /// Resolves with the reason when the connection must be closed. `crowded` says whether few places are left.
     pub(super) async fn overdue(&self, crowded: impl Fn() -> bool) -> CloseReason {
         loop {
-            match self.check(Instant::now(), crowded()) {
+            let checked = self.lock().check(Instant::now(), crowded());
+            match checked {
                 Ok(next) => sleep(next).await,
                 Err(reason) => return reason,
             }
         }
     }
+}
+
+impl State {
+    /// Whether the connection is known to speak HTTP/2. Then reads and writes are no sign of activity, because HTTP/2 has
+    /// frames of its own (settings, pings) and many requests at once.
+    fn is_http2(&self) -> bool {
+        self.preface == PREFACE.len()
+    }
 
     /// Returns the time until the next check, or why the connection must be closed.
     fn check(&self, now: Instant, crowded: bool) -> Result<Duration, CloseReason> {
-        let now = self.millis(now);
-        let since_progress = Duration::from_millis(now.saturating_sub(self.last.load(Relaxed)));
-        let head = self.head.load(Relaxed).checked_sub(1).map(|head| Duration::from_millis(now.saturating_sub(head)));
-        let (reason, passed, limit) = match (self.requests.load(Relaxed), head) {
+        let (reason, since, limit) = match (self.requests, self.head) {
             (0, Some(head)) => (CloseReason::Head, head, SHORT),
-            (0, None) => (CloseReason::Idle, since_progress, if crowded { SHORT } else { IDLE }),
-            _ if self.unread.load(Relaxed) > 0 => (CloseReason::Unread, since_progress, UNREAD),
+            (0, None) => (CloseReason::Idle, self.progressed, if crowded { SHORT } else { IDLE }),
+            _ if self.unread > 0 => (CloseReason::Unread, self.progressed, UNREAD),
             _ => return Ok(SHORT),
         };
         // A head or an answer may begin meanwhile. No limit is shorter than `SHORT`, so the next check comes by then.
-        limit.checked_sub(passed).filter(|left| !left.is_zero()).map(|left| left.min(SHORT)).ok_or(reason)
-    }
-
-    fn millis(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX / 2)
+        let left = (since + limit).saturating_duration_since(now);
+        if left.is_zero() { Err(reason) } else { Ok(left.min(SHORT)) }
     }
 }
 
@@ -155,22 +141,23 @@ impl InFlightGuard {
     /// Sets whether the client has something left to read.
     pub(super) fn set_unread(&mut self, is_unread: bool) {
         if is_unread != self.is_unread {
+            let mut state = self.activity.lock();
+            state.unread = state.unread + usize::from(is_unread) - usize::from(self.is_unread);
+            state.progressed = Instant::now();
             self.is_unread = is_unread;
-            self.activity.progressed();
-            if is_unread {
-                self.activity.unread.fetch_add(1, Relaxed);
-            } else {
-                self.activity.unread.fetch_sub(1, Relaxed);
-            }
         }
     }
 }
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.activity.unread.fetch_sub(u32::from(self.is_unread), Relaxed);
-        self.activity.requests.fetch_sub(1, Relaxed);
-        self.activity.progressed();
+        let mut state = self.activity.lock();
+        state.unread -= usize::from(self.is_unread);
+        state.requests -= 1;
+        // Of an answer that is unread, the last part was handed over just now.
+        if !self.is_unread {
+            state.progressed = Instant::now();
+        }
     }
 }
 
@@ -183,19 +170,20 @@ mod tests {
     /// Advances the paused clock, and checks the connection.
     async fn after(seconds: u32, activity: &Activity) -> Result<Duration, CloseReason> {
         tokio::time::advance(seconds * SECOND).await;
-        activity.check(Instant::now(), false)
+        activity.lock().check(Instant::now(), false)
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_closed_and_sooner_if_places_are_few() {
-        let activity = Activity::new(Instant::now());
+        let start = Instant::now();
+        let activity = Arc::new(Activity::new(start));
         assert_eq!(after(70, &activity).await, Ok(5 * SECOND));
-        assert_eq!(activity.check(Instant::now(), true), Err(CloseReason::Idle));
+        assert_eq!(activity.lock().check(Instant::now(), true), Err(CloseReason::Idle));
         assert_eq!(after(5, &activity).await, Err(CloseReason::Idle));
-        activity.progressed();
+        drop(activity.begin_request());
         assert_eq!(after(74, &activity).await, Ok(SECOND));
         assert_eq!(activity.overdue(|| false).await, CloseReason::Idle);
-        assert_eq!(activity.start.elapsed(), 150 * SECOND);
+        assert_eq!(start.elapsed(), 150 * SECOND);
     }
 
     #[tokio::test(start_paused = true)]
@@ -235,7 +223,7 @@ mod tests {
         let speaks_http2 = |pieces: &[&[u8]]| {
             let activity = Activity::new(Instant::now());
             pieces.iter().for_each(|piece| activity.on_read(piece));
-            activity.is_http2()
+            activity.lock().is_http2()
         };
         let http2 = [PREFACE, b"frames"].concat();
         for cut in 0..http2.len() {

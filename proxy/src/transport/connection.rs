@@ -79,12 +79,12 @@ impl Server {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let activity = Arc::new(Activity::new(Instant::now()));
-        let client = Arc::new(ClientHistory::new(Instant::now()));
+        let client = Arc::new(ClientHistory::default());
         let service = service_fn(|request| {
             let (service, streams, in_flight) = (self.service.clone(), self.streams.clone(), activity.begin_request());
             let is_http2 = request.version() == Version::HTTP_2;
             // An HTTP/2 connection has many requests at once, so the last answer does not predict the next request.
-            let client = if is_http2 { Arc::new(ClientHistory::new(Instant::now())) } else { client.clone() };
+            let client = if is_http2 { Arc::new(ClientHistory::default()) } else { client.clone() };
             async move {
                 // REFUSED_STREAM means that nothing was done for the request, so the client may send it again.
                 let refused = |_| h2::Error::from(h2::Reason::REFUSED_STREAM);

@@ -12,7 +12,6 @@ use tracing::warn;
 
 use super::connection::Server;
 use super::rate_limited_log::RateLimitedLog;
-use crate::inherited::Inherited;
 
 /// Pause before accepting again after an error, such as no file descriptor being left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -26,13 +25,16 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Takes the next inherited socket, or binds a new one to this address if there is none.
+    /// Uses this inherited socket, or binds a new one to this address if there is none.
     ///
     /// # Errors
     /// The address is in use, or not this machine's.
-    pub async fn open(inherited: &mut Inherited, address: SocketAddr) -> io::Result<Self> {
-        Ok(match inherited.next_tcp()? {
-            Some(listener) => Self { listener: TcpListener::from_std(listener)?, is_inherited: true },
+    pub async fn open(inherited: Option<std::net::TcpListener>, address: SocketAddr) -> io::Result<Self> {
+        Ok(match inherited {
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                Self { listener: TcpListener::from_std(listener)?, is_inherited: true }
+            }
             None => Self { listener: TcpListener::bind(address).await?, is_inherited: false },
         })
     }

@@ -240,7 +240,7 @@ impl<'a> World<'a> {
         self.next_job += 1;
         self.askers.insert(id, Asker { client, sent, kind });
         let text = "x".repeat(request.prompt as usize * BYTES);
-        let request = GenerationRequest::text(&text, BatchKey::new(&Options::default(), 0), request.answer);
+        let request = GenerationRequest::text(&text, BatchKey::new(Options::default(), 0), request.answer);
         let never = self.now + Duration::from_secs(1 << 30);
         self.queue.push(Box::new(Job::new(id, request, self.now, never, Reply::unheard())));
     }

@@ -3,29 +3,25 @@
 use std::sync::Arc;
 
 use pillion_protocol::frame::{Options, Prompt};
-use serde_json::Value;
 
 use super::render::Generate;
 use crate::api::call::{Call, Limits};
 use crate::api::error::ApiError;
-use crate::api::fields::{EPSILON, Fields, MAX_NEW_TOKENS, field_error, kind};
+use crate::api::fields::{EPSILON, Fields, MAX_NEW_TOKENS, missing};
 use crate::domain::{BatchKey, GenerationRequest};
 
+/// The limit of an answer, in tokens, if the request has none.
 const DEFAULT_NEW_TOKENS: u32 = 128;
 
 /// Parses and validates a body.
 pub(super) fn parse(body: &[u8], limits: &Limits, stream: bool) -> Result<Call, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let (texts, is_list) = texts(&mut fields, limits.texts)?;
-    let given = fields.integer("max_new_tokens", 1, MAX_NEW_TOKENS)?;
-    let min_new_tokens = fields.integer("min_new_tokens", 0, MAX_NEW_TOKENS)?.unwrap_or(0);
-    // The default limit refuses no request: it grows to min_new_tokens, and shrinks to the positions that the prompt leaves.
-    let max_new_tokens = given.unwrap_or(DEFAULT_NEW_TOKENS.max(min_new_tokens));
-    let fit = given.is_none();
-    if min_new_tokens > max_new_tokens {
-        let message = format!("min_new_tokens {min_new_tokens} is larger than max_new_tokens {max_new_tokens}");
-        return Err(field_error("min_new_tokens", message));
+    let (texts, is_list) = fields.strings("text", 1..=limits.texts, limits.body_bytes)?;
+    if texts.is_empty() {
+        return Err(missing("text", "a string or a list of strings"));
     }
+    let given = fields.integer("max_new_tokens", 1, MAX_NEW_TOKENS)?;
+    let min_new_tokens = fields.least_tokens("min_new_tokens", "max_new_tokens", given)?;
     let default = Options::default();
     let options = Options {
         sampling_topk: fields.integer("sampling_topk", 0, MAX_NEW_TOKENS)?.unwrap_or(default.sampling_topk),
@@ -36,38 +32,21 @@ pub(super) fn parse(body: &[u8], limits: &Limits, stream: bool) -> Result<Call, 
         repetition_penalty: fields.number("repetition_penalty", EPSILON..=100.0)?.unwrap_or(default.repetition_penalty),
         no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
     };
-    let stop = Arc::new(fields.stops()?);
+    let template = GenerationRequest {
+        prompt: Prompt::Text(String::new()),
+        key: BatchKey::new(options, min_new_tokens),
+        max_new_tokens: given.unwrap_or(DEFAULT_NEW_TOKENS.max(min_new_tokens)),
+        // Without a limit of the request's own, the worker may lower the default to the positions that the prompt leaves.
+        fit: given.is_none(),
+        stop: Arc::new(fields.stops()?),
+        chat_template_kwargs: Arc::default(),
+    };
     let timeout = fields.timeout(limits.request_timeout)?;
     fields.refuse_unknown()?;
-    let key = BatchKey::new(&options, min_new_tokens);
-    let request = |text| {
-        let (prompt, stop, chat_template_kwargs) = (Prompt::Text(text), stop.clone(), Arc::default());
-        GenerationRequest { prompt, key, max_new_tokens, fit, stop, chat_template_kwargs }
-    };
-    let requests = texts.into_iter().map(request).collect();
+    let templates = std::iter::repeat_n(template, texts.len());
+    let request = |(text, template)| GenerationRequest { prompt: Prompt::Text(text), ..template };
+    let requests = texts.into_iter().zip(templates).map(request).collect();
     Ok(Call { requests, timeout, stream, renderer: Box::new(Generate { is_list }) })
-}
-
-fn texts(fields: &mut Fields, most: usize) -> Result<(Vec<String>, bool), ApiError> {
-    let non_empty =
-        |text: &str| if text.is_empty() { Err(field_error("text", "a text must not be empty")) } else { Ok(()) };
-    match fields.take("text") {
-        Some(Value::String(text)) => non_empty(&text).map(|()| (vec![text], false)),
-        Some(Value::Array(items)) => {
-            if items.is_empty() || items.len() > most {
-                return Err(field_error("text", format!("text must hold 1 to {most} texts, not {}", items.len())));
-            }
-            let strings = items.into_iter().map(|item| match item {
-                Value::String(text) => non_empty(&text).map(|()| text),
-                other => Err(field_error("text", format!("text must hold strings, not {}", kind(&other)))),
-            });
-            Ok((strings.collect::<Result<_, _>>()?, true))
-        }
-        Some(other) => {
-            Err(field_error("text", format!("text must be a string or a list of strings, not {}", kind(&other))))
-        }
-        None => Err(field_error("text", "text is missing; it must be a string or a list of strings")),
-    }
 }
 
 #[cfg(test)]
@@ -101,7 +80,7 @@ mod tests {
             request.requests,
             [GenerationRequest {
                 prompt: Prompt::Text("a".into()),
-                key: BatchKey::new(&Options::default(), 0),
+                key: BatchKey::new(Options::default(), 0),
                 max_new_tokens: 128,
                 fit: true,
                 stop: Arc::default(),
@@ -125,7 +104,7 @@ mod tests {
         };
         assert_eq!(request.timeout, Duration::from_millis(250));
         assert_eq!(request.requests.len(), 2);
-        assert_eq!(request.requests[1].key, BatchKey::new(&options, 2));
+        assert_eq!(request.requests[1].key, BatchKey::new(options, 2));
         assert_eq!((request.requests[1].max_new_tokens, request.requests[1].fit), (9, false));
         let stops = Stops { strings: vec!["x".to_owned(), "y".to_owned()], token_ids: vec![7, 9] };
         assert_eq!(*request.requests[1].stop, stops);

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use pillion_protocol::frame::{Message, Prompt};
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
 
 use super::common::{Answer, Head, StreamOptions, finish_reason, model, unix_seconds};
-use super::options::{Sampling, allow_neutral, check_prompt_bytes, refuse_unsupported};
+use super::options::{Sampling, Unsupported, check_prompt_bytes, refuse_others};
 use crate::api::call::{Call, ParseContext, Renderer};
 use crate::api::error::{ApiError, FieldNames};
-use crate::api::fields::{Fields, MAX_NEW_TOKENS, field_error, kind};
+use crate::api::fields::{Fields, MAX_NEW_TOKENS, field_error, is_list, missing, string, typed};
 use crate::domain::{Completion, GenerationRequest, Outcome, TemplateKwargs, prompt_bytes};
 use crate::scheduler::models::Model;
 
@@ -36,23 +37,25 @@ pub(super) fn parse(body: &[u8], context: &ParseContext<'_>) -> Result<Call, Api
     let messages = messages(&mut fields)?;
     let chat_template_kwargs = Arc::new(template_kwargs(&mut fields)?);
     let (max_new_tokens, fit) = max_tokens(&mut fields, model)?;
-    let Sampling { key, stop, n, .. } = Sampling::read(&mut fields, model, Some(max_new_tokens))?;
+    let Sampling { key, stop, n } = Sampling::read(&mut fields, model, Some(max_new_tokens))?;
     let stream_options = StreamOptions::read(&mut fields)?;
     let timeout = fields.timeout(limits.request_timeout)?;
-    refuse_unsupported(&mut fields)?;
-    refuse_unsupported_in_chats(&mut fields)?;
-    fields.refuse_unknown()?;
+    refuse_others(fields, &UNSUPPORTED)?;
     if n > limits.texts {
         return Err(field_error("n", format!("{n} answers exceed the limit of {}", limits.texts)));
     }
     let prompt = Prompt::Chat(messages);
     check_prompt_bytes(n, prompt_bytes(&prompt) + chat_template_kwargs.bytes, limits)?;
-    let request = || {
-        let (prompt, stop, chat_template_kwargs) = (prompt.clone(), stop.clone(), chat_template_kwargs.clone());
-        GenerationRequest { prompt, key, max_new_tokens, fit, stop, chat_template_kwargs }
+    let request = || GenerationRequest {
+        prompt: prompt.clone(),
+        key,
+        max_new_tokens,
+        fit,
+        stop: stop.clone(),
+        chat_template_kwargs: chat_template_kwargs.clone(),
     };
     let requests = std::iter::repeat_with(request).take(n).collect();
-    let (id, created) = (format!("chatcmpl-{}", context.request_id), unix_seconds(context.now));
+    let (id, created) = (format!("chatcmpl-{}", context.request_id), unix_seconds((context.clock)()));
     let head = Head { id, object: "chat.completion", created, model: name };
     let renderer = Box::new(Chat(Answer::new(head, n, FIELDS, stream_options)));
     Ok(Call { requests, timeout, stream: stream_options.stream, renderer })
@@ -60,7 +63,7 @@ pub(super) fn parse(body: &[u8], context: &ParseContext<'_>) -> Result<Call, Api
 
 /// The most tokens of an answer, and whether this limit shrinks to the positions that the prompt leaves (`fit`). It does if
 /// the request sets no limit.
-fn max_tokens(fields: &mut Fields, model: Option<&Model>) -> Result<(u32, bool), ApiError> {
+fn max_tokens(fields: &mut Fields<'_>, model: Option<&Model>) -> Result<(u32, bool), ApiError> {
     let new = fields.integer("max_completion_tokens", 1, MAX_NEW_TOKENS)?;
     let old = fields.integer("max_tokens", 1, MAX_NEW_TOKENS)?;
     if let (Some(new), Some(old)) = (new, old)
@@ -75,41 +78,30 @@ fn max_tokens(fields: &mut Fields, model: Option<&Model>) -> Result<(u32, bool),
     })
 }
 
-fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
-    let items = match fields.take("messages") {
-        Some(Value::Array(items)) => items,
-        Some(other) => return Err(field_error("messages", format!("messages must be a list, not {}", kind(&other)))),
-        None => return Err(field_error("messages", "messages is missing; it must be a list of objects")),
-    };
-    if items.is_empty() || items.len() > MAX_MESSAGES {
-        return Err(field_error("messages", format!("messages takes 1 to {MAX_MESSAGES} items, not {}", items.len())));
-    }
-    items.into_iter().enumerate().map(|(at, item)| message(at, item)).collect()
+fn messages(fields: &mut Fields<'_>) -> Result<Vec<Message>, ApiError> {
+    const EXPECTED: &str = "a list of objects";
+    let items: Option<Vec<&RawValue>> = fields.list("messages", EXPECTED, 1..=MAX_MESSAGES)?;
+    let items = items.ok_or_else(|| missing("messages", EXPECTED))?;
+    items.into_iter().enumerate().map(|(at, item)| message(&format!("messages[{at}]"), item)).collect()
 }
 
 /// Takes `chat_template_kwargs`: variables for the chat template, whose names only the template knows.
-fn template_kwargs(fields: &mut Fields) -> Result<TemplateKwargs, ApiError> {
+fn template_kwargs(fields: &mut Fields<'_>) -> Result<TemplateKwargs, ApiError> {
     const NAME: &str = "chat_template_kwargs";
-    match fields.take(NAME) {
-        None => Ok(TemplateKwargs::default()),
-        Some(Value::Object(map)) if map.contains_key("messages") || map.contains_key("tools") => {
-            Err(field_error(NAME, format!("{NAME} must not hold messages (a separate field) or tools (unsupported)")))
-        }
-        Some(Value::Object(map)) => {
-            let bytes = serde_json::to_string(&map).map_or(usize::MAX, |text| text.len());
-            if bytes > MAX_KWARGS_BYTES {
-                return Err(field_error(
-                    NAME,
-                    format!("{NAME} must take at most {MAX_KWARGS_BYTES} bytes as JSON, not {bytes}"),
-                ));
-            }
-            if !map.values().all(|value| nests_at_most(value, MAX_KWARGS_DEPTH)) {
-                return Err(field_error(NAME, format!("{NAME} must not nest deeper than {MAX_KWARGS_DEPTH} levels")));
-            }
-            Ok(TemplateKwargs { map, bytes })
-        }
-        Some(other) => Err(field_error(NAME, format!("{NAME} must be an object, not {}", kind(&other)))),
+    let Some(raw) = fields.take(NAME) else { return Ok(TemplateKwargs::default()) };
+    let bytes = raw.get().len();
+    if bytes > MAX_KWARGS_BYTES {
+        return Err(field_error(NAME, format!("{NAME} must take at most {MAX_KWARGS_BYTES} bytes, not {bytes}")));
     }
+    let map: Map<String, Value> = typed(NAME, raw, "an object")?;
+    if map.contains_key("messages") || map.contains_key("tools") {
+        let message = format!("{NAME} must not hold messages (a separate field) or tools (unsupported)");
+        return Err(field_error(NAME, message));
+    }
+    if !map.values().all(|value| nests_at_most(value, MAX_KWARGS_DEPTH)) {
+        return Err(field_error(NAME, format!("{NAME} must not nest deeper than {MAX_KWARGS_DEPTH} levels")));
+    }
+    Ok(TemplateKwargs { map, bytes })
 }
 
 /// Whether lists and objects in a value nest at most `levels` deep.
@@ -121,75 +113,72 @@ fn nests_at_most(value: &Value, levels: usize) -> bool {
     }
 }
 
-fn message(at: usize, item: Value) -> Result<Message, ApiError> {
-    let path = |field: &str| format!("messages[{at}]{field}");
-    let Value::Object(mut item) = item else {
-        return Err(field_error(&path(""), format!("{} must be an object, not {}", path(""), kind(&item))));
+fn message(path: &str, raw: &RawValue) -> Result<Message, ApiError> {
+    const ROLES: &str = "system, developer, user or assistant";
+    const CONTENT: &str = "a string, or a list of parts of type text";
+    let mut fields = Fields::of_object(path, raw)?;
+    let mut required = |name: &str, expected| {
+        let path = format!("{path}.{name}");
+        fields.take(name).ok_or_else(|| missing(&path, expected)).map(|raw| (raw, path))
     };
-    let Some(Value::String(role)) = item.remove("role") else {
-        return Err(field_error(&path(".role"), format!("{} must be a string", path(".role"))));
-    };
-    let role = match &*role {
+    let (role, role_path) = required("role", ROLES)?;
+    let role = match typed::<String>(&role_path, role, ROLES)?.as_str() {
         // OpenAI's newer name of the role system.
         "developer" => "system".to_owned(),
-        "system" | "user" | "assistant" => role,
-        _ => {
-            let roles = "system, developer, user or assistant";
-            return Err(field_error(&path(".role"), format!("{} must be {roles}", path(".role"))));
-        }
+        known @ ("system" | "user" | "assistant") => known.to_owned(),
+        _ => return Err(field_error(&role_path, format!("{role_path} must be {ROLES}, not {role}"))),
     };
-    let content = content(&path(".content"), item.remove("content"))?;
+    let (content, content_path) = required("content", CONTENT)?;
+    let content = if is_list(content) {
+        let parts: Vec<TextPart> = typed(&content_path, content, CONTENT).map_err(|_| ApiError::Unsupported {
+            param: content_path,
+            why: "each part must have the type text, and a string as its text".to_owned(),
+        })?;
+        parts.into_iter().map(|part| part.text).collect()
+    } else {
+        string(&content_path, content, CONTENT)?
+    };
     // The participant's name, which templates do not use.
-    item.remove("name");
-    item.retain(|_, value| !value.is_null());
-    match item.keys().next() {
+    fields.take("name");
+    match fields.unknown() {
         Some(name) => {
-            let param: String = path(&format!(".{name}")).chars().take(96).collect();
             let why = "a message may have only role, content and name".to_owned();
-            Err(ApiError::Unsupported { param, why })
+            Err(ApiError::Unsupported { param: format!("{path}.{name}"), why })
         }
         None => Ok(Message { role, content }),
     }
 }
 
-/// The content of a message: a string, or a list of text parts, which are joined.
-fn content(path: &str, value: Option<Value>) -> Result<String, ApiError> {
-    let parts = match value {
-        Some(Value::String(text)) => return Ok(text),
-        Some(Value::Array(parts)) => parts,
-        _ => return Err(field_error(path, format!("{path} must be a string, or a list of parts of type text"))),
-    };
-    let mut all = String::new();
-    for part in &parts {
-        let text = part.as_object().filter(|part| part.get("type").and_then(Value::as_str) == Some("text"));
-        let Some(text) = text.and_then(|part| part.get("text")?.as_str()) else {
-            let why = "each part must have the type text, and a string as its text".to_owned();
-            return Err(ApiError::Unsupported { param: path.into(), why });
-        };
-        all.push_str(text);
-    }
-    Ok(all)
+/// A part of a message's content. Other fields than these are not read.
+#[derive(Deserialize)]
+struct TextPart {
+    #[serde(rename = "type")]
+    _type: TextType,
+    text: String,
 }
 
-fn refuse_unsupported_in_chats(fields: &mut Fields) -> Result<(), ApiError> {
-    let tools = "the engine cannot call tools";
-    let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
-    allow_neutral(fields, "tools", tools, is_empty)?;
-    allow_neutral(fields, "functions", tools, is_empty)?;
-    allow_neutral(fields, "tool_choice", tools, |value| matches!(value.as_str(), Some("none" | "auto")))?;
-    allow_neutral(fields, "function_call", tools, |value| matches!(value.as_str(), Some("none" | "auto")))?;
-    allow_neutral(fields, "parallel_tool_calls", tools, Value::is_boolean)?;
-    let why = "the engine cannot enforce a format";
-    allow_neutral(fields, "response_format", why, |value| value.get("type").and_then(Value::as_str) == Some("text"))?;
-    let text = "answers are text only";
-    let is_text = |value: &Value| value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"));
-    allow_neutral(fields, "modalities", text, is_text)?;
-    allow_neutral(fields, "audio", text, |_| false)?;
-    allow_neutral(fields, "prediction", "the engine does not use predictions", |_| false)?;
-    allow_neutral(fields, "web_search_options", "the server has no web search", |_| false)?;
-    allow_neutral(fields, "reasoning_effort", "the engine has no such setting", |_| false)?;
-    allow_neutral(fields, "verbosity", "the engine has no such setting", |_| false)
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TextType {
+    Text,
 }
+
+/// Options that only chats have, and that the engine does not support.
+const UNSUPPORTED: [Unsupported; 12] = [
+    ("tools", |value| *value == json!([]), TOOLS),
+    ("functions", |value| *value == json!([]), TOOLS),
+    ("tool_choice", |value| value == "none" || value == "auto", TOOLS),
+    ("function_call", |value| value == "none" || value == "auto", TOOLS),
+    ("parallel_tool_calls", Value::is_boolean, TOOLS),
+    ("response_format", |value| value["type"] == "text", "the engine cannot enforce a format"),
+    ("modalities", |value| *value == json!([]) || *value == json!(["text"]), "answers are text only"),
+    ("audio", |_| false, "answers are text only"),
+    ("prediction", |_| false, "the engine does not use predictions"),
+    ("web_search_options", |_| false, "the server has no web search"),
+    ("reasoning_effort", |_| false, "the engine has no such setting"),
+    ("verbosity", |_| false, "the engine has no such setting"),
+];
+const TOOLS: &str = "the engine cannot call tools";
 
 /// Writes the answers.
 #[derive(Debug)]

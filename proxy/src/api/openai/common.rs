@@ -4,12 +4,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pillion_protocol::frame::FinishReason;
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::api::error::{ApiError, ErrorBody, FieldNames};
-use crate::api::fields::{Fields, field_error};
+use crate::api::fields::{Fields, field_error, missing};
 use crate::api::write;
-use crate::domain::{Completion, ModelId, Outcome};
+use crate::domain::{Completion, Outcome};
 use crate::scheduler::models::{Model, Models};
 
 /// The first fields of an answer, or of an event of a streamed answer.
@@ -27,24 +26,10 @@ struct Body<'a, C> {
     #[serde(flatten)]
     head: &'a Head,
     choices: Vec<C>,
-    #[serde(skip_serializing_if = "UsageField::is_absent")]
-    usage: UsageField,
-}
-
-/// The field `usage` of a body.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(untagged)]
-enum UsageField {
-    Absent,
-    /// `null`: the usage comes with the last event.
-    Later,
-    Now(Usage),
-}
-
-impl UsageField {
-    fn is_absent(&self) -> bool {
-        matches!(self, Self::Absent)
-    }
+    /// `null` in an event before the last, which has the usage.
+    #[allow(clippy::option_option, reason = "absent, `null` or a value")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
 }
 
 /// Tokens, summed over the texts of a request.
@@ -96,7 +81,7 @@ impl Answer {
             usage.add(completion, text.is_multiple_of(self.n));
             choices.push(choice(text, completion));
         }
-        Ok(write::json(&Body { head: &self.head, choices, usage: UsageField::Now(usage) }))
+        Ok(write::json(&Body { head: &self.head, choices, usage: Some(Some(usage)) }))
     }
 
     /// Adds a streamed text that has ended to the usage.
@@ -106,8 +91,8 @@ impl Answer {
 
     /// Appends the event for a change of one choice.
     pub(super) fn event(&self, choice: impl Serialize, out: &mut Vec<u8>) {
-        let usage = if self.include_usage { UsageField::Later } else { UsageField::Absent };
-        write::event(out, None, &Body { head: &self.head, choices: vec![choice], usage });
+        let (choices, usage) = (vec![choice], self.include_usage.then_some(None));
+        write::event(out, None, &Body { head: &self.head, choices, usage });
     }
 
     /// Appends an error, in the form that OpenAI's clients expect in a stream.
@@ -122,7 +107,7 @@ impl Answer {
     /// Appends the usage, if the request asks for it, and the end of the stream.
     pub(super) fn end(&self, out: &mut Vec<u8>) {
         if self.include_usage {
-            let (choices, usage) = (Vec::<()>::new(), UsageField::Now(self.usage));
+            let (choices, usage) = (Vec::<()>::new(), Some(Some(self.usage)));
             write::event(out, None, &Body { head: &self.head, choices, usage });
         }
         out.extend(b"data: [DONE]\n\n");
@@ -137,16 +122,14 @@ pub(super) struct StreamOptions {
 }
 
 impl StreamOptions {
-    pub(super) fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+    pub(super) fn read(fields: &mut Fields<'_>) -> Result<Self, ApiError> {
+        const NAME: &str = "stream_options";
         let stream = fields.boolean("stream")?.unwrap_or(false);
-        let Some(options) = fields.take("stream_options") else { return Ok(Self { stream, include_usage: false }) };
+        let Some(options) = fields.take(NAME) else { return Ok(Self { stream, include_usage: false }) };
         if !stream {
-            return Err(field_error("stream_options", "stream_options is allowed only if stream is true"));
+            return Err(field_error(NAME, "stream_options is allowed only if stream is true"));
         }
-        let Value::Object(options) = options else {
-            return Err(field_error("stream_options", "stream_options must be an object"));
-        };
-        let mut options = Fields::of_object(options);
+        let mut options = Fields::of_object(NAME, options)?;
         let include_usage = options.boolean("include_usage")?.unwrap_or(false);
         // Accepted and ignored: it asks for padding that hides the length of events from eavesdroppers.
         options.boolean("include_obfuscation")?;
@@ -156,20 +139,13 @@ impl StreamOptions {
 }
 
 /// The model that a request names, if a worker has announced it. Until any model is announced, every name is accepted.
-pub(super) fn model<'a>(fields: &mut Fields, models: &'a Models) -> Result<(String, Option<&'a Model>), ApiError> {
-    let name = match fields.take("model") {
-        Some(Value::String(name)) => name,
-        Some(_) => return Err(field_error("model", "model must be a string")),
-        None => return Err(field_error("model", "model is missing; GET /v1/models lists the models")),
-    };
+pub(super) fn model<'a>(fields: &mut Fields<'_>, models: &'a Models) -> Result<(String, Option<&'a Model>), ApiError> {
+    let name: Option<String> = fields.read("model", "a string")?;
+    let name = name.ok_or_else(|| missing("model", "a string; GET /v1/models lists the models"))?;
     match models.named(&name) {
         None if !models.is_empty() => Err(ApiError::NoModel { name }),
         model => Ok((name, model)),
     }
-}
-
-pub(super) fn model_id(model: Option<&Model>) -> ModelId {
-    model.map_or(ModelId::ANY, |model| model.id)
 }
 
 /// The finish reason. OpenAI's format has none for a deadline or a cancellation, so both become `length`.

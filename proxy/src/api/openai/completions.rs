@@ -5,19 +5,21 @@ use std::sync::Arc;
 
 use pillion_protocol::frame::Prompt;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::common::{Answer, Head, StreamOptions, finish_reason, model, unix_seconds};
-use super::options::{Sampling, allow_neutral, check_prompt_bytes, refuse_unsupported};
+use super::options::{Sampling, Unsupported, check_prompt_bytes, refuse_others};
 use crate::api::call::{Call, ParseContext, Renderer};
 use crate::api::error::{ApiError, FieldNames};
-use crate::api::fields::{Fields, MAX_NEW_TOKENS, as_u32, field_error, kind};
+use crate::api::fields::{Fields, MAX_NEW_TOKENS, Whole, field_error, is_list, missing, string, typed};
 use crate::domain::{Completion, GenerationRequest, Outcome, prompt_bytes};
 
 /// OpenAI's field names for the prompt and the most new tokens.
 pub(super) const FIELDS: FieldNames = FieldNames { prompt: "prompt", max_tokens: "max_tokens" };
 /// OpenAI's default limit of an answer, in tokens.
 const DEFAULT_TOKENS: u32 = 16;
+/// The option that only completions have, and that the engine does not support.
+const SUFFIX: Unsupported = ("suffix", |value| value == "", "the engine continues texts and cannot fill gaps");
 
 /// Parses and validates a body.
 pub(super) fn parse(body: &[u8], context: &ParseContext<'_>) -> Result<Call, ApiError> {
@@ -26,10 +28,7 @@ pub(super) fn parse(body: &[u8], context: &ParseContext<'_>) -> Result<Call, Api
     let (name, model) = model(&mut fields, context.models)?;
     let prompts = prompts(&mut fields, limits.texts)?;
     let given = fields.integer("max_tokens", 1, MAX_NEW_TOKENS)?;
-    let Sampling { key, stop, min_tokens, n } = Sampling::read(&mut fields, model, given)?;
-    // Without `max_tokens`, the limit is the default, or `min_tokens` if that is larger. `fit` lets the worker lower this
-    // limit to the positions that the prompt leaves, so that it never refuses the request because of the limit.
-    let (max_new_tokens, fit) = (given.unwrap_or(DEFAULT_TOKENS.max(min_tokens)), given.is_none());
+    let Sampling { key, stop, n } = Sampling::read(&mut fields, model, given)?;
     let stream_options = StreamOptions::read(&mut fields)?;
     let timeout = fields.timeout(limits.request_timeout)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
@@ -38,18 +37,15 @@ pub(super) fn parse(body: &[u8], context: &ParseContext<'_>) -> Result<Call, Api
         let why = "it must be equal to n, since all answers are returned".to_owned();
         return Err(ApiError::Unsupported { param: "best_of".into(), why });
     }
-    refuse_unsupported(&mut fields)?;
-    allow_neutral(&mut fields, "suffix", "the engine continues texts and cannot fill gaps", |value| {
-        value.as_str() == Some("")
-    })?;
-    fields.refuse_unknown()?;
+    refuse_others(fields, &[SUFFIX])?;
     if prompts.len() * n > limits.texts {
         let message =
             format!("{} prompts with {n} answers each exceed the limit of {} answers", prompts.len(), limits.texts);
         return Err(field_error("n", message));
     }
     check_prompt_bytes(n, prompts.iter().map(prompt_bytes).sum(), limits)?;
-    let echo = match (echo, prompts.iter().map(prompt_text).collect::<Option<Vec<_>>>()) {
+    let text = |prompt: &Prompt| if let Prompt::Text(text) = prompt { Some(text.clone()) } else { None };
+    let echo = match (echo, prompts.iter().map(text).collect::<Option<Vec<_>>>()) {
         (false, _) => None,
         (true, Some(texts)) => Some(texts),
         (true, None) => {
@@ -57,60 +53,47 @@ pub(super) fn parse(body: &[u8], context: &ParseContext<'_>) -> Result<Call, Api
             return Err(ApiError::Unsupported { param: "echo".into(), why });
         }
     };
-    let request = |prompt: &Prompt| {
-        let (prompt, stop, chat_template_kwargs) = (prompt.clone(), stop.clone(), Arc::default());
-        GenerationRequest { prompt, key, max_new_tokens, fit, stop, chat_template_kwargs }
+    let request = |prompt: &Prompt| GenerationRequest {
+        prompt: prompt.clone(),
+        key,
+        max_new_tokens: given.unwrap_or(DEFAULT_TOKENS.max(key.min_new_tokens)),
+        // Without a limit of the request's own, the worker may lower the default to the positions that the prompt leaves.
+        fit: given.is_none(),
+        stop: stop.clone(),
+        chat_template_kwargs: Arc::default(),
     };
     let requests = prompts.iter().flat_map(|prompt| std::iter::repeat_with(|| request(prompt)).take(n)).collect();
-    let (id, created) = (format!("cmpl-{}", context.request_id), unix_seconds(context.now));
+    let (id, created) = (format!("cmpl-{}", context.request_id), unix_seconds((context.clock)()));
     let head = Head { id, object: "text_completion", created, model: name };
     let begun = vec![false; prompts.len() * n];
     let renderer = Box::new(Completions { answer: Answer::new(head, n, FIELDS, stream_options), echo, begun });
     Ok(Call { requests, timeout, stream: stream_options.stream, renderer })
 }
 
-fn prompt_text(prompt: &Prompt) -> Option<String> {
-    match prompt {
-        Prompt::Text(text) => Some(text.clone()),
-        _ => None,
-    }
-}
-
 /// Takes `prompt`: a text, a list of texts, the token ids of one prompt, or a list of such lists.
-fn prompts(fields: &mut Fields, most: usize) -> Result<Vec<Prompt>, ApiError> {
+fn prompts(fields: &mut Fields<'_>, most: usize) -> Result<Vec<Prompt>, ApiError> {
     const TYPES: &str = "a string, a list of strings, a list of token ids or a list of lists of token ids";
-    let items = match fields.take("prompt") {
-        None => return Err(field_error("prompt", format!("prompt is missing; it must be {TYPES}"))),
-        Some(Value::String(text)) => return Ok(vec![text_prompt(text)?]),
-        Some(Value::Array(items)) => items,
-        Some(other) => return Err(field_error("prompt", format!("prompt must be {TYPES}, not {}", kind(&other)))),
+    let raw = fields.take("prompt").ok_or_else(|| missing("prompt", TYPES))?;
+    let prompt = |raw: &RawValue| {
+        if is_list(raw) {
+            let ids: Vec<Whole> = typed("prompt", raw, TYPES)?;
+            return Ok(Prompt::Ids(ids.into_iter().map(|Whole(id)| id).collect()));
+        }
+        string("prompt", raw, TYPES).map(Prompt::Text)
     };
-    match items.first() {
-        None => return Err(field_error("prompt", "prompt must not be empty")),
-        Some(Value::Number(_)) => return Ok(vec![ids_prompt(&items)?]),
-        _ if items.len() > most => {
+    let prompts = if is_list(raw) && raw.get()[1..].trim_ascii_start().starts_with(['"', '[']) {
+        let items: Vec<&RawValue> = typed("prompt", raw, TYPES)?;
+        if items.len() > most {
             return Err(field_error("prompt", format!("prompt must hold at most {most} prompts, not {}", items.len())));
         }
-        _ => {}
+        items.into_iter().map(prompt).collect::<Result<_, _>>()?
+    } else {
+        vec![prompt(raw)?]
+    };
+    if prompts.iter().any(|prompt| prompt_bytes(prompt) == 0) {
+        return Err(field_error("prompt", "a prompt must not be empty"));
     }
-    let prompts = items.into_iter().map(|item| match item {
-        Value::String(text) => text_prompt(text),
-        Value::Array(ids) => ids_prompt(&ids),
-        other => Err(field_error("prompt", format!("prompt must be {TYPES}, but it holds {}", kind(&other)))),
-    });
-    prompts.collect()
-}
-
-fn text_prompt(text: String) -> Result<Prompt, ApiError> {
-    if text.is_empty() { Err(field_error("prompt", "a prompt must not be empty")) } else { Ok(Prompt::Text(text)) }
-}
-
-fn ids_prompt(items: &[Value]) -> Result<Prompt, ApiError> {
-    match items.iter().map(as_u32).collect::<Option<Vec<u32>>>() {
-        Some(ids) if ids.is_empty() => Err(field_error("prompt", "a prompt must not be empty")),
-        Some(ids) => Ok(Prompt::Ids(ids)),
-        None => Err(field_error("prompt", "token ids must be whole numbers from 0 to 4294967295")),
-    }
+    Ok(prompts)
 }
 
 /// Writes the answers.

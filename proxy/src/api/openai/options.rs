@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use pillion_protocol::frame::Options;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::common::model_id;
 use crate::api::call::Limits;
 use crate::api::error::ApiError;
 use crate::api::fields::{EPSILON, Fields, MAX_NEW_TOKENS, field_error};
-use crate::domain::{BatchKey, Stops};
+use crate::domain::{BatchKey, ModelId, Stops};
 use crate::scheduler::models::Model;
 
 /// The most candidates for top-p sampling. The engine accepts only some thousands, and tokens less likely than the first
@@ -21,8 +20,6 @@ const TOP_P_CANDIDATES: u32 = 1024;
 pub(super) struct Sampling {
     pub key: BatchKey,
     pub stop: Arc<Stops>,
-    /// The least number of tokens before an end of sequence.
-    pub min_tokens: u32,
     /// Answers to each prompt.
     pub n: usize,
 }
@@ -32,7 +29,11 @@ const MAX_ANSWERS: u32 = 128;
 
 impl Sampling {
     /// Takes the options. `max_tokens` is the limit of an answer, if there is one already.
-    pub(super) fn read(fields: &mut Fields, model: Option<&Model>, max_tokens: Option<u32>) -> Result<Self, ApiError> {
+    pub(super) fn read(
+        fields: &mut Fields<'_>,
+        model: Option<&Model>,
+        max_tokens: Option<u32>,
+    ) -> Result<Self, ApiError> {
         let temperature = fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0);
         let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0);
         let vocabulary = model.map_or(u32::MAX, |model| model.vocabulary);
@@ -45,13 +46,7 @@ impl Sampling {
         } else {
             (top_k.unwrap_or(0), temperature)
         };
-        let min_tokens = fields.integer("min_tokens", 0, MAX_NEW_TOKENS)?.unwrap_or(0);
-        if let Some(max_tokens) = max_tokens
-            && min_tokens > max_tokens
-        {
-            let message = format!("min_tokens {min_tokens} is larger than max_tokens {max_tokens}");
-            return Err(field_error("min_tokens", message));
-        }
+        let min_tokens = fields.least_tokens("min_tokens", "max_tokens", max_tokens)?;
         let options = Options {
             sampling_topk,
             sampling_topp: if sampling_topk == 1 { 1.0 } else { top_p },
@@ -60,8 +55,9 @@ impl Sampling {
             no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
         };
         let n = fields.integer("n", 1, MAX_ANSWERS)?.unwrap_or(1);
-        let key = BatchKey { model: model_id(model), ..BatchKey::new(&options, min_tokens) };
-        Ok(Self { key, stop: Arc::new(fields.stops()?), min_tokens, n: n as usize })
+        let key =
+            BatchKey { model: model.map_or(ModelId::ANY, |model| model.id), ..BatchKey::new(options, min_tokens) };
+        Ok(Self { key, stop: Arc::new(fields.stops()?), n: n as usize })
     }
 }
 
@@ -77,40 +73,41 @@ pub(super) fn check_prompt_bytes(n: usize, prompts: usize, limits: &Limits) -> R
     Ok(())
 }
 
-/// Refuses options that the engine does not support, unless their value is neutral. Fields that do not change an answer
-/// (`user`, `metadata`, …) are accepted with any value.
-pub(super) fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    for name in ["user", "safety_identifier", "metadata", "prompt_cache_key", "service_tier"] {
-        fields.take(name);
-    }
-    for name in ["frequency_penalty", "presence_penalty"] {
-        allow_neutral(fields, name, "the engine has no such penalty; use repetition_penalty", |value| {
-            value.as_f64() == Some(0.0)
-        })?;
-    }
-    allow_neutral(fields, "logit_bias", "the engine cannot change single tokens' weights", |value| {
-        value.as_object().is_some_and(serde_json::Map::is_empty)
-    })?;
-    allow_neutral(fields, "logprobs", "the engine does not report token probabilities", |value| {
-        *value == Value::Bool(false)
-    })?;
-    allow_neutral(fields, "top_logprobs", "the engine does not report token probabilities", |value| {
-        value.as_u64() == Some(0)
-    })?;
-    allow_neutral(fields, "seed", "the engine has one seed for all requests", |_| false)?;
-    allow_neutral(fields, "store", "the server stores no requests", |value| *value == Value::Bool(false))?;
-    Ok(())
+/// Options that do not change an answer. They are accepted with any value.
+const IGNORED: [&str; 5] = ["user", "safety_identifier", "metadata", "prompt_cache_key", "service_tier"];
+
+/// An option that the engine does not support: its name, whether a value is neutral (it changes nothing), and why it is not
+/// supported.
+pub(super) type Unsupported = (&'static str, fn(&Value) -> bool, &'static str);
+
+/// The options of both endpoints that the engine does not support.
+const UNSUPPORTED: [Unsupported; 7] = [
+    ("frequency_penalty", is_zero, "the engine has no such penalty; use repetition_penalty"),
+    ("presence_penalty", is_zero, "the engine has no such penalty; use repetition_penalty"),
+    ("logit_bias", |value| *value == json!({}), "the engine cannot change single tokens' weights"),
+    ("logprobs", |value| *value == false, "the engine does not report token probabilities"),
+    ("top_logprobs", is_zero, "the engine does not report token probabilities"),
+    ("seed", |_| false, "the engine has one seed for all requests"),
+    ("store", |value| *value == false, "the server stores no requests"),
+];
+
+fn is_zero(value: &Value) -> bool {
+    value.as_f64() == Some(0.0)
 }
 
-/// Takes an option, and refuses it unless its value is neutral.
-pub(super) fn allow_neutral(
-    fields: &mut Fields,
-    name: &str,
-    why: &str,
-    is_neutral: impl Fn(&Value) -> bool,
-) -> Result<(), ApiError> {
-    match fields.take(name) {
-        Some(value) if !is_neutral(&value) => Err(ApiError::Unsupported { param: name.into(), why: why.into() }),
-        _ => Ok(()),
+/// Refuses options that the engine does not support, those of one endpoint (`more`) included, unless their value is neutral.
+/// Then nothing else may be left.
+pub(super) fn refuse_others(mut fields: Fields<'_>, more: &[Unsupported]) -> Result<(), ApiError> {
+    for name in IGNORED {
+        fields.take(name);
     }
+    for &(name, is_neutral, why) in UNSUPPORTED.iter().chain(more) {
+        let Some(raw) = fields.take(name) else { continue };
+        // A neutral value is short.
+        let value = Some(raw.get()).filter(|text| text.len() <= 256).and_then(|text| serde_json::from_str(text).ok());
+        if !value.is_some_and(|value| is_neutral(&value)) {
+            return Err(ApiError::Unsupported { param: name.into(), why: why.into() });
+        }
+    }
+    fields.refuse_unknown()
 }

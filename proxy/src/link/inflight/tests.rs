@@ -8,7 +8,7 @@ use crate::domain::{BatchKey, Demand, GenerationRequest, JobId, Reply};
 const BATCH: BatchId = BatchId(7);
 
 fn job(id: u64, deadline: Instant) -> Box<Job> {
-    let request = GenerationRequest::text("text", BatchKey::new(&Options::default(), 0), 2);
+    let request = GenerationRequest::text("text", BatchKey::new(Options::default(), 0), 2);
     Box::new(Job::new(JobId(id), request, deadline, deadline, Reply::unheard()))
 }
 

@@ -47,7 +47,7 @@ fn model(fingerprint: &str) -> WorkerModel {
 }
 
 fn any() -> BatchKey {
-    BatchKey::new(&Options::default(), 0)
+    BatchKey::new(Options::default(), 0)
 }
 
 fn demand(members: usize) -> Demand {
@@ -76,7 +76,7 @@ fn the_worker_that_is_predicted_to_end_the_batch_soonest_is_next() {
     assert_eq!(workers.soonest(&demand(4), model("a"), now), Some(WorkerId(2)));
     // The fast worker takes 10 steps of 1.4 ms, after a batch of 10 steps of 5 ms; the slow one 10 steps of 4.2 ms.
     let fast = workers.get_mut(WorkerId(2)).unwrap();
-    let dispatched = fast.add_batch(demand(40), None, now);
+    let dispatched = fast.add_batch(demand(40), None, false, now);
     fast.credit = 1;
     assert_eq!(dispatched.predicted, Duration::from_millis(50));
     assert_eq!(workers.soonest(&demand(4), model("a"), now), Some(WorkerId(1)));
@@ -92,7 +92,7 @@ fn waiting_jobs_are_shared_with_idle_workers_if_that_makes_the_batch_shorter() {
     let (mut workers, now) = workers_of(&[("a", COST), ("a", COST)]);
     assert_eq!(workers.share(&demand(40), WorkerId(1)), 20);
     assert_eq!(workers.share(&demand(2), WorkerId(1)), usize::MAX, "nearly all of the time is fixed cost");
-    workers.get_mut(WorkerId(2)).unwrap().add_batch(demand(1), None, now);
+    workers.get_mut(WorkerId(2)).unwrap().add_batch(demand(1), None, false, now);
     workers.get_mut(WorkerId(2)).unwrap().credit = 1;
     assert_eq!(workers.share(&demand(40), WorkerId(1)), usize::MAX, "the other worker is busy");
 }
@@ -102,7 +102,7 @@ fn a_credit_before_the_end_of_a_batch_shows_how_many_members_are_about_to_end() 
     let (mut workers, now) = workers_of(&[("a", COST)]);
     let worker = workers.get_mut(WorkerId(1)).unwrap();
     assert_eq!(worker.ending(now), (0, Duration::ZERO));
-    let dispatched = worker.add_batch(demand(40), None, now);
+    let dispatched = worker.add_batch(demand(40), None, false, now);
     assert_eq!(worker.ending(now + Duration::from_millis(49)), (40, Duration::from_millis(1)));
     assert_eq!(worker.ending(now), (40, LONGEST_LEAD), "workers do not grant credit so early");
     let cost = BatchCost { engine_us: 80_000, cohorts: 1, steps: 10, ..BatchCost::default() };
@@ -244,7 +244,8 @@ fn a_quarantined_job_has_a_worker_for_itself() {
 fn a_batch_runs_only_once_an_engine_has_begun_it() {
     let (mut workers, now) = workers(&["a"]);
     let worker = workers.get_mut(WorkerId(1)).unwrap();
-    let (first, second) = (worker.add_batch(demand(1), None, now), worker.add_batch(demand(1), None, now));
+    let (first, second) =
+        (worker.add_batch(demand(1), None, false, now), worker.add_batch(demand(1), None, false, now));
     assert!(worker.runs(first.batch) && !worker.runs(second.batch));
     worker.done(&first, &BatchOutcome::default(), now);
     assert!(worker.runs(second.batch));
@@ -283,12 +284,12 @@ fn with_few_members_left(fingerprints: &[&str], timeout: Duration) -> (Workers, 
     (0..10).for_each(|_| long.add(10, 1000, 0));
     for id in 1..=fingerprints.len() as u64 {
         let worker = workers.get_mut(WorkerId(id)).unwrap();
-        let dispatched = worker.add_batch(long, Some(start + timeout), start);
+        let dispatched = worker.add_batch(long, Some(start + timeout), false, start);
         worker.ended(dispatched.batch, 9);
     }
     let mut policy = Policy::new(50, Duration::from_millis(100));
     policy.preemption.worked(Duration::from_secs(10));
-    let key = BatchKey::new(&Options::default(), 0);
+    let key = BatchKey::new(Options::default(), 0);
     let bucket = Bucket { key, size: Size::of(&demand(1)), since: start, demand: demand(40) };
     (workers, policy, vec![bucket], start + Duration::from_millis(20))
 }

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::frame::UnitCost;
+use pillion_protocol::frame::UnitCost;
 
 const FEATURES: usize = 4;
 /// The factor by which the weight of a batch shrinks with each later batch. The weight halves after 34 batches.
