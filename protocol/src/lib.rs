@@ -23,12 +23,10 @@ mod error;
 pub mod frame;
 mod id;
 pub mod json;
-mod socket_path;
 
 pub use error::{DecodeError, EncodeError, ReadError};
 pub use frame::Frame;
 pub use id::{BatchId, MemberIndex};
-pub use socket_path::default_socket_path;
 
 /// The protocol versions that this build speaks, lowest first.
 pub const VERSIONS: &[u8] = &[1];

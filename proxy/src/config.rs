@@ -2,16 +2,15 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Parser;
 use clap::builder::RangedI64ValueParser;
-use nix::unistd::{AccessFlags, Uid, access};
 use pillion_process::log::LogFormat;
+use pillion_process::socket;
 use pillion_protocol::codec::{MAX_BATCH_MEMBERS, MAX_BATCH_TEXT};
-use pillion_protocol::default_socket_path;
 
 use crate::address;
 use crate::auth::ApiKeys;
@@ -33,7 +32,7 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Unix-domain socket that workers connect to [default: /run/pillion/worker.sock, or one in the user's runtime folder]
     #[arg(long, env = "PILLION_SOCKET", value_name = "PATH",
-        default_value_os_t = default_socket(), hide_default_value = true)]
+        default_value_os_t = socket::default_path(), hide_default_value = true)]
     pub socket: PathBuf,
     /// The most texts in one batch
     #[arg(long, env = "PILLION_MAX_BATCH_SIZE", allow_negative_numbers = true, default_value_t = 50, value_name = "TEXTS",
@@ -152,11 +151,8 @@ impl Config {
             let allowed = format!("it must not be shorter than --request-timeout, {}", time(self.request_timeout));
             return wrong("drain-timeout", time(self.drain_timeout), allowed);
         }
-        for (flag, value) in [("request-timeout", self.request_timeout), ("drain-timeout", self.drain_timeout)] {
-            let day = Duration::from_secs(24 * 3600);
-            if value.is_zero() || value > day {
-                return wrong(flag, time(value), "it must be over 0 and at most 24h".to_owned());
-            }
+        if self.request_timeout.is_zero() {
+            return wrong("request-timeout", time(self.request_timeout), "it must be over 0".to_owned());
         }
         if self.max_body_bytes == 0 || self.max_body_bytes > MAX_BATCH_TEXT.min(self.max_queue_bytes) {
             let most = ByteSize(MAX_BATCH_TEXT as u64);
@@ -164,7 +160,7 @@ impl Config {
             return wrong("max-body-bytes", ByteSize(self.max_body_bytes as u64).to_string(), allowed);
         }
         let folder = self.socket.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
-        if let Some(folder) = folder.filter(|_| self.socket != default_socket()) {
+        if let Some(folder) = folder.filter(|_| self.socket != socket::default_path()) {
             let allowed = format!("its folder must exist, but {} is not there", folder.display());
             return wrong("socket", self.socket.display().to_string(), allowed);
         }
@@ -176,19 +172,18 @@ fn time(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }
 
-fn default_socket() -> PathBuf {
-    let writable = |folder: &Path| access(folder, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    default_socket_path(writable, runtime.as_deref(), &std::env::temp_dir(), Uid::effective().as_raw())
-}
-
 /// Parses a number from 1 to `most`.
 fn count(most: usize) -> RangedI64ValueParser<usize> {
     RangedI64ValueParser::new().range(1..=i64::try_from(most).unwrap_or(i64::MAX))
 }
 
+/// Parses a duration of at most a day, so that it can be added to any instant.
 fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 500ms, 30s or 2m"))
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= Duration::from_secs(24 * 3600) => Ok(duration),
+        Ok(_) => Err("it must be at most 24h".to_owned()),
+        Err(error) => Err(format!("{error}; write it like 500ms, 30s or 2m")),
+    }
 }
 
 fn bytes(text: &str) -> Result<usize, String> {
@@ -230,6 +225,9 @@ mod tests {
             (&["--max-body-bytes", "9MiB"], &["--max-body-bytes", "9.0 MiB", "8.0 MiB"]),
             (&["--drain-timeout", "59s"], &["--drain-timeout", "59s", "--request-timeout", "1m"]),
             (&["--request-timeout", "0s"], &["--request-timeout", "0s", "over 0"]),
+            (&["--drain-timeout", "25h"], &["--drain-timeout", "25h", "24h"]),
+            (&["--batch-timeout", "25h"], &["--batch-timeout", "25h", "24h"]),
+            (&["--worker-wait", "500000000000y"], &["--worker-wait", "500000000000y"]),
             (&["--api-key-file", "/nowhere"], &["--api-key-file", "/nowhere", "cannot be read"]),
             (&["--log-format", "xml"], &["--log-format", "xml", "json"]),
             (&["--frobnicate"], &["--frobnicate"]),

@@ -10,6 +10,7 @@ use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName};
 use interprocess::os::unix::local_socket::ListenerOptionsExt;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
+use pillion_process::socket;
 
 /// The mode of the socket: owner and group may connect. The containers of a pod share a group.
 const MODE: u32 = 0o660;
@@ -32,11 +33,12 @@ impl WorkerSocket {
     /// leads to the old one, then to the new one. A socket that a dead process left behind is replaced.
     ///
     /// # Errors
-    /// The folder cannot be created or written, or the path exists and is not a socket.
+    /// The folder cannot be created or written, or could be another user's, or the path exists and is not a socket.
     pub fn bind(path: &Path, allowed: &[u32]) -> io::Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
         }
+        socket::check(path)?;
         if let Ok(there) = fs::symlink_metadata(path)
             && !std::os::unix::fs::FileTypeExt::is_socket(&there.file_type())
         {

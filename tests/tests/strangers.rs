@@ -4,7 +4,8 @@ use std::fs::{Permissions, set_permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use nix::unistd::Uid;
+use nix::unistd::{Uid, chown};
+use pillion_tests::folder::Folder;
 use pillion_tests::process::{Process, binary};
 use pillion_tests::say;
 use pillion_tests::stack::Stack;
@@ -64,4 +65,25 @@ async fn a_worker_of_an_allowed_user_is_served() {
     stack.ready().await;
     assert_eq!(stack.client().generate(&json!({"text": "a b"})).await.status, 200);
     assert_eq!(stack.metrics().await.sum("pillion_workers_refused_total"), 0);
+}
+
+#[tokio::test]
+async fn a_default_folder_of_another_user_is_not_used() {
+    const NAME: &str = "a_default_folder_of_another_user_is_not_used";
+    if skipped(NAME) {
+        return;
+    }
+    if Path::new("/run/pillion").is_dir() {
+        return say(&format!("SKIPPED: {NAME} needs a machine without /run/pillion, which is the first default"));
+    }
+    let temporary = Folder::new();
+    let squatted = temporary.path().join("pillion-0");
+    std::fs::create_dir(&squatted).unwrap();
+    chown(&squatted, Some(Uid::from_raw(NOBODY.parse().unwrap())), None).unwrap();
+    let tmpdir = format!("TMPDIR={}", temporary.path().display());
+    let wrapper = ["env", "-u", "XDG_RUNTIME_DIR", "-u", "PILLION_SOCKET", &tmpdir].map(str::to_owned);
+    let log = temporary.path().join("proxy.log");
+    let mut proxy = Process::start_by(&wrapper, "pillion-proxy", &["--listen", "127.0.0.1:0"], log);
+    assert_eq!(proxy.ended().await, Some(69), "{}", proxy.log());
+    assert!(proxy.log().contains("another user may have made"), "{}", proxy.log());
 }

@@ -14,6 +14,7 @@ mod refusal;
 mod tests;
 
 use pillion_process::log::LogFormat;
+use pillion_process::socket::default_path;
 
 use crate::model::Overrides;
 pub use compute::ComputeType;
@@ -154,12 +155,12 @@ impl Config {
             .filter(|path| !path.as_os_str().is_empty())
             .ok_or_else(|| FlagError::missing("--model", "the directory of a converted model"))?;
         let socket = match raw.socket {
-            None => default_socket(),
+            None => default_path(),
             Some(path) if path.as_os_str().is_empty() => return refuse("--socket", "", "the path of a Unix socket"),
             Some(path) => path,
         };
         if let Some(folder) = socket.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
-            && socket != default_socket()
+            && socket != default_path()
         {
             let allowed = format!("a path in a folder that exists, and {} does not exist", folder.display());
             return refuse("--socket", &socket.to_string_lossy(), &allowed);
@@ -230,15 +231,4 @@ fn model_name(given: Option<String>, model: &Path) -> Result<String, FlagError> 
         return refuse("--model-name", &name, "a name of 1 to 256 bytes without control characters");
     }
     Ok(name)
-}
-
-fn default_socket() -> PathBuf {
-    let writable = |folder: &Path| nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK).is_ok();
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    pillion_protocol::default_socket_path(
-        writable,
-        runtime.as_deref(),
-        &std::env::temp_dir(),
-        nix::unistd::Uid::current().as_raw(),
-    )
 }

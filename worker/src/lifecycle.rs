@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use interprocess::local_socket::tokio::{Stream, prelude::*};
 use interprocess::local_socket::{GenericFilePath, ToFsName};
+use pillion_process::socket::check;
 use pillion_protocol::frame::GoodbyeReason;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -24,8 +25,9 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// Connects to a proxy's socket.
 ///
 /// # Errors
-/// No proxy listens there.
+/// No proxy listens there, or the socket could be another user's.
 pub async fn dial(socket: &Path) -> io::Result<(impl AsyncRead + Unpin + use<>, impl AsyncWrite + Unpin + use<>)> {
+    check(socket)?;
     let stream = Stream::connect(socket.to_fs_name::<GenericFilePath>()?).await?;
     Ok(tokio::io::split(stream))
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use pillion_protocol::default_socket_path;
+use pillion_process::socket;
 use pillion_protocol::frame::Hello;
 use pillion_tests::fake_worker::{Ending, FakeWorker, Fault, FaultKind, Profile};
 use tokio::net::UnixStream;
@@ -104,7 +104,7 @@ impl Flags {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    let socket = flags.socket.clone().unwrap_or_else(usual_socket);
+    let socket = flags.socket.clone().unwrap_or_else(socket::default_path);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(live(FakeWorker::new(flags.profile()), &socket)),
@@ -143,10 +143,4 @@ async fn live(mut worker: FakeWorker, socket: &Path) -> ExitCode {
         }
         tokio::time::sleep(REDIAL).await;
     }
-}
-
-fn usual_socket() -> PathBuf {
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let writable = |folder: &Path| nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK).is_ok();
-    default_socket_path(writable, runtime.as_deref(), &std::env::temp_dir(), nix::unistd::Uid::current().as_raw())
 }
