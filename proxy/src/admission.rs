@@ -111,10 +111,13 @@ impl Admission {
     /// # Errors
     /// The queue has fewer free slots.
     pub fn texts(&self, n: usize) -> Result<Vec<CountGuard>, Rejected> {
-        self.state.depth.add_within(n, self.state.bounds.texts).ok_or_else(|| {
-            self.state.metrics.rejected_queue_full.increment(1);
-            Rejected::QueueFull { retry_after: self.state.retry_after(self.state.backlog()) }
-        })
+        self.state.depth.add_within(n, self.state.bounds.texts).ok_or_else(|| self.refuse())
+    }
+
+    /// Counts a refusal because the queue, or the scheduler's inbox before it, is full.
+    pub fn refuse(&self) -> Rejected {
+        self.state.metrics.rejected_queue_full.increment(1);
+        Rejected::QueueFull { retry_after: self.state.retry_after(self.state.backlog()) }
     }
 
     /// A slot for a text that was admitted before and comes back from a worker. It is never refused, so the bound can be

@@ -43,6 +43,14 @@ async fn every_invalid_field_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn without_a_worker_a_client_is_told_when_to_try_again() {
+    let stack = Stack::proxy(&["--worker-wait", "10ms"]).await;
+    let answer = stack.client().generate(&json!({"text": "a"})).await;
+    assert_eq!(error(&answer, 503)["code"], "no_worker");
+    assert_eq!(answer.headers["retry-after"], "1");
+}
+
+#[tokio::test]
 async fn invalid_json_is_400_and_json_without_the_right_fields_is_422() {
     let stack = Stack::simulated(&[], &[]).await;
     let client = stack.client();

@@ -35,6 +35,8 @@ pub(super) fn error(error: &ApiError, request_id: &HeaderValue, dialect: &Dialec
         ApiError::Method { allow } => (ALLOW, HeaderValue::from_static(allow)),
         ApiError::Rejected(Rejected::QueueFull { retry_after } | Rejected::QueueBytes { retry_after })
         | ApiError::Failed(Failure::TooLate { retry_after, .. }) => (RETRY_AFTER, retry_after.as_secs().into()),
+        // The client has waited for a worker already.
+        ApiError::Failed(Failure::NoWorker) => (RETRY_AFTER, 1.into()),
         ApiError::Rejected(Rejected::Draining) | ApiError::BodyTimeout(_) => {
             (CONNECTION, HeaderValue::from_static("close"))
         }

@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
@@ -106,7 +105,7 @@ impl Handle {
         // A full inbox is rare: only with HTTP/2 can there be more requests than connections.
         let room = || {
             self.outbox.clone().try_reserve_owned().map_err(|error| match error {
-                TrySendError::Full(_) => Rejected::QueueFull { retry_after: Duration::from_secs(1) },
+                TrySendError::Full(_) => self.admission.refuse(),
                 TrySendError::Closed(_) => Rejected::Draining,
             })
         };
@@ -164,5 +163,32 @@ impl Drop for Stream {
         if let Some(cancel) = self.cancel.take().filter(|_| self.open > 0) {
             cancel.send(Message::Cancel(self.jobs.clone()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pillion_protocol::frame::Options;
+
+    use super::*;
+    use crate::admission::Bounds;
+    use crate::domain::BatchKey;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_request_that_finds_the_inbox_full_is_refused_and_counted() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let admission = Admission::new(Bounds { texts: 10, bytes: 0 }, metrics.clone());
+        // A request takes two places. Nobody empties this inbox.
+        let (outbox, _inbox) = mpsc::channel(3);
+        let handle = Handle::new(outbox, admission, watch::Sender::new(Serving::default()));
+        let submit = || {
+            let now = Instant::now();
+            let request = GenerationRequest::text("a", BatchKey::new(Options::default(), 0), 1);
+            handle.submit(vec![request], RequestContext { origin: None, answered: None, now, deadline: now }, false)
+        };
+        let _first = submit().unwrap();
+        assert!(matches!(submit(), Err(Rejected::QueueFull { .. })));
+        assert!(metrics.render().contains(r#"pillion_rejected_total{reason="queue_full"} 1"#));
     }
 }
