@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::Request;
 use pillion_tests::fake_worker::Profile;
 use pillion_tests::memory::Memory;
 use serde_json::{Value, json};
@@ -129,6 +131,30 @@ async fn a_client_that_does_not_read_is_disconnected_and_one_that_reads_slowly_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_counted_once_also_while_the_proxy_stops() {
+    const CLIENTS: i64 = 20;
+    for stops in [false, true] {
+        let mut memory = Memory::start(&[]);
+        let _worker = memory.worker(Profile::default());
+        let text: Vec<_> = (0..2000).map(|n| format!("w{n:030}")).collect();
+        let request = post("/generate_stream", &json!({"text": text.join(" "), "max_new_tokens": 2000}));
+        let mut unread = Vec::new();
+        for _ in 0..CLIENTS {
+            let mut client = memory.connect();
+            client.write_all(&request).await.unwrap();
+            unread.push(client);
+        }
+        sleep(30 * SECOND).await;
+        if stops {
+            memory.proxy().handle.shut_down();
+        }
+        sleep(90 * SECOND).await;
+        assert_eq!(closed_for("unread", &memory), CLIENTS);
+        assert_eq!(memory.metrics().sum("pillion_connections_closed_total"), CLIENTS);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_http2_connection_is_closed_although_it_answers_pings() {
     let mut memory = Memory::start(&[]);
     let _worker = memory.worker(Profile::default());
@@ -140,6 +166,28 @@ async fn an_idle_http2_connection_is_closed_although_it_answers_pings() {
     let begun = Instant::now();
     timeout(1000 * SECOND, tasks.join_next()).await.expect("the connection is closed");
     assert_eq!(begun.elapsed().as_secs(), 75);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_client_that_takes_one_byte_of_each_answer_is_disconnected() {
+    let mut memory = Memory::start(&[]);
+    let io = memory.connect();
+    let (mut client, connection) =
+        h2::client::Builder::new().initial_window_size(1).handshake::<_, Bytes>(io).await.unwrap();
+    let mut tasks = JoinSet::new();
+    // It answers the proxy's pings.
+    tasks.spawn(async move { drop(connection.await) });
+    let begun = Instant::now();
+    let mut unread = Vec::new();
+    for _ in 0..8 {
+        client = client.ready().await.unwrap();
+        let request = Request::get("http://a/metrics").body(()).unwrap();
+        unread.push(client.send_request(request, true).unwrap().0.await.unwrap().into_body());
+    }
+    timeout(1000 * SECOND, tasks.join_next()).await.expect("the connection is closed");
+    // The answers are in the connection's buffers, so that the connection is idle; then it has a second to end.
+    assert_eq!(begun.elapsed().as_secs(), 76);
+    assert_eq!(closed_for("idle", &memory), 1);
 }
 
 #[tokio::test(start_paused = true)]
