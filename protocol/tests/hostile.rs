@@ -1,5 +1,5 @@
-//! The codec refuses bytes from a broken or hostile peer with a reason, before it allocates the memory that
-//! they ask for.
+//! The codec refuses the bytes of a broken or hostile peer and says why. It does this before it allocates the memory
+//! that the bytes ask for.
 
 use bytes::{BufMut, BytesMut};
 use pillion_protocol::connection::FrameReader;
@@ -120,7 +120,7 @@ fn json_of_the_wrong_shape_is_refused() {
 }
 
 #[test]
-fn numbers_out_of_range_bytes_left_over_and_fields_twice_are_refused() {
+fn out_of_range_numbers_leftover_bytes_and_duplicate_fields_are_refused() {
     for payload in ["4294967296", "-1", "1.5", "1e3", "\"1\"", "null", "true", "99999999999999999999999999"] {
         let json = format!("{{\"grant\":{payload}}}");
         assert!(decode(0x10, json.as_bytes()).is_err(), "{json}");
@@ -150,7 +150,7 @@ fn deep_nesting_does_not_reach_the_end_of_the_stack() {
 }
 
 #[test]
-fn a_reader_reports_a_violation_and_an_end_within_a_frame_apart() {
+fn a_reader_tells_a_violation_from_an_end_within_a_frame() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let error = FrameReader::new(&b"garbage garbage garbage"[..]).next().await.unwrap_err();

@@ -167,9 +167,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 
 /// The sockets for clients, and for operators if they have one of their own.
 ///
-/// The process may inherit them by systemd's convention (`sd_listen_fds(3)`): descriptors from 3 on, of which `LISTEN_FDS` is the
-/// number and `LISTEN_PID` the process that they are for. Such a socket outlives the process: a connection that comes after one
-/// proxy ends and before the next begins waits in the kernel instead of being refused.
+/// The process may inherit them by systemd's convention (`sd_listen_fds(3)`): descriptors from 3 on. `LISTEN_FDS` is the
+/// number of these descriptors, and `LISTEN_PID` is the process that they are for.
+/// Such a socket outlives the process. If a connection comes after
+/// one proxy has ended and before the next one begins, it is not refused but waits in the kernel.
 async fn listen(config: &Config) -> Result<(Listener, Option<Listener>), AppError> {
     let mut inherited = ListenFd::from_env();
     let addresses = [Some(config.listen), config.admin_listen];
@@ -188,7 +189,7 @@ async fn listen(config: &Config) -> Result<(Listener, Option<Listener>), AppErro
     }
 }
 
-/// How many connections of clients there are descriptors for, of the `asked`.
+/// How many of the `asked` connections of clients can have a file descriptor.
 fn room(asked: usize) -> usize {
     let raised = descriptors::raise().inspect_err(|error| warn!(%error, "the limit of open files is not known"));
     let Ok(descriptors) = raised else { return asked };

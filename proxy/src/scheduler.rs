@@ -44,7 +44,8 @@ pub struct Settings {
     pub batch_timeout: Duration,
     /// The longest that a job waits while no suitable worker is connected.
     pub worker_wait: Duration,
-    /// How often a job may be suspected before its last attempt, alone. At least 1; with 1 it has no such attempt.
+    /// After this many suspicions, a job gets a last attempt, in which it runs alone. At least 1. With 1, the job fails at its
+    /// first suspicion, without a last attempt.
     pub max_attempts: u32,
     /// The most requests that there can be at once. The size of the inbox follows from it.
     pub max_requests: usize,

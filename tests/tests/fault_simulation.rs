@@ -58,7 +58,7 @@ fn whatever_goes_wrong_every_client_gets_its_own_answer_once() {
 }
 
 #[test]
-fn a_seed_says_all() {
+fn the_same_seed_gives_the_same_report() {
     for seed in 0..200 {
         let plan = Plan::of(seed);
         let (once, again) = (simulate(&plan), simulate(&plan));

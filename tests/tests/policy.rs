@@ -1,4 +1,4 @@
-//! What the batching policy promises, over simulated loads: exact, and the same each time from a seed.
+//! Tests what the batching policy promises, in simulated loads. The results are exact, and the same each time for a seed.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const LARGE: Engine = engine(135_000, 6_000);
 const MODELS: [Engine; 6] =
     [SMALL, engine(2_000, 200), engine(10_000, 600), LARGE, engine(30_000, 50), engine(500_000, 30_000)];
 const BATCH_TIMEOUT: Duration = Duration::from_millis(100);
-/// How much later than it was set a timer may fire.
+/// How much later a timer may fire than the time for which it was set.
 const TICK: Duration = Duration::from_millis(1);
 
 const fn engine(fixed_us: u64, member_us: u64) -> Engine {
@@ -34,7 +34,7 @@ fn run(clients: Clients, engines: &[Engine], rule: Rule, seed: u64) -> Report {
     simulate(&Setting { clients, requests, engines, host, rule, without: None, max_batch_size: 50, span, seed })
 }
 
-/// Requests a second, if batches of so many follow each other without a pause.
+/// Requests a second, if batches of `members` requests follow each other without a pause.
 fn capacity(engine: &Engine, members: u32) -> f64 {
     f64::from(members) / engine.time(members as usize).as_secs_f64()
 }
@@ -161,7 +161,7 @@ fn short_answers_do_not_wait_for_long_ones_and_nothing_is_lost_by_it() {
 }
 
 #[test]
-fn giving_way_costs_next_to_nothing_of_what_is_produced() {
+fn interrupting_members_costs_few_of_the_tokens_that_are_produced() {
     for engine in MODELS.map(with_prompts) {
         let report = few_long(engine, Rule::Pillion, None);
         let never = few_long(engine, Rule::Pillion, Some(Mechanism::Preemption));
@@ -179,7 +179,7 @@ fn short_ones_that_come_at_random_do_not_wait_for_a_long_one_that_runs() {
     }
 }
 
-/// In terms of what a batch costs, the small model on one processor core, whose steps become dearer as answers grow.
+/// The engine has the measured costs of the small model on one processor core, where a step takes longer as answers grow.
 #[test]
 fn few_long_answers_slow_the_short_ones_by_less_than_twice() {
     let nanos = Duration::from_nanos;
@@ -194,19 +194,20 @@ fn few_long_answers_slow_the_short_ones_by_less_than_twice() {
 }
 
 #[test]
-fn where_all_are_alike_nobody_gives_way() {
+fn where_all_requests_are_alike_at_most_one_is_interrupted() {
     for engine in MODELS {
         for clients in [users(40), users(80), Clients::Open { rate: 0.9 * capacity(&engine, 40) }] {
             let report = simulate(&Setting { clients, ..mixed(engine, vec![Request::ORDINARY], 1) });
-            // Of forty who come at once the first may be on its way when the others are there.
+            // If forty requests come at once, the first may already have left in a batch when the others arrive.
             assert!(report.preempted <= 1, "{engine:?} with {clients:?}: {} of {report}", report.preempted);
         }
     }
 }
 
-/// A thousand loads of up to four kinds, half of them more than can be served: the oldest of all is passed over for no longer
-/// than a few times what a batch of those who ride with him takes. Where users wait for their answers that bounds how long
-/// anybody waits.
+/// A thousand loads with up to four kinds of requests. Half of the loads are more than the engine can serve. While the
+/// oldest of all requests waits, younger ones leave before it for no longer than a few times the time of a batch in which
+/// it could be a member. If users wait for their answers before they ask again,
+/// this also bounds how long any request waits.
 #[test]
 fn nobody_is_passed_over_for_longer_than_the_bound() {
     let mut random = SplitMix64(1);
@@ -228,7 +229,7 @@ fn nobody_is_passed_over_for_longer_than_the_bound() {
         let span = if is_closed { 40 * engine.time(40) } else { 10 * shortest };
         let report = simulate(&Setting { clients, span, ..mixed(engine, requests.clone(), seed) });
         for (kind, request) in requests.iter().enumerate() {
-            // Those who ride with him may each be six times as long, and predictions may be off.
+            // The other members of its batch may each take six times as long, and predictions may be wrong.
             let bound = (full(request) * 6).min(longest).mul_f64(1.25) * LONGEST_PASSING;
             let passed_over = report.longest_passings[kind];
             let load = format!("seed {seed}, {request:?} of {requests:?}, {engine:?} and {clients:?}");
@@ -239,10 +240,10 @@ fn nobody_is_passed_over_for_longer_than_the_bound() {
     }
 }
 
-/// What `policy-simulator --ablation` says over all loads, here at one for each: without the mechanism an answer takes at
-/// least 5 % longer on average.
+/// `policy-simulator --ablation` tries every mechanism over all loads. This test tries each of these mechanisms with one load:
+/// without the mechanism, an answer takes at least 5 % longer on average.
 #[test]
-fn parts_of_the_policy_still_gain_what_they_are_for() {
+fn without_one_of_its_mechanisms_the_policy_answers_more_slowly() {
     let load = |name| loads().into_iter().find(|load| load.name == name).unwrap().setting;
     for (mechanism, name) in [
         (Mechanism::Holds, "OPT-125m, 135 + 6 ms: 40 users"),
@@ -272,7 +273,7 @@ fn without_aging_long_answers_wait_much_longer() {
 }
 
 #[test]
-fn a_seed_says_all() {
+fn the_same_seed_gives_the_same_report() {
     let clients = Clients::Open { rate: 50.0 };
     assert_eq!(run(clients, &[LARGE], Rule::Pillion, 7), run(clients, &[LARGE], Rule::Pillion, 7));
 }

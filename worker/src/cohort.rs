@@ -1,7 +1,8 @@
 //! Splits a batch into cohorts: the members of a cohort share one engine call. Pure.
 //!
-//! A member's answer must not depend on the other members of its call. Three properties of CTranslate2 would break this, so
-//! such members are kept apart. A call has one `min_length` for all members. It feeds one-token prompts in another way than
+//! A member's answer must not depend on the other members of its call. Three properties of CTranslate2 would break this. So
+//! members that would affect each other's answers are kept apart.
+//! A call has one `min_length` for all members. It feeds one-token prompts in another way than
 //! longer ones. And options that look back over the output see the prompt tokens that longer members feed step by step.
 //!
 //! If a prompt is longer than the model's sliding window, CTranslate2 answers only the first member of a call correctly. Such
@@ -123,7 +124,7 @@ fn cut(shapes: &[Shape], row: &[usize], rules: Rules) -> Vec<usize> {
     lengths
 }
 
-/// A possible call, grown towards shorter prompts.
+/// A possible call. Members are added to it one by one, from longer prompts to shorter ones.
 #[derive(Clone, Copy, Debug, Default)]
 struct Piece {
     shortest: u64,
@@ -146,7 +147,8 @@ impl Piece {
         Size { members: self.members, shortest: self.shortest, tokens: self.tokens }
     }
 
-    /// The predicted time of the call if every member uses all its tokens. A member is in every step until its own last.
+    /// The predicted time of the call if every member uses all its tokens. A member takes part in every step up to and
+    /// including its own last step.
     fn time(self, cost: Cost) -> u64 {
         let fed = self.shortest.saturating_sub(1).saturating_mul(self.members);
         let member_steps = self.tokens.saturating_sub(self.shortest.saturating_mul(self.members));
@@ -211,7 +213,7 @@ mod tests {
         };
         assert_eq!(split_of(10_000, &[2_000; 8]), [8]);
         assert_eq!(split_of(900, &[2_000; 8]).iter().max(), Some(&4));
-        assert_eq!(split_of(1, &[2_000; 3]), [1, 1, 1], "each was accepted by itself");
+        assert_eq!(split_of(1, &[2_000; 3]), [1, 1, 1], "a member that does not fit even alone still gets a call");
         assert_eq!(split_of(500, &[20, 2_000, 2_000]), [3], "beside a short prompt the others are fed step by step");
     }
 

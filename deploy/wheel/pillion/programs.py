@@ -31,7 +31,7 @@ def find(folder: str | None = None) -> Programs:
     environment = dict(os.environ)
     if folder is None:
         libraries = [engine_folder(), cublas_folder()]
-        # Beside the package the worker finds the engine by itself.
+        # If the engine's folder is beside the package, the worker finds it by itself.
         if libraries[0] == PACKAGE.parent / "ctranslate2.libs":
             libraries[0] = None
     else:
@@ -82,7 +82,7 @@ def cublas_folder() -> Path | None:
 
 
 def become(name: str) -> int:
-    """Replaces this process by one of the programs, with the same arguments: the commands pillion-proxy and pillion-worker."""
+    """Replaces this process by the program `name` (pillion-proxy or pillion-worker), with the same arguments."""
     try:
         programs = find()
         program = programs.proxy if name == "pillion-proxy" else programs.worker

@@ -135,7 +135,8 @@ impl Job {
     }
 
     /// Records that the job's worker died while the job ran. If the job had produced nothing in this attempt, it may be
-    /// the cause, so it is suspected once more. After enough suspicions it is quarantined, at last alone.
+    /// the cause, so it is suspected once more. After enough suspicions it is quarantined: first
+    /// with a few other jobs, then alone.
     ///
     /// # Errors
     /// The job has been suspected `max_attempts` times, and it was alone in its batch or `max_attempts` is 1.

@@ -13,7 +13,7 @@ pub(crate) fn ask(client: &Client, text: &str) -> JoinHandle<Answer> {
     tokio::spawn(async move { client.generate(&request).await })
 }
 
-/// A stack whose worker's engine waits behind a gate, one request with the worker and `waiting` in the queue.
+/// A stack whose worker's engine waits behind a gate. The worker holds one request, and `waiting` requests are in the queue.
 pub(crate) async fn busy(proxy: &[&str], waiting: usize) -> (Stack, Gate, Vec<(String, JoinHandle<Answer>)>) {
     let mut stack = Stack::proxy(proxy).await;
     let gate = Gate::shut(stack.folder());

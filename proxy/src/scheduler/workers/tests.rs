@@ -137,12 +137,16 @@ fn the_last_worker_of_a_model_stays_for_requests_that_are_on_their_way() {
     let told = start + MINUTE;
     workers.drains(WorkerId(3), told);
     workers.drains(WorkerId(3), told + SECOND);
-    assert_eq!((workers.leaving(), workers.next_leave(false, told)), (None, Some(told + 2 * SECOND)), "from the first");
+    assert_eq!(
+        (workers.leaving(), workers.next_leave(false, told)),
+        (None, Some(told + 2 * SECOND)),
+        "the time counts from when it first asked to leave"
+    );
     let next_leave = |arriving, after| workers.next_leave(arriving, told + after).map(|due| due - told);
     let may_leave = |arriving, after| !workers.releasable(&[].iter(), arriving, told + after).is_empty();
     assert!(!may_leave(false, 1999 * MOMENT) && may_leave(false, 2 * SECOND));
     assert_eq!(next_leave(false, 2 * SECOND), None, "a time that is over is not waited for");
-    // Bodies may add_batch long to arrive, so there are checks in between.
+    // Bodies may take long to arrive, so there are checks in between.
     assert_eq!((next_leave(true, SECOND), next_leave(true, 5 * SECOND)), (Some(2 * SECOND), Some(6 * SECOND)));
     assert!(!may_leave(true, 30_999 * MOMENT) && may_leave(true, 31 * SECOND));
     assert_eq!((next_leave(true, 30_999 * MOMENT), next_leave(true, 31 * SECOND)), (Some(31 * SECOND), None));
@@ -241,7 +245,7 @@ fn a_quarantined_job_has_a_worker_for_itself() {
 }
 
 #[test]
-fn a_batch_runs_only_once_an_engine_has_begun_it() {
+fn a_batch_does_not_run_before_an_engine_has_begun_it() {
     let (mut workers, now) = workers(&["a"]);
     let worker = workers.get_mut(WorkerId(1)).unwrap();
     let (first, second) =
@@ -303,7 +307,7 @@ fn only_one_batch_gives_way_at_a_time() {
 }
 
 #[test]
-fn a_batch_does_not_give_way_if_its_members_could_restart_or_be_late_or_an_engine_is_free() {
+fn a_batch_does_not_give_way_if_its_members_would_start_again_or_be_late_or_if_an_engine_is_free() {
     let (workers, policy, buckets, now) = with_few_members_left(&["a", "b"], MINUTE);
     assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "the other worker has another model");
     let (workers, policy, buckets, now) = with_few_members_left(&["a"], Duration::from_secs(5));

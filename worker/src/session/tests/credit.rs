@@ -90,8 +90,8 @@ fn a_short_member_is_done_while_a_long_one_runs() {
     });
 }
 
-/// Lets the engine make a step after every TOKENS frame, until a frame fulfils `until`. However late the session reads the
-/// proxy's last frame, it takes effect within these steps.
+/// Lets the engine make a step after every TOKENS frame, until a frame fulfils `until`. Even if the session
+/// reads the proxy's last frame late, the frame takes effect within these steps.
 async fn step_until(
     proxy: &mut Proxy,
     gate: &std::sync::mpsc::Sender<()>,
