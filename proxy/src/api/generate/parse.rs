@@ -111,6 +111,13 @@ mod tests {
     }
 
     #[test]
+    fn a_text_may_have_escapes() {
+        let request = parse(br#"{"te\u0078t": ["plain", "a \"quoted\" line\n", "\u00e9"]}"#, &LIMITS).unwrap();
+        let texts = request.requests.iter().map(|request| request.prompt.clone()).collect::<Vec<_>>();
+        assert_eq!(texts, ["plain", "a \"quoted\" line\n", "\u{e9}"].map(|text| Prompt::Text(text.into())));
+    }
+
+    #[test]
     fn the_default_limit_grows_to_min_new_tokens() {
         let request = parse(br#"{"text": "a", "min_new_tokens": 300}"#, &LIMITS).unwrap();
         assert_eq!((request.requests[0].max_new_tokens, request.requests[0].fit), (300, true));
@@ -161,7 +168,9 @@ mod tests {
 
     #[test]
     fn a_body_that_is_not_json_is_reported_as_such() {
-        for body in [&b""[..], b"{", b"text", b"{\"text\": \"\xff\"}", b"{\"text\": \"\\ud800\"}"] {
+        for body in
+            [&b""[..], b"{", b"text", b"{\"text\": \"\xff\"}", b"{\"text\": \"\\ud800\"}", b"{\"text\": \"\n\"}"]
+        {
             assert!(matches!(parse(body, &LIMITS), Err(ApiError::NotJson(_))), "{body:?}");
         }
         let deep = "[".repeat(100_000);
