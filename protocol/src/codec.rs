@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::error::{DecodeError, EncodeError};
 use crate::frame::{Batch, ButPrompt, Frame, MemberTokens, Prompt};
 use crate::json::put_string;
-use crate::{BatchId, HANDSHAKE_VERSION, MemberIndex, VERSIONS};
+use crate::{BatchId, HANDSHAKE_VERSION, MemberIndex, Peer, VERSIONS};
 
 /// The first two bytes of every frame: "PL".
 pub const MAGIC: u16 = 0x504c;
@@ -20,33 +20,38 @@ pub const HEADER: usize = 16;
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// A frame type: its byte in the header, its name, and the most bytes of its payload.
+/// A frame type: its byte in the header, its name, who sends it (both if `None`), and the most bytes of its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kind {
     byte: u8,
     name: &'static str,
+    sender: Option<Peer>,
     limit: usize,
 }
 
-const fn kind(byte: u8, name: &'static str, limit: usize) -> Kind {
-    Kind { byte, name, limit }
+const fn proxys(byte: u8, name: &'static str, limit: usize) -> Kind {
+    Kind { byte, name, sender: Some(Peer::Proxy), limit }
 }
 
-const HELLO: Kind = kind(0x01, "HELLO", 64 * KIB);
-const WELCOME: Kind = kind(0x02, "WELCOME", 64 * KIB);
-const GOODBYE: Kind = kind(0x03, "GOODBYE", 64 * KIB);
-const CREDIT: Kind = kind(0x10, "CREDIT", KIB);
-const BATCH: Kind = kind(0x11, "BATCH", 64 * MIB);
-const TOKENS: Kind = kind(0x20, "TOKENS", 16 * MIB);
-const FINISHED: Kind = kind(0x21, "FINISHED", 4 * MIB);
-const FAILED: Kind = kind(0x22, "FAILED", 4 * MIB);
-const YIELDED: Kind = kind(0x23, "YIELDED", 4 * MIB);
-const DONE: Kind = kind(0x24, "DONE", KIB);
-const CANCEL: Kind = kind(0x30, "CANCEL", 4 * MIB);
-const YIELD: Kind = kind(0x31, "YIELD", 0);
-const HEARTBEAT: Kind = kind(0x40, "HEARTBEAT", KIB);
-const DRAINING: Kind = kind(0x41, "DRAINING", 0);
-const RELEASE: Kind = kind(0x42, "RELEASE", 0);
+const fn workers(byte: u8, name: &'static str, limit: usize) -> Kind {
+    Kind { byte, name, sender: Some(Peer::Worker), limit }
+}
+
+const HELLO: Kind = workers(0x01, "HELLO", 64 * KIB);
+const WELCOME: Kind = proxys(0x02, "WELCOME", 64 * KIB);
+const GOODBYE: Kind = Kind { sender: None, ..workers(0x03, "GOODBYE", 64 * KIB) };
+const CREDIT: Kind = workers(0x10, "CREDIT", KIB);
+const BATCH: Kind = proxys(0x11, "BATCH", 64 * MIB);
+const TOKENS: Kind = workers(0x20, "TOKENS", 16 * MIB);
+const FINISHED: Kind = workers(0x21, "FINISHED", 4 * MIB);
+const FAILED: Kind = workers(0x22, "FAILED", 4 * MIB);
+const YIELDED: Kind = workers(0x23, "YIELDED", 4 * MIB);
+const DONE: Kind = workers(0x24, "DONE", KIB);
+const CANCEL: Kind = proxys(0x30, "CANCEL", 4 * MIB);
+const YIELD: Kind = proxys(0x31, "YIELD", 0);
+const HEARTBEAT: Kind = workers(0x40, "HEARTBEAT", KIB);
+const DRAINING: Kind = workers(0x41, "DRAINING", 0);
+const RELEASE: Kind = proxys(0x42, "RELEASE", 0);
 
 const KINDS: [Kind; 15] = [
     HELLO, WELCOME, GOODBYE, CREDIT, BATCH, TOKENS, FINISHED, FAILED, YIELDED, DONE, CANCEL, YIELD, HEARTBEAT,
@@ -80,6 +85,14 @@ struct Members<T> {
 /// # Errors
 /// The bytes are no frame. No further frame can then be read from `wire`.
 pub fn decode(wire: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
+    decode_from(None, wire)
+}
+
+/// The same for frames that `sender` sends. A frame that it may not send is refused by its header.
+///
+/// # Errors
+/// The bytes are no frame, or one that only the other end sends. No further frame can then be read from `wire`.
+pub fn decode_from(sender: Option<Peer>, wire: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
     let Some(header) = wire.first_chunk::<HEADER>() else { return Ok(None) };
     let mut header = &header[..];
     let magic = header.get_u16();
@@ -92,6 +105,11 @@ pub fn decode(wire: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
     }
     let byte = header.get_u8();
     let kind = KINDS.into_iter().find(|kind| kind.byte == byte).ok_or(DecodeError::Type(byte))?;
+    if let (Some(sender), Some(right)) = (sender, kind.sender)
+        && sender != right
+    {
+        return Err(DecodeError::Direction { kind: kind.name, sender: right });
+    }
     let batch = BatchId(header.get_u64());
     let length = header.get_u32() as usize;
     if length > kind.limit {

@@ -5,6 +5,7 @@ use std::io;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::Peer;
 use crate::codec;
 use crate::error::{EncodeError, ReadError};
 use crate::frame::Frame;
@@ -17,12 +18,18 @@ const KEEP: usize = 1024 * 1024;
 pub struct FrameReader<R> {
     io: R,
     wire: BytesMut,
+    sender: Option<Peer>,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    /// Creates a reader of frames from `io`.
+    /// Creates a reader of frames from `io`, whoever sends them.
     pub fn new(io: R) -> Self {
-        Self { io, wire: BytesMut::with_capacity(16 * 1024) }
+        Self { io, wire: BytesMut::with_capacity(16 * 1024), sender: None }
+    }
+
+    /// Creates a reader of the frames that `sender` sends. Any other frame is an error as soon as its header has come.
+    pub fn of(sender: Peer, io: R) -> Self {
+        Self { sender: Some(sender), ..Self::new(io) }
     }
 
     /// Waits for the next frame. Returns `None` if the stream ended between two frames. Dropping the future loses no bytes.
@@ -50,7 +57,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// # Errors
     /// The peer sent bytes that are no frame.
     pub fn buffered(&mut self) -> Result<Option<Frame>, ReadError> {
-        let frame = codec::decode(&mut self.wire)?;
+        let frame = codec::decode_from(self.sender, &mut self.wire)?;
         if self.wire.is_empty() && self.wire.capacity() > KEEP {
             self.wire = BytesMut::new();
         }
@@ -69,6 +76,11 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Creates a writer of frames to `io`.
     pub fn new(io: W) -> Self {
         Self { io, wire: BytesMut::new() }
+    }
+
+    /// The stream below, without the bytes that are still in the buffer.
+    pub fn into_inner(self) -> W {
+        self.io
     }
 
     /// Appends a frame to the buffer, which [`flush`](Self::flush) sends.

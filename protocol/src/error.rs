@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::Peer;
+
 /// The bytes are no frame of this protocol. The receiver must close the connection.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
@@ -14,6 +16,14 @@ pub enum DecodeError {
     /// The header's type is unknown.
     #[error("unknown frame type {0:#04x}")]
     Type(u8),
+    /// The frame is one that only the other end sends.
+    #[error("a {kind}, which only a {sender} sends")]
+    Direction {
+        /// The frame's type.
+        kind: &'static str,
+        /// Who may send it.
+        sender: Peer,
+    },
     /// The header promises more bytes than a frame of its type may have. No memory was allocated for the payload.
     #[error("a {kind} frame of {length} bytes is over its limit of {limit}")]
     TooLong {

@@ -23,10 +23,12 @@ mod error;
 pub mod frame;
 mod id;
 pub mod json;
+mod peer;
 
 pub use error::{DecodeError, EncodeError, ReadError};
 pub use frame::Frame;
 pub use id::{BatchId, MemberIndex};
+pub use peer::Peer;
 
 /// The protocol versions that this build speaks, lowest first.
 pub const VERSIONS: &[u8] = &[1];

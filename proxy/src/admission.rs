@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use metrics::Gauge;
 
-use crate::domain::{Count, CountGuard};
+use crate::domain::{Count, CountGuard, ModelId};
 use crate::metrics::Metrics;
 
 /// Why a request is refused.
@@ -60,11 +60,19 @@ struct State {
     memory: Mutex<Memory>,
     /// Requests that are being read.
     arriving: Arc<Count>,
-    /// The engines' time for a text, as measured lately, in nanoseconds; 0 while unknown.
-    text_nanos: AtomicU64,
+    backlog: Mutex<Backlog>,
     /// The number of refusals, from which the spread of `Retry-After` follows.
     refusals: AtomicU64,
     metrics: Arc<Metrics>,
+}
+
+/// How long the texts that wait will take, as it was a few milliseconds ago.
+#[derive(Debug, Default)]
+struct Backlog {
+    /// The time for those that a model may serve.
+    by_model: Vec<(ModelId, Duration)>,
+    /// The number of all texts.
+    texts: usize,
 }
 
 /// The bytes that requests hold.
@@ -99,25 +107,25 @@ impl Admission {
             depth: Count::new(metrics.queue_depth.clone()),
             memory: Mutex::default(),
             arriving: Count::new(Gauge::noop()),
-            text_nanos: AtomicU64::new(0),
+            backlog: Mutex::default(),
             refusals: AtomicU64::new(0),
             metrics,
         };
         Self { state: Arc::new(state) }
     }
 
-    /// Reserves slots for `n` texts, all or none.
+    /// Reserves slots for `n` texts for this model, all or none.
     ///
     /// # Errors
     /// The queue has fewer free slots.
-    pub fn texts(&self, n: usize) -> Result<Vec<CountGuard>, Rejected> {
-        self.state.depth.add_within(n, self.state.bounds.texts).ok_or_else(|| self.refuse())
+    pub fn texts(&self, n: usize, model: ModelId) -> Result<Vec<CountGuard>, Rejected> {
+        self.state.depth.add_within(n, self.state.bounds.texts).ok_or_else(|| self.refuse(model))
     }
 
     /// Counts a refusal because the queue, or the scheduler's inbox before it, is full.
-    pub fn refuse(&self) -> Rejected {
+    pub fn refuse(&self, model: ModelId) -> Rejected {
         self.state.metrics.rejected_queue_full.increment(1);
-        Rejected::QueueFull { retry_after: self.state.retry_after(self.state.backlog()) }
+        Rejected::QueueFull { retry_after: self.state.retry_after(self.state.backlog(model)) }
     }
 
     /// A slot for a text that was admitted before and comes back from a worker. It is never refused, so the bound can be
@@ -142,9 +150,10 @@ impl Admission {
         &self.state.arriving
     }
 
-    /// Sets the engines' time for a text, as measured.
-    pub fn set_pace(&self, text: Duration) {
-        self.state.text_nanos.store(u64::try_from(text.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    /// Sets how long the engines of each model are forecast to take for the waiting texts that they may serve. `texts` is the
+    /// number of all texts that wait.
+    pub fn set_backlog(&self, by_model: Vec<(ModelId, Duration)>, texts: usize) {
+        *self.state.backlog.lock().unwrap_or_else(PoisonError::into_inner) = Backlog { by_model, texts };
     }
 
     /// How long a refused client should wait before it tries again, in whole seconds from 1 to 60, if the texts
@@ -159,13 +168,17 @@ impl State {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The engines' time for all texts that wait now.
-    fn backlog(&self) -> Duration {
-        let text = match self.text_nanos.load(Relaxed) {
-            0 => UNKNOWN_PACE,
-            nanos => Duration::from_nanos(nanos),
-        };
-        text.saturating_mul(u32::try_from(self.depth.get()).unwrap_or(u32::MAX))
+    /// The engines' time for the texts that wait now and that this model may serve. For any model, the shortest time counts.
+    fn backlog(&self, model: ModelId) -> Duration {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let now = count(self.depth.get());
+        let known = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_model = known.by_model.iter().filter(|(other, _)| model == ModelId::ANY || *other == model);
+        match of_model.map(|(_, time)| *time).min().filter(|time| !time.is_zero()) {
+            // The queue may have grown since then.
+            Some(time) => time.saturating_mul(now) / count(known.texts).max(1),
+            None => UNKNOWN_PACE.saturating_mul(now),
+        }
     }
 
     /// The time for half of the backlog, plus up to as long again: refused clients come back spread over the time in
@@ -219,7 +232,7 @@ impl BodyBytes {
         let most = if other_bodies == 0 { bounds.bytes } else { bounds.bytes / INCOMPLETE_SHARE };
         if held > bounds.bytes - others || (incomplete > self.incomplete && other_bodies + incomplete > most) {
             metrics.rejected_queue_bytes.increment(1);
-            return Err(Rejected::QueueBytes { retry_after: self.state.retry_after(self.state.backlog()) });
+            return Err(Rejected::QueueBytes { retry_after: self.state.retry_after(self.state.backlog(ModelId::ANY)) });
         }
         Ok((held, incomplete))
     }
@@ -255,10 +268,10 @@ mod tests {
     #[test]
     fn the_texts_of_a_request_are_admitted_all_or_none() {
         let admission = admission_of(3, 0);
-        let first = admission.texts(2).unwrap();
-        assert!(matches!(admission.texts(2), Err(Rejected::QueueFull { .. })));
+        let first = admission.texts(2, ModelId::ANY).unwrap();
+        assert!(matches!(admission.texts(2, ModelId::ANY), Err(Rejected::QueueFull { .. })));
         drop(first);
-        assert_eq!(admission.texts(3).unwrap().len(), 3);
+        assert_eq!(admission.texts(3, ModelId::ANY).unwrap().len(), 3);
     }
 
     #[test]
@@ -324,13 +337,14 @@ mod tests {
     #[test]
     fn retry_after_follows_the_measured_pace_and_is_spread_evenly() {
         let admission = admission_of(100, 0);
-        let _waiting = admission.texts(100).unwrap();
-        let refused = || match admission.texts(1) {
+        let model = ModelId::new(1);
+        let _waiting = admission.texts(100, model).unwrap();
+        let refused = || match admission.texts(1, model) {
             Err(Rejected::QueueFull { retry_after }) => retry_after.as_secs(),
             other => panic!("{other:?}"),
         };
         let counts = |pace: Duration| {
-            admission.set_pace(pace);
+            admission.set_backlog(vec![(model, 100 * pace), (ModelId::new(2), Duration::from_secs(9))], 100);
             let mut counts = std::collections::BTreeMap::new();
             (0..1000).for_each(|_| *counts.entry(refused()).or_insert(0) += 1);
             counts

@@ -7,8 +7,9 @@ use listenfd::ListenFd;
 use metrics_exporter_prometheus::BuildError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admission::{Admission, Bounds, LINGER};
 use crate::config::Config;
@@ -28,7 +29,7 @@ use crate::transport::worker_listener::accept_workers;
 const MAX_WORKERS: usize = 256;
 /// Admin connections at once: probes and scrapers are few.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
-/// How long workers may take to hear the proxy's goodbye.
+/// How long workers may take to hear the proxy's goodbye, and clients to hear that their requests were cut.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Why the proxy cannot run, or did not end well. The message names the cause.
@@ -124,25 +125,35 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     );
 
     let worker_places = Arc::new(Semaphore::new(MAX_WORKERS));
-    let scheduler = tokio::spawn(scheduler.run());
-    tokio::spawn(upkeep(proxy.clone()));
+    // Without any of these tasks the proxy would only seem to live.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(scheduler.run());
+    tasks.spawn(upkeep(proxy.clone()));
     if let Some(keys) = config.api_keys.clone() {
-        tokio::spawn(keys.watch());
+        tasks.spawn(keys.watch());
     }
     let accept = accept_workers(socket, proxy.links.clone(), proxy.metrics.clone(), worker_places.clone());
-    let workers = tokio::spawn(accept);
+    let workers = tasks.spawn(accept);
     let handle = proxy.handle.clone();
-    tokio::spawn(clients.accept(proxy.clients.clone(), async move { handle.shutting_down().await }));
+    let accept = clients.accept(proxy.clients.clone(), async move { handle.shutting_down().await });
+    let mut accepting = tokio::spawn(accept);
     if let Some(listener) = operators {
-        tokio::spawn(listener.accept(proxy.operators.clone(), std::future::pending()));
+        tasks.spawn(listener.accept(proxy.operators.clone(), std::future::pending()));
     }
 
-    tokio::select! {
-        () = signals.stop(|| proxy.handle.dump()) => {}
-        _ = scheduler => return Err(AppError::Internal("the scheduler has ended".to_owned())),
+    let broken = tokio::select! {
+        () = signals.stop(|| proxy.handle.dump()) => None,
+        _ = &mut accepting => Some("the task that accepts clients has ended"),
+        _ = tasks.join_next() => Some("a task of the proxy has ended"),
+    };
+    if let Some(broken) = broken {
+        error!("{broken}, which is a bug; the proxy stops");
     }
     info!(drain_timeout = %humantime::format_duration(config.drain_timeout), "stopping: answering what was admitted");
     proxy.handle.shut_down();
+    if !accepting.is_finished() {
+        let _ = accepting.await;
+    }
     let all_gone = async {
         if timeout(LINGER, proxy.clients.all_closed()).await.is_err() {
             proxy.service.drain();
@@ -157,7 +168,14 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 
     proxy.handle.close().await;
     workers.abort();
-    let _ = timeout(GOODBYE, worker_places.acquire_many(as_u32(MAX_WORKERS))).await;
+    let heard = async {
+        let _ = worker_places.acquire_many(as_u32(MAX_WORKERS)).await;
+        proxy.clients.all_closed().await;
+    };
+    let _ = timeout(GOODBYE, heard).await;
+    if let Some(broken) = broken {
+        return Err(AppError::Internal(broken.to_owned()));
+    }
     if !drained {
         return Err(AppError::Unfinished { connections });
     }

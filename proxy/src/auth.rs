@@ -70,6 +70,7 @@ impl ApiKeys {
     /// Reloads the file whenever it changes, forever. If the changed file cannot be used, the previous keys stay valid.
     pub async fn watch(self) {
         let mut tick = tokio::time::interval(POLL_INTERVAL);
+        let mut told = String::new();
         loop {
             tick.tick().await;
             let now = file_version(&self.path);
@@ -79,14 +80,20 @@ impl ApiKeys {
             // The file is read before the lock is taken, so that no request waits for it.
             let loaded = load(&self.path);
             let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-            keys.version = now;
             match loaded {
                 Ok(all) => {
                     info!(keys = all.len(), "reloaded the API key file");
-                    keys.all = all;
+                    *keys = Keys { all, version: now };
+                    told.clear();
                 }
+                // It is read again, since a new mode of the file does not show in its version. One warning is enough.
                 Err(error) => {
-                    warn!(path = %self.path.display(), %error, "cannot reload the API key file; keeping the previous keys");
+                    keys.version = None;
+                    let error = error.to_string();
+                    if error != told {
+                        warn!(path = %self.path.display(), error, "cannot reload the API key file; keeping the previous keys");
+                    }
+                    told = error;
                 }
             }
         }
@@ -171,9 +178,15 @@ mod tests {
         fs::write(&path, "another\n").unwrap();
         tokio::time::sleep(2 * POLL_INTERVAL).await;
         assert!(allowed(&keys, "Bearer another") && !allowed(&keys, "Bearer one"));
-        fs::write(&path, "").unwrap();
+        fs::write(&path, "wrong key").unwrap();
         tokio::time::sleep(2 * POLL_INTERVAL).await;
         assert!(allowed(&keys, "Bearer another"));
+        // What is mended may be as long as before and modified at the same time, or have only another mode.
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::write(&path, "right-key").unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        tokio::time::sleep(2 * POLL_INTERVAL).await;
+        assert!(allowed(&keys, "Bearer right-key"));
         fs::remove_file(&path).unwrap();
         watching.abort();
     }

@@ -10,11 +10,11 @@ mod outcome;
 mod reply;
 mod request;
 
-pub use self::batch_key::{BatchKey, ModelFingerprint, ModelId, Quarantine, WorkerModel};
+pub use self::batch_key::{BatchKey, ModelFingerprint, ModelId, Quarantine, Target, WorkerModel};
 pub use self::count::{Count, CountGuard};
 pub use self::demand::Demand;
 pub use self::feed::{Feed, StreamEvent};
 pub use self::job::{Job, JobId, JobRange, Progress};
 pub use self::outcome::{Completion, Dispatch, Failure, Outcome};
 pub use self::reply::Reply;
-pub use self::request::{GenerationRequest, Origin, RequestContext, Stops, TemplateKwargs, prompt_bytes};
+pub use self::request::{Answered, GenerationRequest, Origin, RequestContext, Stops, TemplateKwargs, prompt_bytes};

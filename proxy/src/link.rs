@@ -8,16 +8,19 @@ mod handshake;
 pub mod inflight;
 pub mod progress;
 
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pillion_protocol::BatchId;
+use futures_util::FutureExt;
 use pillion_protocol::connection::{FrameReader, FrameWriter};
 use pillion_protocol::frame::{Batch, FinishReason, Frame, Goodbye, GoodbyeReason, Member, MemberFailed, Prompt};
+use pillion_protocol::{BatchId, MemberIndex, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::error::LinkError;
 use self::handshake::shake_hands;
@@ -35,8 +38,8 @@ const GRACE: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(100);
 /// While this many bytes wait to be written, no further command is taken from the scheduler.
 const HIGH_WATER: usize = 1024 * 1024;
-/// Commands that may wait for a link: batches, which credit bounds, and cancellations.
-const INBOX: usize = 4096;
+/// The most credit that a worker may have. It bounds what waits for the link, and so the link's inbox.
+const MOST_CREDIT: u32 = 1024;
 
 /// How a connection ended that did not fail.
 enum LinkEnd {
@@ -50,7 +53,12 @@ struct Link<I> {
     worker: WorkerId,
     reader: FrameReader<ReadHalf<I>>,
     writer: FrameWriter<WriteHalf<I>>,
-    inbox: mpsc::Receiver<LinkCommand>,
+    inbox: mpsc::UnboundedReceiver<LinkCommand>,
+    /// The credit that the worker has granted and that no batch has spent.
+    credit: u32,
+    /// The members that the worker is to be told to stop.
+    cancelled: BTreeMap<BatchId, Vec<MemberIndex>>,
+    is_draining: bool,
     handle: Handle,
     metrics: Arc<Metrics>,
     inflight: InFlight,
@@ -72,11 +80,13 @@ pub struct Links {
 /// Serves one worker's connection to its end. Then the jobs in flight go back to the scheduler.
 pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, handle, metrics }: Links) {
     let (reader, writer) = tokio::io::split(io);
-    let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
+    let (mut reader, mut writer) = (FrameReader::of(Peer::Worker, reader), FrameWriter::new(writer));
     let worker = handle.new_worker();
-    let (outbox, inbox) = mpsc::channel(INBOX);
+    let (outbox, inbox) = mpsc::unbounded_channel();
     let hello = match shake_hands(&mut reader, &mut writer, max_batch_size).await {
         Ok(hello) => hello,
+        // Another proxy asks in this way whether one is there.
+        Err(error @ LinkError::Silent) => return debug!(worker = worker.0, %error),
         Err(error) => {
             report_failure(worker, &error, &mut writer, &metrics).await;
             return;
@@ -95,11 +105,27 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, han
     handle.on_link(worker, LinkEvent::Up(hello, outbox)).await;
     let inflight = InFlight::new(metrics.running.clone());
     let progress = Progress::new(Instant::now());
-    let mut link = Link { worker, reader, writer, inbox, handle, metrics, inflight, progress, fingerprint };
-    let ended = link.run().await;
+    let (credit, cancelled, is_draining) = (0, BTreeMap::new(), false);
+    let mut link = Link {
+        worker,
+        reader,
+        writer,
+        inbox,
+        credit,
+        cancelled,
+        is_draining,
+        handle,
+        metrics,
+        inflight,
+        progress,
+        fingerprint,
+    };
+    // A bug in this task must not cost the jobs. What they have produced is plain data, which no panic leaves half changed.
+    let ended = AssertUnwindSafe(link.run()).catch_unwind().await.unwrap_or(Err(LinkError::Panicked));
     let lost = match &ended {
         Ok(LinkEnd::Goodbye) => None,
         Err(LinkError::Stuck(_)) => Some(&link.metrics.workers_lost_stuck),
+        Err(LinkError::Panicked) => Some(&link.metrics.workers_lost_internal),
         Err(error) if error.is_violation() => Some(&link.metrics.workers_lost_protocol),
         Ok(LinkEnd::Closed) | Err(_) => Some(&link.metrics.workers_lost_closed),
     };
@@ -121,12 +147,16 @@ async fn report_failure<W: AsyncWrite + Unpin>(
     writer: &mut FrameWriter<W>,
     metrics: &Metrics,
 ) {
-    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    warn!(worker = worker.0, %error, %cause, "the worker's connection has failed");
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let message = format!("{error}{cause}");
+    warn!(worker = worker.0, error = message, "the worker's connection has failed");
     if error.is_violation() {
         metrics.protocol_errors.increment(1);
     }
-    let goodbye = Goodbye { reason: error.reason(), message: error.to_string() };
+    if matches!(error, LinkError::Panicked) {
+        return;
+    }
+    let goodbye = Goodbye { reason: error.reason(), message };
     if writer.put(&Frame::Goodbye(goodbye)).is_ok() {
         let _ = timeout(Duration::from_secs(1), writer.flush()).await;
     }
@@ -147,7 +177,16 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 flushed = self.writer.flush(), if unwritten > 0 => flushed?,
                 command = self.inbox.recv(), if unwritten < HIGH_WATER => {
                     let Some(command) = command else { return self.say_goodbye().await.map(|()| LinkEnd::Goodbye) };
-                    self.on_command(command)?;
+                    self.on_command(command).await?;
+                    // Whatever waits is handled together, so that thousands of cancellations cost few frames and writes.
+                    while self.writer.pending() < HIGH_WATER
+                        && let Ok(command) = self.inbox.try_recv()
+                    {
+                        self.on_command(command).await?;
+                    }
+                    for (batch, members) in std::mem::take(&mut self.cancelled) {
+                        self.writer.put(&Frame::Cancel(batch, members))?;
+                    }
                 }
                 frame = self.reader.next() => {
                     let mut next = frame?;
@@ -179,13 +218,18 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(self.writer.flush().await?)
     }
 
-    fn on_command(&mut self, command: LinkCommand) -> Result<(), LinkError> {
+    async fn on_command(&mut self, command: LinkCommand) -> Result<(), LinkError> {
         match command {
-            LinkCommand::Batch(jobs, dispatched) => self.send_batch(jobs, dispatched)?,
+            LinkCommand::Batch(jobs, dispatched) => {
+                let batch = dispatched.batch;
+                if !self.send_batch(jobs, dispatched) {
+                    self.handle.on_link(self.worker, LinkEvent::Unsent(batch)).await;
+                }
+            }
             LinkCommand::Cancel(range) => {
                 for (batch, member, _job) in self.inflight.cancel(&range) {
                     self.metrics.cancelled_running.increment(1);
-                    self.writer.put(&Frame::Cancel(batch, vec![member]))?;
+                    self.cancelled.entry(batch).or_default().push(member);
                 }
             }
             // The batch may have been completed meanwhile.
@@ -202,10 +246,11 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         Ok(())
     }
 
-    fn send_batch(&mut self, mut jobs: Vec<Box<Job>>, dispatched: DispatchedBatch) -> Result<(), LinkError> {
+    /// Sends a batch, and returns whether it could be sent. If not, its members have failed.
+    fn send_batch(&mut self, mut jobs: Vec<Box<Job>>, dispatched: DispatchedBatch) -> bool {
         let id = dispatched.batch;
         let now = Instant::now();
-        let Some(first) = jobs.first() else { return Ok(()) };
+        let Some(first) = jobs.first() else { return false };
         let options = first.request.key.options;
         let members = jobs.iter_mut().map(|job| member(job, now)).collect();
         let frame = Frame::Batch(id, Batch { options, members });
@@ -216,16 +261,18 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
         }
         if let Err(error) = put {
             // The scheduler keeps batches below the limit. If one is too large nevertheless, its members fail.
+            error!(worker = self.worker.0, batch = id.0, %error, "a batch cannot be sent, which is a bug");
             for job in jobs {
                 job.reply.fail(Failure::Unsendable(error.to_string()));
             }
-            return Err(error.into());
+            return false;
         }
+        self.credit = self.credit.saturating_sub(1);
         if self.inflight.is_empty() {
             self.progress.starts_work(now);
         }
         self.inflight.insert(jobs, dispatched, now);
-        Ok(())
+        true
     }
 
     async fn on_frame(&mut self, frame: Frame) -> Result<(), LinkError> {
@@ -233,8 +280,13 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
             self.progress.on_output(Instant::now());
         }
         match frame {
-            Frame::Credit { grant } if grant == 0 || grant as usize > INBOX / 4 => return Err(LinkError::Credit),
-            Frame::Credit { grant } => self.handle.on_link(self.worker, LinkEvent::Credit(grant)).await,
+            Frame::Credit { grant } => {
+                self.credit = self.credit.saturating_add(grant);
+                if grant == 0 || self.credit > MOST_CREDIT {
+                    return Err(LinkError::Credit);
+                }
+                self.handle.on_link(self.worker, LinkEvent::Credit(grant)).await;
+            }
             Frame::Tokens(batch, members) => {
                 let now = Instant::now();
                 for tokens in members {
@@ -242,7 +294,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
             }
             Frame::Finished(batch, members) => {
-                self.handle.on_link(self.worker, LinkEvent::Ended(batch, members.len())).await;
+                let ended = members.len();
                 for finished in members {
                     if let Some(job) = self.inflight.finish(batch, &finished)? {
                         self.metrics.prompt_tokens.increment(u64::from(finished.prompt_tokens));
@@ -250,14 +302,16 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                         job.finish(finished.reason, finished.prompt_tokens, finished.completion_tokens);
                     }
                 }
+                self.handle.on_link(self.worker, LinkEvent::Ended(batch, ended)).await;
             }
             Frame::Failed(batch, members) => {
-                self.handle.on_link(self.worker, LinkEvent::Ended(batch, members.len())).await;
+                let ended = members.len();
                 for MemberFailed { member, code, message } in members {
                     if let Some(job) = self.inflight.end(batch, member)? {
                         job.reply.fail(Failure::Worker { code, message });
                     }
                 }
+                self.handle.on_link(self.worker, LinkEvent::Ended(batch, ended)).await;
             }
             Frame::Yielded(batch, members) => {
                 let given_back = members.len();
@@ -277,15 +331,16 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
                 self.handle.on_link(self.worker, LinkEvent::Done(completed)).await;
             }
-            Frame::Draining => self.handle.on_link(self.worker, LinkEvent::Draining).await,
+            Frame::Draining if self.is_draining => return Err(LinkError::Again("DRAINING")),
+            Frame::Draining => {
+                self.is_draining = true;
+                self.handle.on_link(self.worker, LinkEvent::Draining).await;
+            }
             Frame::Heartbeat(heartbeat) => self.progress.on_heartbeat(&heartbeat, Instant::now()),
             Frame::Goodbye(_) => {}
-            Frame::Hello(_)
-            | Frame::Welcome(_)
-            | Frame::Batch(..)
-            | Frame::Cancel(..)
-            | Frame::Yield(_)
-            | Frame::Release => return Err(LinkError::Direction),
+            Frame::Hello(_) => return Err(LinkError::Again("HELLO")),
+            // The reader refuses these by their headers.
+            Frame::Welcome(_) | Frame::Batch(..) | Frame::Cancel(..) | Frame::Yield(_) | Frame::Release => {}
         }
         Ok(())
     }

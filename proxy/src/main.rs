@@ -11,6 +11,9 @@ use pillion_proxy::config::{Config, ConfigError};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// The most threads that parse large bodies.
+const PARSERS: usize = 4;
+
 fn main() -> ExitCode {
     if let Some(code) = check::run(std::env::args_os()) {
         return ExitCode::from(code);
@@ -28,7 +31,7 @@ fn main() -> ExitCode {
     };
     log::start(config.log_format, true);
     config.log();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(PARSERS).build();
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(app::run(config)),
         Err(error) => Err(AppError::Internal(format!("cannot start the runtime: {error}"))),

@@ -164,6 +164,7 @@ series! {
             "Workers lost without a goodbye";
         workers_lost_protocol "pillion_workers_lost_total" "reason" = "protocol";
         workers_lost_stuck "pillion_workers_lost_total" "reason" = "stuck";
+        workers_lost_internal "pillion_workers_lost_total" "reason" = "internal";
         protocol_errors "pillion_protocol_errors_total": "Connections closed because a worker broke the protocol";
         log_lines_lost "pillion_log_lines_lost_total": "Log lines lost because nobody read standard error";
         workers_refused "pillion_workers_refused_total":

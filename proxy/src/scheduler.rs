@@ -1,8 +1,8 @@
 //! The one task that owns the queue: it receives jobs, and sends batches to workers that have granted credit.
 //!
 //! [`scheduler`] returns the handle and the unspawned task. Plain data makes the decisions: [`Queue`] holds the
-//! waiting jobs, [`Policy`] decides when a batch leaves, and [`Workers`] chooses its worker and its jobs. `events`
-//! handles what links report, and `dispatch` sends batches.
+//! waiting jobs, the [`Policy`](crate::policy::Policy) of each model decides when a batch leaves, and [`Workers`] chooses its
+//! worker and its jobs. `events` handles what links report, and `dispatch` sends batches.
 //!
 //! The scheduler's inbox is bounded. A request reserves two places in it at admission, one for its jobs and one for a
 //! cancellation, so a cancellation never has to wait for a place.
@@ -13,6 +13,7 @@ mod events;
 mod handle;
 mod message;
 pub mod models;
+mod policies;
 pub mod queue;
 pub mod worker;
 pub mod workers;
@@ -28,12 +29,13 @@ use tracing::warn;
 pub use self::handle::{Handle, Stream};
 use self::message::Message;
 pub use self::message::{LinkCommand, LinkEvent, Serving, WorkerId};
+use self::policies::Policies;
 use self::queue::Queue;
 use self::workers::Workers;
 use crate::admission::Admission;
-use crate::domain::{BatchKey, Demand, Failure, Job, JobId, JobRange};
+use crate::domain::{Answered, Demand, Failure, Job, JobId, JobRange, ModelId, Target};
 use crate::metrics::Metrics;
-use crate::policy::{Policy, backlog};
+use crate::policy::backlog;
 
 /// The scheduler's settings.
 #[derive(Clone, Copy, Debug)]
@@ -67,9 +69,11 @@ pub struct Scheduler {
     /// When the scheduler started.
     start: Instant,
     lost_workers: usize,
-    policy: Policy,
-    /// When admission control last got the pace.
-    pace_updated: Instant,
+    policies: Policies,
+    /// When admission control was last told how long texts wait.
+    backlog_told: Instant,
+    /// Whether the proxy serves no more.
+    is_closed: bool,
 }
 
 /// A scheduler and its handle.
@@ -88,14 +92,15 @@ pub fn scheduler(settings: Settings, admission: Admission, metrics: Arc<Metrics>
         workers: Workers::default(),
         start: Instant::now(),
         lost_workers: 0,
-        policy: Policy::new(settings.max_batch_size, settings.batch_timeout),
-        pace_updated: Instant::now(),
+        policies: Policies::new(settings.max_batch_size, settings.batch_timeout),
+        backlog_told: Instant::now(),
+        is_closed: false,
     };
     (handle, scheduler)
 }
 
 impl Scheduler {
-    /// Runs until it is closed or every handle is dropped. Jobs that still wait then fail.
+    /// Runs until every handle is dropped. Jobs that still wait then fail.
     pub async fn run(mut self) {
         let mut messages = Vec::with_capacity(MESSAGES_AT_ONCE);
         let mut held_until = None;
@@ -112,16 +117,13 @@ impl Scheduler {
                 () = sleep_until(wake) => {}
             }
             for message in messages.drain(..) {
-                if matches!(message, Message::Close) {
-                    return;
-                }
                 self.on_message(message);
             }
             let now = Instant::now();
             self.expire(now);
             held_until = self.dispatch(now);
             self.preempt(now);
-            self.update_pace(now);
+            self.tell_backlog(now);
             next_release = self.release(now);
         }
     }
@@ -129,46 +131,80 @@ impl Scheduler {
     fn on_message(&mut self, message: Message) {
         match message {
             Message::Submit(jobs, answered) => self.submit(jobs, answered),
-            Message::Cancel(jobs) => self.cancel(&jobs),
-            Message::ClientLeft(answered) => self.policy.returns.left(answered),
+            Message::Cancel(jobs) => {
+                self.policies.concerns(ModelId::ANY);
+                self.cancel(&jobs);
+            }
+            Message::ClientLeft(answered) => {
+                let model = self.model(answered.model);
+                self.policies.of(model).returns.left(answered.at);
+            }
             Message::Link(worker, event) => self.on_link_event(worker, event),
             Message::Dump => self.dump(),
-            Message::Close => {}
+            Message::Close => self.close(),
         }
     }
 
-    fn submit(&mut self, jobs: Vec<Box<Job>>, answered: Option<Instant>) {
-        let returns = &mut self.policy.returns;
-        if let Some(job) = jobs.first() {
-            match answered {
-                Some(answered) => returns.returned(jobs.len(), answered, job.admitted),
-                None => returns.came(jobs.len(), job.admitted),
-            }
+    /// Serves no more: all jobs fail, and the links, whose inboxes close, say goodbye to their workers.
+    fn close(&mut self) {
+        self.is_closed = true;
+        self.workers = Workers::default();
+        self.queue.take_all().into_iter().for_each(|job| job.reply.fail(Failure::ShutDown));
+    }
+
+    fn submit(&mut self, jobs: Vec<Box<Job>>, answered: Option<Answered>) {
+        let Some(first) = jobs.first() else { return };
+        if self.is_closed {
+            return jobs.into_iter().for_each(|job| job.reply.fail(Failure::ShutDown));
         }
+        let (target, deadline, admitted) = (first.request.key.target, first.deadline, first.admitted);
+        self.policies.concerns(target.model);
+        self.expect(jobs.len(), self.model(target.model), answered, admitted);
         let own = jobs.iter().fold(Demand::default(), |all, job| all.and(&job.demand()));
-        let first = jobs.first().map(|job| (job.request.key, job.deadline));
-        let too_late = |(key, deadline)| self.too_late(&own, &key, deadline, Instant::now());
-        if let Some(refusal) = first.and_then(too_late) {
+        if let Some(refusal) = self.too_late(&own, &target, deadline, Instant::now()) {
             self.metrics.rejected_deadline.increment(1);
-            jobs.into_iter().for_each(|job| job.reply.fail(refusal.clone()));
-            return;
+            return jobs.into_iter().for_each(|job| job.reply.fail(refusal.clone()));
         }
         jobs.into_iter().for_each(|job| self.queue.push(job));
     }
 
-    /// Passes the engines' time for a waiting text to admission control, which computes `Retry-After` from it.
-    fn update_pace(&mut self, now: Instant) {
+    /// Tells the policies that texts for a model have come.
+    fn expect(&mut self, texts: usize, model: ModelId, answered: Option<Answered>, now: Instant) {
+        match answered.map(|answered| (self.model(answered.model), answered.at)) {
+            Some((before, at)) if before == model => return self.policies.of(model).returns.returned(texts, at, now),
+            // The client asks for another model now, and may come back to this one.
+            Some((before, at)) => self.policies.of(before).returns.left(at),
+            None => {}
+        }
+        self.policies.of(model).returns.came(texts, now);
+    }
+
+    /// The model whose policy counts requests for `asked`. Those for any model count for the one that came first, although
+    /// each model may serve them: it is rare to have several models and not to choose.
+    fn model(&self, asked: ModelId) -> ModelId {
+        if asked != ModelId::ANY {
+            return asked;
+        }
+        self.workers.iter().map(|worker| worker.model.model).min().unwrap_or(asked)
+    }
+
+    /// Tells admission control how long the engines of each model take for the texts that wait. `Retry-After` follows from it.
+    fn tell_backlog(&mut self, now: Instant) {
         const INTERVAL: Duration = Duration::from_millis(10);
-        if self.queue.is_empty() || now < self.pace_updated + INTERVAL {
+        if self.queue.is_empty() || now < self.backlog_told + INTERVAL {
             return;
         }
-        self.pace_updated = now;
-        let engines = u32::try_from(self.workers.engines()).unwrap_or(u32::MAX);
-        if let Some(worker) = self.workers.iter().find(|worker| !worker.released) {
-            let time = backlog::time_for(&self.queue.buckets(), self.max_size(), |demand| worker.forecast.time(demand));
-            let texts = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-            self.admission.set_pace(time / texts.max(1) / engines.max(1));
-        }
+        self.backlog_told = now;
+        let of_model = |model: ModelId| {
+            let worker = self.workers.iter().find(|worker| !worker.released && worker.model.model == model)?;
+            let asked = Target { model, ..Target::ANY };
+            let sizes = self.queue.sizes(|target| target.may_share_a_worker(&asked));
+            let time = backlog::time_for(&sizes, self.max_size(), |demand| worker.forecast.time(demand));
+            let engines = u32::try_from(self.workers.engines(model)).unwrap_or(u32::MAX);
+            Some((model, time / engines.max(1)))
+        };
+        let by_model = self.workers.models().into_iter().filter_map(of_model).collect();
+        self.admission.set_backlog(by_model, self.queue.len());
     }
 
     /// The most members of a batch.
@@ -177,36 +213,27 @@ impl Scheduler {
     }
 
     /// The refusal of a request that could not start before its deadline, since the jobs ahead of it take too long.
-    fn too_late(&self, own: &Demand, key: &BatchKey, deadline: Instant, now: Instant) -> Option<Failure> {
-        if self.workers.have_credit_for(key) {
+    fn too_late(&self, own: &Demand, target: &Target, deadline: Instant, now: Instant) -> Option<Failure> {
+        if self.workers.have_credit_for(target) {
             return None;
         }
         // Assumes the fastest worker and no running batches, so that no request is refused that might be in time.
-        let fastest = self.workers.serving(key).min_by_key(|worker| worker.forecast.time(own))?;
+        let fastest = self.workers.serving(target).min_by_key(|worker| worker.forecast.time(own))?;
         let time = |demand: &Demand| fastest.forecast.time(demand);
-        let mut buckets = self.queue.buckets();
-        buckets.retain(|bucket| bucket.key.may_share_a_worker(key));
-        let ahead = backlog::ahead(&buckets, own, time);
-        let engines = u32::try_from(self.workers.engines()).unwrap_or(u32::MAX);
+        let sizes = self.queue.sizes(|other| other.may_share_a_worker(target));
+        let ahead = backlog::ahead(&sizes, own, time);
+        let engines = self.workers.serving(target).fold(0, |all: u32, worker| all.saturating_add(worker.hello.slots));
         let begins_in = backlog::time_for(ahead.clone(), self.max_size(), time) / engines.max(1);
-        let ahead = ahead.map(|bucket| bucket.demand.members).sum();
+        let ahead = ahead.map(|same| same.demand.members).sum();
         (now + begins_in >= deadline)
             .then(|| Failure::TooLate { ahead, retry_after: self.admission.retry_after(begins_in) })
     }
 
     fn cancel(&mut self, jobs: &JobRange) {
-        let mut not_queued = false;
-        for id in jobs.clone() {
-            match self.queue.remove(JobId(id)) {
-                Some(_) => self.metrics.cancelled_queued.increment(1),
-                None => not_queued = true,
-            }
-        }
-        if not_queued {
-            for worker in self.workers.iter() {
-                // A full inbox means that the link is failing. The member then ends at its deadline.
-                let _ = worker.link.try_send(LinkCommand::Cancel(jobs.clone()));
-            }
+        let queued = jobs.clone().filter_map(|id| self.queue.remove(JobId(id))).count() as u64;
+        self.metrics.cancelled_queued.increment(queued);
+        if queued < jobs.end - jobs.start {
+            self.workers.cancel(jobs);
         }
     }
 
@@ -216,7 +243,7 @@ impl Scheduler {
         for worker in self.workers.iter() {
             let (id, model, credit, members) = (worker.id.0, &worker.hello.model, worker.credit, worker.members);
             warn!(worker = id, %model, credit, members, draining = worker.is_draining(), "dump: a worker");
-            let _ = worker.link.try_send(LinkCommand::Dump);
+            let _ = worker.link.send(LinkCommand::Dump);
         }
     }
 }

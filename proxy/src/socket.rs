@@ -3,6 +3,7 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use interprocess::local_socket::tokio::{Listener, Stream, prelude::*};
@@ -11,6 +12,7 @@ use interprocess::os::unix::local_socket::ListenerOptionsExt;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 use pillion_process::socket;
+use tracing::warn;
 
 /// The mode of the socket: owner and group may connect. The containers of a pod share a group.
 const MODE: u32 = 0o660;
@@ -24,6 +26,17 @@ pub struct WorkerSocket {
     path: PathBuf,
     inode: u64,
     allowed: Vec<u32>,
+}
+
+/// Where a worker that dials a socket's path arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathLeadsTo {
+    /// At the socket.
+    Us,
+    /// The path does not exist any more.
+    Nothing,
+    /// At another socket.
+    Another,
 }
 
 impl WorkerSocket {
@@ -44,6 +57,9 @@ impl WorkerSocket {
         {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is not a socket"));
         }
+        if UnixStream::connect(path).is_ok() {
+            warn!(socket = %path.display(), "another proxy listens on the workers' socket; this one takes it over");
+        }
         let temporary = path.with_extension(format!("{}.new", std::process::id()));
         let _ = fs::remove_file(&temporary);
         let name = temporary.as_path().to_fs_name::<GenericFilePath>()?;
@@ -55,9 +71,13 @@ impl WorkerSocket {
         Ok(Self { listener, path: path.to_owned(), inode, allowed: allowed.to_owned() })
     }
 
-    /// Whether the path does not exist any more, so that no worker can connect.
-    pub fn is_gone(&self) -> bool {
-        fs::symlink_metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    /// Where a worker that dials the path arrives.
+    pub fn path_leads_to(&self) -> PathLeadsTo {
+        match fs::symlink_metadata(&self.path) {
+            Ok(there) if there.ino() != self.inode => PathLeadsTo::Another,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => PathLeadsTo::Nothing,
+            _ => PathLeadsTo::Us,
+        }
     }
 
     /// Binds the path again. Workers whose connections were not accepted yet connect again.
@@ -84,7 +104,7 @@ impl WorkerSocket {
 
 impl Drop for WorkerSocket {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {
+        if self.path_leads_to() == PathLeadsTo::Us {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -5,5 +5,6 @@ pub mod activity;
 pub mod connection;
 pub mod listener;
 mod rate_limited_log;
+mod request_body;
 mod tracked_body;
 pub mod worker_listener;

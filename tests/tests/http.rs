@@ -177,3 +177,28 @@ async fn a_request_has_one_log_line_with_its_trace_and_without_its_text() {
     assert!(line["queue_ms"].is_string() || line["queue_ms"].is_number(), "{line}");
     assert!(!line.to_string().contains("private"), "{line}");
 }
+
+#[tokio::test]
+async fn the_log_names_the_field_that_was_refused_and_how_long_a_request_waited_in_vain() {
+    let mut stack = Stack::proxy(&["--worker-wait", "50ms"]).await;
+    let mut logged = async |id: &str, body: &'static str| {
+        let headers = [JSON, ("x-request-id", id)];
+        let status = stack.client().send(Method::POST, "/generate", &headers, body).await.status;
+        let id = format!("\"request_id\":\"{id}\"");
+        let line = stack.proxy.logged("log line", |line| line.contains(&id).then(|| line.to_owned())).await;
+        (status, serde_json::from_str::<serde_json::Value>(&line).unwrap())
+    };
+    let (status, line) = logged("wrong", r#"{"text": "a", "sampling_topk": "many"}"#).await;
+    assert_eq!((status, &line["param"]), (422, &json!("sampling_topk")), "{line}");
+    let (status, line) = logged("unknown", r#"{"text": "a", "my secret: 7": 1}"#).await;
+    assert_eq!((status, line.get("param")), (422, None), "{line}");
+    assert!(!line.to_string().contains("secret"), "{line}");
+    // One waits for a worker, the other for the end of its time.
+    for (id, body, expected) in
+        [("lonely", r#"{"text": "a"}"#, 503), ("late", r#"{"text": "a", "timeout_ms": 30}"#, 504)]
+    {
+        let (status, line) = logged(id, body).await;
+        assert_eq!(status, expected, "{line}");
+        assert!(line["queue_ms"].as_f64().unwrap() >= 29.0, "{line}");
+    }
+}

@@ -37,6 +37,12 @@ fn the_proxys_imports_go_downwards() {
 }
 
 #[test]
+fn one_file_of_the_proxy_chooses_statuses() {
+    let choose: Vec<_> = read("proxy").into_iter().filter(|(_, text)| text.contains("StatusCode")).collect();
+    assert_eq!(choose.iter().map(|(module, _)| module.as_str()).collect::<Vec<_>>(), ["http::response"]);
+}
+
+#[test]
 fn the_workers_imports_go_round_in_no_circle() {
     let sources = read("worker");
     assert!(sources.len() > 40, "the worker's files were not found");

@@ -4,13 +4,17 @@ mod busy;
 
 use busy::{all_answered, ask, busy};
 use nix::sys::signal::Signal;
+use pillion_protocol::Frame;
+use pillion_protocol::connection::FrameWriter;
 use pillion_tests::client::Raw;
 use pillion_tests::eventually;
+use pillion_tests::fake_worker::Profile;
 use pillion_tests::fake_worker::echo::expected;
 use pillion_tests::folder::Folder;
 use pillion_tests::process::Process;
 use pillion_tests::stack::Stack;
 use serde_json::json;
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -38,8 +42,42 @@ async fn a_second_signal_ends_the_proxy_at_once() {
     assert!(stack.proxy.runs());
     stack.proxy.signal(Signal::SIGTERM);
     assert_eq!(stack.proxy.ended().await, Some(75), "there was work left");
-    assert!(stack.proxy.log().contains("pillion_proxy::request"), "the log has the request that was cut");
-    asked.into_iter().for_each(|(_, answer)| answer.abort());
+    for (text, answer) in asked {
+        let answer = answer.await.unwrap();
+        assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (503, Some("draining")), "{text}");
+    }
+    let lines = stack.proxy.log().lines().filter(|line| line.contains("pillion_proxy::request")).count();
+    assert_eq!(lines, 2, "the log has the requests that were cut");
+}
+
+#[tokio::test]
+async fn connections_that_were_not_accepted_when_the_proxy_is_told_to_stop_are_served() {
+    let mut stack = Stack::simulated(&[], &[]).await;
+    stack.proxy.signal(Signal::SIGSTOP);
+    let mut asked = Vec::new();
+    for rider in 0..20 {
+        let mut client = Raw::connect(stack.address()).await;
+        client.post(&format!("{{\"text\": \"{rider} rides\"}}")).await;
+        asked.push((rider, client));
+    }
+    stack.proxy.signal(Signal::SIGTERM);
+    stack.proxy.signal(Signal::SIGCONT);
+    for (rider, client) in asked {
+        let (status, said) = client.to_end().await;
+        assert!(status == Some(200) && said.contains(&format!("rides {rider}")), "{rider}: {said:?}");
+    }
+    assert_eq!(stack.proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn two_proxies_on_one_socket_say_so() {
+    let mut stack = Stack::simulated(&[], &[]).await;
+    let (socket, folder) = (stack.socket(), Folder::new());
+    let arguments = ["--listen", "127.0.0.1:0", "--socket", socket.to_str().unwrap()];
+    let mut second = Process::start("pillion-proxy", &arguments, folder.path().join("proxy.log"));
+    let warns = |what: &'static str| move |line: &str| (line.contains("WARN") && line.contains(what)).then_some(());
+    second.logged("the second says so", warns("another proxy")).await;
+    stack.proxy.logged("the first says so", warns("another proxy")).await;
 }
 
 #[tokio::test]
@@ -153,6 +191,21 @@ async fn the_workers_socket_is_created_again_if_its_folder_is_removed() {
     let mut worker = Process::start("simulated-worker", &["--socket", path], folder.path().join("worker.log"));
     worker.logged("the worker is connected", |line| line.contains("connected").then_some(())).await;
     assert!(proxy.runs());
+}
+
+#[tokio::test]
+async fn the_workers_socket_is_created_again_while_all_places_for_workers_are_taken() {
+    let stack = Stack::proxy(&[]).await;
+    let mut workers = Vec::new();
+    for _ in 0..256 {
+        let mut writer = FrameWriter::new(UnixStream::connect(stack.socket()).await.unwrap());
+        writer.put(&Frame::Hello(Profile::default().hello)).unwrap();
+        writer.flush().await.unwrap();
+        workers.push(writer);
+    }
+    stack.metric("pillion_workers_connected", |workers| workers == 256).await;
+    std::fs::remove_file(stack.socket()).unwrap();
+    eventually("the socket is there again", async || stack.socket().exists().then_some(())).await;
 }
 
 #[tokio::test]

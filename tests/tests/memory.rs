@@ -1,14 +1,20 @@
 //! The proxy with simulated workers in one runtime. Paused time makes times exact.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pillion_protocol::connection::{FrameReader, FrameWriter};
 use pillion_protocol::frame::{Frame, Hello, UnitCost};
 use pillion_tests::client::Answer;
-use pillion_tests::fake_worker::{Fault, FaultKind, Profile};
+use pillion_tests::fake_worker::{Ending, FakeWorker, Fault, FaultKind, Profile};
 use pillion_tests::memory::{Memory, MemoryWorker};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -233,4 +239,82 @@ async fn a_stream_without_events_sends_its_head_after_five_seconds_and_then_comm
         when.push(begun.elapsed().as_secs());
     }
     assert_eq!(when, [5, 20, 30]);
+}
+
+/// A worker's end of a connection that panics when the proxy reads from it, once `broken` is set.
+struct Panics {
+    io: DuplexStream,
+    broken: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Panics {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        assert!(!self.broken.load(Relaxed), "the link's task is to panic here");
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Panics {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_panics_is_a_lost_worker() {
+    let mut memory = Memory::start(&["--max-batch-size", "2"]);
+    let (near, io) = duplex(4096);
+    let broken = Arc::new(AtomicBool::new(false));
+    let link = tokio::spawn(memory.proxy().clone().serve_worker(Panics { io, broken: broken.clone() }));
+    let slow = Profile { step_cost: seconds(1), ..Profile::default() };
+    let (_drain, told) = watch::channel(false);
+    let worker = tokio::spawn(async move { FakeWorker::new(slow).serve(near, told).await });
+    tokio::time::sleep(millis(1)).await;
+    let asked: Vec<_> = ["one", "two", "three"]
+        .map(|text| tokio::spawn(memory.generate(&json!({"text": text, "min_new_tokens": 3}))))
+        .into();
+    tokio::time::sleep(millis(1)).await;
+    assert_eq!(memory.metrics().sum("pillion_running"), 2);
+    broken.store(true, Relaxed);
+    let _other = memory.worker(Profile::default());
+    for answer in asked {
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    assert!(link.await.is_ok() && !matches!(worker.await, Ok(Ok(Ending::Drained))));
+    let metrics = memory.metrics();
+    assert_eq!(metrics.with("pillion_workers_lost_total", &[("reason", "internal")]), 1);
+    assert_eq!((metrics.sum("pillion_workers_connected"), metrics.sum("pillion_running")), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_worker_must_not_send_is_refused_as_soon_as_its_header_has_come() {
+    let hello = || Frame::Hello(Profile::default().hello);
+    // A second HELLO, a second DRAINING, and the header of a BATCH of 64 MiB.
+    let batch = [b"PL\x01\x11".as_slice(), &[0; 8], &(64_u32 << 20).to_be_bytes()].concat();
+    for (frames, bytes, said) in [
+        (vec![hello(), hello()], vec![], "a second HELLO"),
+        (vec![hello(), Frame::Draining, Frame::Draining], vec![], "a second DRAINING"),
+        (vec![hello()], batch, "a BATCH, which only a proxy sends"),
+    ] {
+        let mut memory = Memory::start(&[]);
+        let (reader, writer) = tokio::io::split(memory.dial());
+        let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
+        frames.iter().for_each(|frame| writer.put(frame).unwrap());
+        writer.flush().await.unwrap();
+        writer.into_inner().write_all(&bytes).await.unwrap();
+        assert!(matches!(reader.next().await, Ok(Some(Frame::Welcome(_)))));
+        let goodbye = tokio::time::timeout(seconds(5), reader.next()).await.expect("a refusal");
+        let Ok(Some(Frame::Goodbye(goodbye))) = goodbye else { panic!("{goodbye:?}") };
+        assert!(goodbye.message.contains(said), "{}", goodbye.message);
+        assert_eq!(memory.metrics().sum("pillion_protocol_errors_total"), 1);
+    }
 }

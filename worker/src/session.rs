@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pillion_protocol::connection::{FrameReader, FrameWriter};
 use pillion_protocol::frame::{Batch, Goodbye, GoodbyeReason, Hello};
-use pillion_protocol::{BatchId, Frame};
+use pillion_protocol::{BatchId, Frame, Peer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
@@ -71,7 +71,7 @@ pub async fn run<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     worker: &Worker,
     controls: &mut mpsc::Receiver<Control>,
 ) -> Result<End, HandshakeError> {
-    let mut reader = FrameReader::new(reader);
+    let mut reader = FrameReader::of(Peer::Proxy, reader);
     let mut writer = FrameWriter::new(writer);
     let age_ms = u64::try_from(worker.loaded.elapsed().as_millis()).unwrap_or(u64::MAX);
     handshake::greet(&mut reader, &mut writer, &Hello { age_ms, ..worker.hello.clone() }).await?;

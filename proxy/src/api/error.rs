@@ -95,7 +95,8 @@ impl ApiError {
         self.kind().0
     }
 
-    fn param(&self, fields: FieldNames) -> Option<String> {
+    /// The field that is the cause, if there is one.
+    pub(crate) fn param(&self, fields: FieldNames) -> Option<String> {
         match self {
             Self::Field { param, .. } => param.clone(),
             Self::Unsupported { param, .. } => Some(param.clone()),
@@ -132,7 +133,7 @@ pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
 /// The failure's code, for programs.
 pub(crate) fn failure_code(failure: &Failure) -> &'static str {
     match failure {
-        Failure::Deadline => "deadline",
+        Failure::Deadline | Failure::Expired => "deadline",
         Failure::TooLate { .. } => "deadline_out_of_reach",
         Failure::NoWorker => "no_worker",
         Failure::WorkerLost { .. } => "worker_lost",
@@ -145,6 +146,7 @@ pub(crate) fn failure_code(failure: &Failure) -> &'static str {
             FailureCode::NotResumable | FailureCode::Engine | FailureCode::Other => "worker_failed",
             FailureCode::Internal => "internal",
         },
+        Failure::ShutDown => "draining",
         Failure::Unsendable(_) | Failure::Internal => "internal",
     }
 }

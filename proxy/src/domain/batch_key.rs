@@ -43,6 +43,15 @@ pub struct WorkerModel {
     pub fingerprint: ModelFingerprint,
 }
 
+/// Which workers can serve a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Target {
+    /// The model that was asked for, or [any](ModelId::ANY).
+    pub model: ModelId,
+    /// The only fingerprint with which the answer can be continued, or [any](ModelFingerprint::ANY).
+    pub fingerprint: ModelFingerprint,
+}
+
 /// How many jobs may share a batch with a job that may be the cause of workers' deaths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Quarantine {
@@ -72,10 +81,8 @@ pub struct BatchKey {
     pub options: Options,
     /// The least number of tokens to produce.
     pub min_new_tokens: u32,
-    /// The model that was asked for, or [any](ModelId::ANY).
-    pub model: ModelId,
-    /// The only fingerprint with which the answer can be continued, or [any](ModelFingerprint::ANY).
-    pub fingerprint: ModelFingerprint,
+    /// Which workers can serve the jobs.
+    pub target: Target,
     /// How the jobs are quarantined, if workers have died with them.
     pub quarantine: Quarantine,
 }
@@ -83,9 +90,13 @@ pub struct BatchKey {
 impl BatchKey {
     /// The key of requests with these options, for any model.
     pub fn new(options: Options, min_new_tokens: u32) -> Self {
-        let (model, fingerprint) = (ModelId::ANY, ModelFingerprint::ANY);
-        Self { options, min_new_tokens, model, fingerprint, quarantine: Quarantine::None }
+        Self { options, min_new_tokens, target: Target::ANY, quarantine: Quarantine::None }
     }
+}
+
+impl Target {
+    /// Any worker.
+    pub const ANY: Self = Self { model: ModelId::ANY, fingerprint: ModelFingerprint::ANY };
 
     /// Whether only workers with one fingerprint can serve these jobs.
     pub fn is_tied(&self) -> bool {
@@ -98,7 +109,7 @@ impl BatchKey {
             && (!self.is_tied() || self.fingerprint == model.fingerprint)
     }
 
-    /// Whether one worker could serve jobs of both keys, as far as the keys tell.
+    /// Whether one worker could serve jobs with both targets, as far as these tell.
     pub fn may_share_a_worker(&self, other: &Self) -> bool {
         let models = [self.model, other.model];
         let fingerprints = [self.fingerprint, other.fingerprint];
@@ -112,19 +123,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_for_workers_with_its_model_and_fingerprint() {
-        let any = BatchKey::new(Options::default(), 0);
+    fn a_target_is_for_workers_with_its_model_and_fingerprint() {
+        let any = Target::ANY;
         let model = |model, fingerprint| WorkerModel {
             model: ModelId::new(model),
             fingerprint: ModelFingerprint::of(fingerprint),
         };
-        let named = BatchKey { model: ModelId::new(1), ..any };
+        let named = Target { model: ModelId::new(1), ..any };
         assert!(any.is_for(model(1, "a")) && named.is_for(model(1, "a")) && !named.is_for(model(2, "a")));
-        let tied = BatchKey { fingerprint: ModelFingerprint::of("a"), ..named };
+        let tied = Target { fingerprint: ModelFingerprint::of("a"), ..named };
         assert!(tied.is_tied() && tied.is_for(model(1, "a")) && !tied.is_for(model(1, "b")));
         assert!(any.may_share_a_worker(&named) && named.may_share_a_worker(&any) && any.may_share_a_worker(&tied));
-        assert!(!BatchKey { model: ModelId::new(2), ..any }.may_share_a_worker(&named));
-        assert!(!tied.may_share_a_worker(&BatchKey { fingerprint: ModelFingerprint::of("b"), ..any }));
+        assert!(!Target { model: ModelId::new(2), ..any }.may_share_a_worker(&named));
+        assert!(!tied.may_share_a_worker(&Target { fingerprint: ModelFingerprint::of("b"), ..any }));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::count::CountGuard;
 use super::demand::Demand;
 use super::outcome::{Completion, Dispatch, Failure};
 use super::reply::Reply;
-use super::request::{GenerationRequest, Origin};
+use super::request::{GenerationRequest, ID_BYTES, Origin};
 
 /// The most times that a job gives way to others.
 const MAX_PREEMPTIONS: u32 = 3;
@@ -102,6 +102,11 @@ impl Job {
         demand
     }
 
+    /// The bytes that it takes in a BATCH, before JSON's escapes.
+    pub fn wire_bytes(&self) -> usize {
+        self.request.bytes() + self.progress.produced.len() * ID_BYTES
+    }
+
     /// Ends the job with a completion, which has the answer's text unless that was streamed.
     pub fn finish(self, reason: FinishReason, prompt_tokens: u32, completion_tokens: u32) {
         let Self { progress: Progress { text, first_token_at, .. }, dispatch, reply, .. } = self;
@@ -169,7 +174,7 @@ impl Job {
         if self.request.key.options.look_back() {
             return Err(Failure::NotResumable);
         }
-        self.request.key.fingerprint = ModelFingerprint::of(fingerprint);
+        self.request.key.target.fingerprint = ModelFingerprint::of(fingerprint);
         Ok(())
     }
 

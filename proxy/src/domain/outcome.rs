@@ -31,6 +31,9 @@ pub enum Failure {
     /// The deadline passed before anything was produced.
     #[error("the deadline passed before anything was produced")]
     Deadline,
+    /// The deadline passed while the text waited in the queue.
+    #[error("the deadline passed while the request waited in the queue")]
+    Expired,
     /// The request could not start before its deadline, so it was refused.
     #[error("{ahead} texts are ahead in the queue, so the request could not start before its deadline")]
     TooLate {
@@ -70,6 +73,9 @@ pub enum Failure {
     /// The text's batch could not be sent to a worker.
     #[error("the request could not be sent to a worker: {0}")]
     Unsendable(String),
+    /// The proxy was shut down before the text had ended.
+    #[error("the server was shut down before the answer was complete")]
+    ShutDown,
     /// The proxy dropped the text's reply unsent, which is a bug.
     #[error("the request was lost inside the proxy")]
     Internal,

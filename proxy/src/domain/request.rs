@@ -6,10 +6,13 @@ use pillion_protocol::frame::Prompt;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::batch_key::BatchKey;
+use super::batch_key::{BatchKey, ModelId};
 
 /// Bytes that a message of a chat takes on the wire besides its role and content.
 const FRAMING: usize = 32;
+
+/// Bytes that a token's id takes on the wire, with what separates it from the next.
+pub(super) const ID_BYTES: usize = 8;
 
 /// The names of a request in logs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,7 +78,7 @@ impl GenerationRequest {
 
     /// Bytes that the prompt takes on the wire, before JSON's escapes.
     pub fn bytes(&self) -> usize {
-        let stops = self.stop.strings.iter().map(String::len).sum::<usize>() + self.stop.token_ids.len() * 4;
+        let stops = self.stop.strings.iter().map(String::len).sum::<usize>() + self.stop.token_ids.len() * ID_BYTES;
         prompt_bytes(&self.prompt) + stops + self.chat_template_kwargs.bytes
     }
 }
@@ -84,9 +87,18 @@ impl GenerationRequest {
 pub fn prompt_bytes(prompt: &Prompt) -> usize {
     match prompt {
         Prompt::Text(text) => text.len(),
-        Prompt::Ids(ids) => ids.len() * 8,
+        Prompt::Ids(ids) => ids.len() * ID_BYTES,
         Prompt::Chat(messages) => messages.iter().map(|turn| turn.content.len() + turn.role.len() + FRAMING).sum(),
     }
+}
+
+/// An answer that a client got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// When.
+    pub at: Instant,
+    /// The model that the client had asked for, or [any](ModelId::ANY).
+    pub model: ModelId,
 }
 
 /// What the scheduler needs to know of a request besides its texts.
@@ -94,8 +106,8 @@ pub fn prompt_bytes(prompt: &Prompt) -> usize {
 pub struct RequestContext {
     /// The request's names in the worker's log, if it belongs to a trace.
     pub origin: Option<Arc<Origin>>,
-    /// When its client got its previous answer, if it had one. From this the policy learns when clients return.
-    pub answered: Option<Instant>,
+    /// Its client's previous answer, if there was one. From this the policy learns when clients return.
+    pub answered: Option<Answered>,
     /// When the request is admitted.
     pub now: Instant,
     /// When the request must have ended.

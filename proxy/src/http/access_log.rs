@@ -31,6 +31,8 @@ pub(super) struct Line<'a> {
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
     pub reason: &'static str,
+    /// The field because of which the request was refused.
+    pub param: Option<&'a str>,
 }
 
 /// Whether lines are written.
@@ -46,7 +48,7 @@ pub(super) fn write(format: LogFormat, line: &Line<'_>, now: SystemTime) {
 
 fn append(out: &mut Vec<u8>, format: LogFormat, line: &Line<'_>, now: SystemTime) -> io::Result<()> {
     let Line { request_id, trace_id, endpoint, status, stream, texts, .. } = line;
-    let Line { duration_ms, queue_ms, batch_size, prompt_tokens, completion_tokens, reason, .. } = line;
+    let Line { duration_ms, queue_ms, batch_size, prompt_tokens, completion_tokens, reason, param, .. } = line;
     let timestamp = humantime::format_rfc3339_micros(now);
     match format {
         LogFormat::Text => {
@@ -54,11 +56,13 @@ fn append(out: &mut Vec<u8>, format: LogFormat, line: &Line<'_>, now: SystemTime
             trace_id.map_or(Ok(()), |trace_id| write!(out, " trace_id={trace_id}"))?;
             write!(out, " endpoint={endpoint}")?;
             status.map_or(Ok(()), |status| write!(out, " status={status}"))?;
-            writeln!(
+            write!(
                 out,
                 " stream={stream} texts={texts} duration_ms={duration_ms} queue_ms={queue_ms} batch_size={batch_size} \
                 prompt_tokens={prompt_tokens} completion_tokens={completion_tokens} reason={reason}"
-            )
+            )?;
+            param.map_or(Ok(()), |param| write!(out, " param={param}"))?;
+            writeln!(out)
         }
         LogFormat::Json => {
             write!(out, r#"{{"timestamp":"{timestamp}","level":"INFO","message":"request","request_id":"#)?;
@@ -71,7 +75,9 @@ fn append(out: &mut Vec<u8>, format: LogFormat, line: &Line<'_>, now: SystemTime
             }
             write!(out, r#","stream":{stream},"texts":{texts},"duration_ms":{duration_ms},"queue_ms":{queue_ms}"#)?;
             write!(out, r#","batch_size":{batch_size},"prompt_tokens":{prompt_tokens}"#)?;
-            writeln!(out, r#","completion_tokens":{completion_tokens},"reason":"{reason}","target":"{TARGET}"}}"#)
+            write!(out, r#","completion_tokens":{completion_tokens},"reason":"{reason}""#)?;
+            param.map_or(Ok(()), |param| write!(out, r#","param":"{param}""#))?;
+            writeln!(out, r#","target":"{TARGET}"}}"#)
         }
     }
 }
@@ -83,6 +89,7 @@ mod tests {
     use super::*;
 
     fn written(format: LogFormat, request_id: &str, trace_id: Option<&str>, status: Option<u16>) -> String {
+        let param = status.is_none().then_some("top_p");
         let line = Line {
             request_id,
             trace_id,
@@ -96,6 +103,7 @@ mod tests {
             prompt_tokens: 5,
             completion_tokens: 20,
             reason: "length",
+            param,
         };
         let mut out = Vec::new();
         append(&mut out, format, &line, SystemTime::UNIX_EPOCH + Duration::from_millis(1500)).unwrap();
@@ -125,6 +133,7 @@ mod tests {
         });
         assert_eq!(object("a\"b\\", Some("0af7"), Some(200)), expected);
         expected["status"] = serde_json::Value::Null;
+        expected["param"] = "top_p".into();
         expected.as_object_mut().unwrap().remove("trace_id");
         assert_eq!(object("a\"b\\", None, None), expected);
     }

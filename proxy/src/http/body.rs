@@ -1,10 +1,11 @@
 //! Reads a request's body within limits of size and time. Memory is reserved for each part before the part is kept.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use tokio::time::{Instant, timeout_at};
 
@@ -13,13 +14,16 @@ use crate::api::error::ApiError;
 
 /// Reads a body of at most `limit` bytes, which must be complete `timeout` after `started`. Its memory stays reserved until
 /// the returned [`BodyBytes`] is dropped.
-pub(super) async fn read(
-    body: Incoming,
+pub(super) async fn read<B>(
+    body: B,
     limit: usize,
     started: Instant,
     timeout: Duration,
     admission: &Admission,
-) -> Result<(Bytes, BodyBytes), ApiError> {
+) -> Result<(Bytes, BodyBytes), ApiError>
+where
+    B: Body<Data = Bytes, Error: Display> + Unpin,
+{
     let announced = body.size_hint().lower();
     let announced = usize::try_from(announced).ok().filter(|&n| n <= limit).ok_or(ApiError::TooLarge { limit })?;
     let mut reserved = admission.body(announced)?;
@@ -29,7 +33,10 @@ pub(super) async fn read(
     Ok((bytes, reserved))
 }
 
-async fn collect(mut body: Incoming, limit: usize, reserved: &mut BodyBytes) -> Result<Bytes, ApiError> {
+async fn collect<B>(mut body: B, limit: usize, reserved: &mut BodyBytes) -> Result<Bytes, ApiError>
+where
+    B: Body<Data = Bytes, Error: Display> + Unpin,
+{
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ApiError::Body(error.to_string()))?;

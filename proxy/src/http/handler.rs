@@ -1,9 +1,12 @@
 //! Handles a request that generates text: reads and parses the body, submits the texts, and writes their outcomes.
 
+use std::fmt::Display;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::Body;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tracing::info;
 
@@ -13,26 +16,31 @@ use super::response::{self, Answer};
 use super::service::Service;
 use super::streaming;
 use crate::admission::{BODY_TIMEOUT, BodyBytes, Rejected};
-use crate::api::call::{Call, Dialect, ParseContext};
+use crate::api::call::{Call, Dialect, Limits, ParseContext};
 use crate::api::error::ApiError;
-use crate::domain::{CountGuard, RequestContext, prompt_bytes};
-use crate::scheduler::Serving;
+use crate::domain::{CountGuard, Failure, RequestContext, prompt_bytes};
+use crate::scheduler::models::Models;
+
+/// Bodies of this many bytes and more are parsed on another thread, so that nobody else waits for it.
+const LARGE: usize = 64 * 1024;
+
+fn parse(dialect: &Dialect, body: &[u8], limits: &Limits, models: &Models, request_id: &str) -> Result<Call, ApiError> {
+    (dialect.parse)(body, &ParseContext { limits, models, request_id, clock: SystemTime::now })
+}
 
 impl Service {
     /// Answers a request to an endpoint that generates text.
-    pub(super) async fn generate(
-        &self,
-        dialect: &'static Dialect,
-        request: Request<Incoming>,
-        mut record: Record,
-    ) -> Answer {
+    pub(super) async fn generate<B>(&self, dialect: &'static Dialect, request: Request<B>, mut record: Record) -> Answer
+    where
+        B: Body<Data = Bytes, Error: Display> + Unpin,
+    {
         let (call, reserved, arriving) = match self.parse(dialect, request, &mut record).await {
             Ok(parsed) => parsed,
             Err(error) => return record.refuse(&error),
         };
         let Call { requests, timeout, stream, renderer } = call;
         let now = Instant::now();
-        record.admitted(requests.len(), stream, now);
+        record.admitted(&requests, stream, now);
         let log_texts = self.shared.log_prompts;
         if log_texts {
             let prompts: Vec<_> = requests.iter().map(|request| &request.prompt).collect();
@@ -61,29 +69,45 @@ impl Service {
         }
     }
 
-    async fn parse(
+    async fn parse<B>(
         &self,
-        dialect: &Dialect,
-        request: Request<Incoming>,
+        dialect: &'static Dialect,
+        request: Request<B>,
         record: &mut Record,
-    ) -> Result<(Call, BodyBytes, CountGuard), ApiError> {
+    ) -> Result<(Call, BodyBytes, CountGuard), ApiError>
+    where
+        B: Body<Data = Bytes, Error: Display> + Unpin,
+    {
         let (handle, limits) = (&self.shared.handle, &self.shared.limits);
-        if self.is_draining() {
-            self.shared.metrics.rejected_draining.increment(1);
-            return Err(Rejected::Draining.into());
-        }
+        self.refuse_if_draining()?;
         body::check_content_type(request.headers())?;
         let arriving = handle.admission().arriving().add();
         let timeout = BODY_TIMEOUT.min(limits.request_timeout);
         let (bytes, mut reserved) =
             body::read(request.into_body(), limits.body_bytes, record.started(), timeout, handle.admission()).await?;
-        let (request_id, clock) = (record.request_id(), SystemTime::now);
-        let call = handle.serving(|Serving { models, .. }| {
-            (dialect.parse)(&bytes, &ParseContext { limits, models, request_id, clock })
-        })?;
+        let body_bytes = bytes.len();
+        let call = if body_bytes < LARGE {
+            handle.serving(|serving| parse(dialect, &bytes, limits, &serving.models, record.request_id()))?
+        } else {
+            let (limits, models) = (*limits, handle.serving(|serving| serving.models.clone()));
+            let request_id = record.request_id().to_owned();
+            let parsed = spawn_blocking(move || parse(dialect, &bytes, &limits, &models, &request_id)).await;
+            // An error means that parsing has panicked, or that the process ends.
+            parsed.map_err(|_| ApiError::Failed(Failure::Internal))??
+        };
         // A prompt with several answers is kept several times.
         let prompts: usize = call.requests.iter().map(|request| prompt_bytes(&request.prompt)).sum();
-        reserved.grow(prompts.saturating_sub(bytes.len()))?;
+        reserved.grow(prompts.saturating_sub(body_bytes))?;
+        // The drain may have begun while the body arrived.
+        self.refuse_if_draining()?;
         Ok((call, reserved, arriving))
+    }
+
+    fn refuse_if_draining(&self) -> Result<(), ApiError> {
+        if !self.is_draining() {
+            return Ok(());
+        }
+        self.shared.metrics.rejected_draining.increment(1);
+        Err(Rejected::Draining.into())
     }
 }

@@ -14,8 +14,9 @@ use super::response::{self, Answer};
 use super::trace::TraceParent;
 use crate::api::call::Dialect;
 use crate::api::error::{ApiError, failure_code, finish_reason};
-use crate::domain::{Failure, Origin, Outcome};
+use crate::domain::{Answered, Failure, GenerationRequest, ModelId, Origin, Outcome};
 use crate::metrics::{Endpoint, Metrics};
+use crate::numbers::as_f64;
 
 /// The record of one request. Dropping it writes the log line. If it has no status by then, the client has gone away.
 #[derive(Debug)]
@@ -29,10 +30,14 @@ pub(super) struct Record {
     trace: Option<TraceParent>,
     started: Instant,
     admitted: Option<Instant>,
+    /// The model that was asked for.
+    model: ModelId,
     stream: bool,
     status: Option<u16>,
     /// Why the request ended: the reason of its texts, or `several` if they differ.
     reason: Option<&'static str>,
+    /// The field because of which the request was refused.
+    param: Option<String>,
     texts: TextTotals,
 }
 
@@ -60,7 +65,8 @@ impl Record {
         headers: &HeaderMap,
     ) -> Self {
         let (trace, texts) = (TraceParent::from_headers(headers), TextTotals::default());
-        let (started, admitted, stream, status, reason) = (Instant::now(), None, false, None, None);
+        let (started, admitted, model) = (Instant::now(), None, ModelId::ANY);
+        let (stream, status, reason, param) = (false, None, None, None);
         Self {
             metrics,
             log_format,
@@ -71,9 +77,11 @@ impl Record {
             trace,
             started,
             admitted,
+            model,
             stream,
             status,
             reason,
+            param,
             texts,
         }
     }
@@ -94,8 +102,8 @@ impl Record {
         Some(Arc::new(Origin { request_id: self.request_id().to_owned(), traceparent }))
     }
 
-    /// When the client got its previous answer, if it had one. From now on it counts as having none.
-    pub(super) fn take_answered(&self) -> Option<Instant> {
+    /// The client's previous answer, if it had one. From now on it counts as having none.
+    pub(super) fn take_answered(&self) -> Option<Answered> {
         self.client.take_answered()
     }
 
@@ -105,8 +113,9 @@ impl Record {
     }
 
     /// Records that the request is about to be admitted.
-    pub(super) fn admitted(&mut self, texts: usize, stream: bool, now: Instant) {
-        (self.texts.all, self.stream, self.admitted) = (texts, stream, Some(now));
+    pub(super) fn admitted(&mut self, requests: &[GenerationRequest], stream: bool, now: Instant) {
+        self.model = requests.first().map_or(ModelId::ANY, |request| request.key.target.model);
+        (self.texts.all, self.stream, self.admitted) = (requests.len(), stream, Some(now));
     }
 
     /// Records that one of the texts has ended.
@@ -115,14 +124,18 @@ impl Record {
         texts.ended += 1;
         // A client that was refused got no answer, and does not come back as one that did.
         if texts.ended == texts.all && !matches!(outcome, Err(Failure::TooLate { .. })) {
-            self.client.set_answered(now);
+            self.client.set_answered(Answered { at: now, model: self.model });
         }
         let reason = match outcome {
             Ok(completion) => finish_reason(completion.reason),
             Err(failure) => failure_code(failure),
         };
         self.reason = Some(self.reason.filter(|&before| before != reason).map_or(reason, |_| "several"));
-        let (Ok(completion), Some(admitted)) = (outcome, self.admitted) else { return };
+        let Some(admitted) = self.admitted else { return };
+        if matches!(outcome, Err(Failure::Expired | Failure::NoWorker)) {
+            texts.queued = now - admitted;
+        }
+        let Ok(completion) = outcome else { return };
         texts.prompt_tokens += u64::from(completion.prompt_tokens);
         texts.completion_tokens += u64::from(completion.completion_tokens);
         if let Some(first) = completion.first_token_at {
@@ -140,6 +153,7 @@ impl Record {
     /// Answers with an error, and ends the record.
     pub(super) fn refuse(mut self, error: &ApiError) -> Answer {
         self.reason = Some(error.code());
+        self.param = error.param(self.dialect.fields).filter(|param| is_name(param));
         let answer = response::error(error, &self.request_id, self.dialect);
         self.close(answer)
     }
@@ -161,7 +175,12 @@ impl Record {
 
 /// Milliseconds, with microseconds as decimals.
 fn millis(time: Duration) -> f64 {
-    f64::from(u32::try_from(time.as_micros()).unwrap_or(u32::MAX)) / 1000.0
+    as_f64(usize::try_from(time.as_micros()).unwrap_or(usize::MAX)) / 1000.0
+}
+
+/// Whether a field's name can be logged. The name of an unknown field is the client's, and could be anything.
+fn is_name(field: &str) -> bool {
+    field.len() <= 64 && field.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.[]".contains(&byte))
 }
 
 impl Drop for Record {
@@ -188,7 +207,25 @@ impl Drop for Record {
             prompt_tokens: texts.prompt_tokens,
             completion_tokens: texts.completion_tokens,
             reason: if is_cancelled { "cancelled" } else { self.reason.unwrap_or("none") },
+            param: self.param.as_deref(),
         };
         access_log::write(self.log_format, &line, SystemTime::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_has_as_many_milliseconds_as_it_should() {
+        assert!((millis(Duration::from_secs(86_400)) - 86_400_000.0).abs() < 1.0);
+        assert!((millis(Duration::from_micros(1500)) - 1.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn only_what_looks_like_a_fields_name_is_logged() {
+        assert!(is_name("messages[0].content") && is_name("top_p"));
+        assert!(!is_name("my secret: 7") && !is_name("a\"b") && !is_name(&"a".repeat(65)));
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn error(error: &ApiError, request_id: &HeaderValue, dialect: &Dialec
         | ApiError::Failed(Failure::TooLate { retry_after, .. }) => (RETRY_AFTER, retry_after.as_secs().into()),
         // The client has waited for a worker already.
         ApiError::Failed(Failure::NoWorker) => (RETRY_AFTER, 1.into()),
-        ApiError::Rejected(Rejected::Draining) | ApiError::BodyTimeout(_) => {
+        ApiError::Rejected(Rejected::Draining) | ApiError::Failed(Failure::ShutDown) | ApiError::BodyTimeout(_) => {
             (CONNECTION, HeaderValue::from_static("close"))
         }
         _ => return answer,
@@ -61,9 +61,9 @@ fn status(error: &ApiError, dialect: &Dialect) -> StatusCode {
         ApiError::Rejected(Rejected::Draining) => StatusCode::SERVICE_UNAVAILABLE,
         ApiError::Rejected(_) => StatusCode::TOO_MANY_REQUESTS,
         ApiError::Failed(failure) => match failure {
-            Failure::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            Failure::Deadline | Failure::Expired => StatusCode::GATEWAY_TIMEOUT,
             Failure::TooLate { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Failure::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
+            Failure::NoWorker | Failure::ShutDown => StatusCode::SERVICE_UNAVAILABLE,
             Failure::Worker { code, .. } if is_request_error(*code) => unprocessable,
             Failure::Worker { code: FailureCode::Internal, .. } | Failure::Unsendable(_) | Failure::Internal => {
                 StatusCode::INTERNAL_SERVER_ERROR

@@ -1,10 +1,11 @@
 //! The HTTP service, which answers the requests of all connections.
 
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
-use hyper::body::Incoming;
+use hyper::body::Body;
 use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request};
 use pillion_process::log::LogFormat;
@@ -108,7 +109,10 @@ impl Service {
     }
 
     /// Answers a request. `client` is the history of the client that sent it.
-    pub(crate) async fn answer(&self, request: Request<Incoming>, client: &Arc<ClientHistory>) -> Answer {
+    pub(crate) async fn answer<B>(&self, request: Request<B>, client: &Arc<ClientHistory>) -> Answer
+    where
+        B: Body<Data = Bytes, Error: Display> + Unpin,
+    {
         let request_id = self.shared.request_ids.choose(request.headers());
         let endpoint = router::endpoint(request.uri().path(), self.scope);
         let Some(dialect) = router::dialect(endpoint) else { return self.answer_now(endpoint, &request, request_id) };
@@ -124,13 +128,13 @@ impl Service {
         }
     }
 
-    fn is_authorised(&self, request: &Request<Incoming>) -> bool {
+    fn is_authorised<B>(&self, request: &Request<B>) -> bool {
         let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
         self.shared.keys.as_ref().is_none_or(|keys| keys.allow(header))
     }
 
     /// Answers a request that generates no text: for a probe, the metrics, models, the description, or an unknown path.
-    fn answer_now(&self, endpoint: Endpoint, request: &Request<Incoming>, request_id: HeaderValue) -> Answer {
+    fn answer_now<B>(&self, endpoint: Endpoint, request: &Request<B>, request_id: HeaderValue) -> Answer {
         let path = request.uri().path();
         let answer = match (endpoint, request.method()) {
             (Endpoint::Models, _) if !self.is_authorised(request) => Err(ApiError::Unauthorised),

@@ -12,6 +12,8 @@ use super::inflight::Violation;
 pub(super) enum LinkError {
     #[error("the worker sent no HELLO in time")]
     NoHello,
+    #[error("the connection was closed before a HELLO")]
+    Silent,
     #[error("the worker's first frame is not HELLO")]
     NotHello,
     #[error("the worker speaks protocol versions {theirs:?}, but this proxy speaks {VERSIONS:?}")]
@@ -20,10 +22,12 @@ pub(super) enum LinkError {
     Hello(&'static str),
     #[error("the worker broke the protocol: {0}")]
     Violation(#[from] Violation),
-    #[error("the worker sent a frame that only a proxy sends")]
-    Direction,
+    #[error("the worker sent a second {0}")]
+    Again(&'static str),
     #[error("the worker's engine has made no step for {0:?}, which is longer than its heartbeats allow")]
     Stuck(Duration),
+    #[error("the task that serves the worker has panicked, which is a bug")]
+    Panicked,
     #[error("the worker granted a credit of 0, or more credit than the proxy takes")]
     Credit,
     #[error(transparent)]
@@ -39,14 +43,20 @@ impl LinkError {
     pub(super) fn is_violation(&self) -> bool {
         !matches!(
             self,
-            Self::Read(ReadError::Io(_)) | Self::Write(_) | Self::Encode(_) | Self::NoHello | Self::Stuck(_)
+            Self::Read(ReadError::Io(_))
+                | Self::Write(_)
+                | Self::Encode(_)
+                | Self::NoHello
+                | Self::Silent
+                | Self::Stuck(_)
+                | Self::Panicked
         )
     }
 
     pub(super) fn reason(&self) -> GoodbyeReason {
         match self {
             Self::Version { .. } => GoodbyeReason::Version,
-            Self::Encode(_) | Self::Stuck(_) => GoodbyeReason::Internal,
+            Self::Encode(_) | Self::Stuck(_) | Self::Panicked => GoodbyeReason::Internal,
             _ => GoodbyeReason::Protocol,
         }
     }

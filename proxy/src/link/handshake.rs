@@ -21,7 +21,11 @@ pub(super) async fn shake_hands<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     max_batch_size: usize,
 ) -> Result<Hello, LinkError> {
     let first = timeout(TIMEOUT, reader.next()).await.map_err(|_| LinkError::NoHello)??;
-    let Some(Frame::Hello(hello)) = first else { return Err(LinkError::NotHello) };
+    let hello = match first {
+        Some(Frame::Hello(hello)) => hello,
+        Some(_) => return Err(LinkError::NotHello),
+        None => return Err(LinkError::Silent),
+    };
     let Some(version) = negotiate(&hello.versions) else {
         return Err(LinkError::Version { theirs: hello.versions });
     };

@@ -8,8 +8,8 @@ use pillion_protocol::frame::{BatchCost, MemberFinished, MemberTokens};
 use pillion_protocol::{BatchId, MemberIndex};
 use tokio::time::Instant;
 
-use crate::domain::{Job, JobRange};
-use crate::numbers::as_f64;
+use crate::domain::{Job, JobId, JobRange};
+use crate::numbers::{as_f64, as_u32};
 use crate::policy::forecast::BatchOutcome;
 use crate::scheduler::batch::{CompletedBatch, DispatchedBatch};
 
@@ -48,6 +48,8 @@ pub struct InFlight {
 struct Running {
     since: Instant,
     dispatched: DispatchedBatch,
+    /// The numbers of the jobs, which rise.
+    jobs: Vec<JobId>,
     outcome: BatchOutcome,
     members: Vec<MemberState>,
 }
@@ -86,12 +88,13 @@ impl InFlight {
         self.batches.contains_key(&id)
     }
 
-    /// Adds a batch that is being sent.
+    /// Adds a batch that is being sent. The numbers of the jobs rise.
     pub fn insert(&mut self, jobs: Vec<Box<Job>>, dispatched: DispatchedBatch, now: Instant) {
         let id = dispatched.batch;
         self.wanted.increment(as_f64(jobs.len()));
+        let numbers = jobs.iter().map(|job| job.id).collect();
         let members = jobs.into_iter().map(MemberState::Wanted).collect();
-        let running = Running { since: now, dispatched, outcome: BatchOutcome::default(), members };
+        let running = Running { since: now, dispatched, jobs: numbers, outcome: BatchOutcome::default(), members };
         let replaced = self.batches.insert(id, running);
         assert!(replaced.is_none(), "{id} was sent twice");
     }
@@ -182,30 +185,26 @@ impl InFlight {
         Ok(CompletedBatch { since, dispatched, outcome: BatchOutcome { cost, ..outcome } })
     }
 
-    /// Takes the jobs of the wanted members that `leave` picks. The caller tells the worker to stop them.
-    fn abandon(&mut self, leave: impl Fn(&Job) -> bool) -> Vec<(BatchId, MemberIndex, Box<Job>)> {
+    /// Takes the members of a request whose client has gone away. The caller tells the worker to stop them.
+    pub fn cancel(&mut self, jobs: &JobRange) -> Vec<(BatchId, MemberIndex, Box<Job>)> {
         let mut left = Vec::new();
         for (&id, batch) in &mut self.batches {
-            for (member, state) in (0..).zip(&mut batch.members) {
-                if matches!(state, MemberState::Wanted(job) if leave(job))
-                    && let MemberState::Wanted(job) = std::mem::replace(state, MemberState::Abandoned)
-                {
-                    left.push((id, member, job));
-                }
-            }
+            let first = batch.jobs.partition_point(|job| job.0 < jobs.start);
+            let after = batch.jobs.partition_point(|job| job.0 < jobs.end);
+            left.extend(abandon(id, first, &mut batch.members[first..after], |_| true));
         }
         self.wanted.decrement(as_f64(left.len()));
         left
     }
 
-    /// Takes the members of a request whose client has gone away.
-    pub fn cancel(&mut self, jobs: &JobRange) -> Vec<(BatchId, MemberIndex, Box<Job>)> {
-        self.abandon(|job| jobs.contains(&job.id.0))
-    }
-
-    /// Takes the members whose deadline is not after `instant`.
+    /// Takes the members whose deadline is not after `instant`. The caller tells the worker to stop them.
     pub fn expire(&mut self, instant: Instant) -> Vec<(BatchId, MemberIndex, Box<Job>)> {
-        self.abandon(|job| job.deadline <= instant)
+        let mut left = Vec::new();
+        for (&id, batch) in &mut self.batches {
+            left.extend(abandon(id, 0, &mut batch.members, |job| job.deadline <= instant));
+        }
+        self.wanted.decrement(as_f64(left.len()));
+        left
     }
 
     /// Takes all jobs that clients wait for, each with its batch, when the connection has ended. The oldest is first.
@@ -223,6 +222,24 @@ impl InFlight {
         jobs.sort_by_key(|(_, job)| job.id);
         jobs
     }
+}
+
+/// Takes the jobs of the wanted members that `leave` picks. `first` is the index of the first member.
+fn abandon(
+    id: BatchId,
+    first: usize,
+    members: &mut [MemberState],
+    leave: impl Fn(&Job) -> bool,
+) -> impl Iterator<Item = (BatchId, MemberIndex, Box<Job>)> {
+    (as_u32(first)..).zip(members).filter_map(move |(member, state)| {
+        match std::mem::replace(state, MemberState::Abandoned) {
+            MemberState::Wanted(job) if leave(&job) => Some((id, member, job)),
+            other => {
+                *state = other;
+                None
+            }
+        }
+    })
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::{BatchKey, Demand, ModelFingerprint, ModelId, Quarantine};
+use crate::domain::{BatchKey, Demand, Quarantine, Target};
 
 /// Buckets form one candidate if a job of one, by itself, takes an engine at most this many times as long as a job of
 /// the other. Beyond that, one batch saves little engine time, and later short jobs wait for the long ones.
@@ -91,7 +91,7 @@ pub fn next(
 
 /// What jobs must have in common to share a batch. The model does not matter, since all jobs are for one worker.
 fn options(bucket: &Bucket) -> BatchKey {
-    BatchKey { model: ModelId::ANY, fingerprint: ModelFingerprint::ANY, ..bucket.key }
+    BatchKey { target: Target::ANY, ..bucket.key }
 }
 
 /// The predicted time of one average job of a bucket, by itself.
@@ -232,7 +232,8 @@ mod tests {
     fn a_job_that_names_the_model_shares_a_batch_with_jobs_for_any_model() {
         let now = Instant::now();
         let any = bucket(1, 10, now);
-        let named = Bucket { key: BatchKey { model: ModelId::new(1), ..any.key }, ..any };
+        let named =
+            Bucket { key: BatchKey { target: Target { model: ModelId::new(1), ..Target::ANY }, ..any.key }, ..any };
         assert_eq!(next(vec![any, named], 50, time, MANY, now).unwrap().waiting, 2);
     }
 

@@ -9,10 +9,16 @@ use tracing::warn;
 use super::Scheduler;
 use super::batch::CompletedBatch;
 use super::message::{LinkEvent, WorkerId};
-use crate::domain::{Job, ModelId};
+use crate::domain::{Failure, Job, ModelId};
 
 impl Scheduler {
     pub(super) fn on_link_event(&mut self, id: WorkerId, event: LinkEvent) {
+        if self.is_closed {
+            return drop_event(event);
+        }
+        if let Some(worker) = self.workers.get(id) {
+            self.policies.concerns(worker.model.model);
+        }
         match event {
             LinkEvent::Up(hello, link) => {
                 self.metrics.workers_connected(&hello.model).increment(1.0);
@@ -21,7 +27,10 @@ impl Scheduler {
                     self.metrics.worker_reconnects.increment(1);
                 }
                 let mut model = ModelId::ANY;
-                self.serving.send_modify(|serving| model = serving.models.announced(&hello, SystemTime::now()));
+                self.serving.send_modify(|serving| {
+                    model = serving.models.announced(&hello, SystemTime::now());
+                    self.policies.retain(|model| serving.models.has(model));
+                });
                 self.workers.add(id, hello, model, link, Instant::now());
             }
             LinkEvent::Credit(grant) => {
@@ -30,16 +39,17 @@ impl Scheduler {
                 }
             }
             LinkEvent::Ended(batch, members) => {
-                self.policy.returns.answered(members, Instant::now());
                 if let Some(worker) = self.workers.get_mut(id) {
                     worker.ended(batch, members);
+                    self.policies.of(worker.model.model).returns.answered(members, Instant::now());
                 }
             }
             LinkEvent::Done(CompletedBatch { dispatched, outcome, .. }) => {
-                self.policy.ended(dispatched.demand.members, Instant::now());
-                self.policy.preemption.worked(Duration::from_micros(outcome.cost.engine_us));
                 if let Some(worker) = self.workers.get_mut(id) {
                     worker.done(&dispatched, &outcome, Instant::now());
+                    let policy = self.policies.of(worker.model.model);
+                    policy.ended(dispatched.demand.members, Instant::now());
+                    policy.preemption.worked(Duration::from_micros(outcome.cost.engine_us));
                 }
             }
             LinkEvent::Yielded(batch, members, jobs) => {
@@ -57,6 +67,11 @@ impl Scheduler {
                         job.waits_since = Instant::now();
                     }
                     self.requeue(job);
+                }
+            }
+            LinkEvent::Unsent(batch) => {
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.unsent(batch);
                 }
             }
             LinkEvent::Draining => self.workers.drains(id, Instant::now()),
@@ -92,7 +107,7 @@ impl Scheduler {
     }
 
     /// Puts a job whose attempt ended early back into the queue, or fails it if no worker could continue it.
-    fn requeue(&mut self, mut job: Box<Job>) {
+    pub(super) fn requeue(&mut self, mut job: Box<Job>) {
         if job.reply.is_abandoned() {
             self.metrics.cancelled_running.increment(1);
         } else if let Err(failure) = job.requeue() {
@@ -112,4 +127,14 @@ impl Scheduler {
             before != (serving, leaving)
         });
     }
+}
+
+/// Drops an event that comes after the end. Its jobs fail.
+fn drop_event(event: LinkEvent) {
+    let jobs: Vec<_> = match event {
+        LinkEvent::Yielded(_, _, jobs) => jobs,
+        LinkEvent::Down(jobs) => jobs.into_iter().map(|(_, job)| job).collect(),
+        _ => return,
+    };
+    jobs.into_iter().for_each(|job| job.reply.fail(Failure::ShutDown));
 }

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::message::{LinkEvent, Message, Serving, WorkerId};
 use crate::admission::{Admission, LINGER, Rejected};
-use crate::domain::{Feed, GenerationRequest, Job, JobId, JobRange, Outcome, Reply, RequestContext, StreamEvent};
+use crate::domain::{Answered, Feed, GenerationRequest, Job, JobId, JobRange, ModelId, Outcome, Reply};
+use crate::domain::{RequestContext, StreamEvent};
 
 /// The scheduler's handle for requests and links. Cheap to clone. The scheduler ends when all handles are dropped.
 #[derive(Clone, Debug)]
@@ -77,13 +78,13 @@ impl Handle {
         let _ = self.outbox.send(Message::Link(worker, event)).await;
     }
 
-    /// Reports that a client that got its last answer at `answered` has closed its connection. This is a hint for the
+    /// Reports that a client whose last answer was this one has closed its connection. This is a hint for the
     /// policy, and is dropped if the scheduler's inbox is full.
-    pub fn left(&self, answered: Instant) {
+    pub fn left(&self, answered: Answered) {
         let _ = self.outbox.try_send(Message::ClientLeft(answered));
     }
 
-    /// Ends the scheduler. Its links then say goodbye to their workers.
+    /// Serves no more: all jobs fail, and the links say goodbye to their workers.
     pub async fn close(&self) {
         // An error means that the scheduler has ended already.
         let _ = self.outbox.send(Message::Close).await;
@@ -101,11 +102,12 @@ impl Handle {
         is_stream: bool,
     ) -> Result<Stream, Rejected> {
         let texts = requests.len();
-        let slots = self.admission.texts(texts)?;
+        let model = requests.first().map_or(ModelId::ANY, |request| request.key.target.model);
+        let slots = self.admission.texts(texts, model)?;
         // A full inbox is rare: only with HTTP/2 can there be more requests than connections.
         let room = || {
             self.outbox.clone().try_reserve_owned().map_err(|error| match error {
-                TrySendError::Full(_) => self.admission.refuse(),
+                TrySendError::Full(_) => self.admission.refuse(model),
                 TrySendError::Closed(_) => Rejected::Draining,
             })
         };
@@ -169,6 +171,7 @@ impl Drop for Stream {
 #[cfg(test)]
 mod tests {
     use pillion_protocol::frame::Options;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::admission::Bounds;

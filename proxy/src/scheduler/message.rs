@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::batch::{CompletedBatch, DispatchedBatch};
 use super::models::Models;
-use crate::domain::{Job, JobRange};
+use crate::domain::{Answered, Job, JobRange};
 
 /// A worker's connection. A worker that dials again gets a new number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,17 +16,17 @@ pub struct WorkerId(pub u64);
 /// A message to the scheduler.
 #[derive(Debug)]
 pub(super) enum Message {
-    /// The jobs of one request, and when its client got its previous answer, if it had one.
-    Submit(Vec<Box<Job>>, Option<Instant>),
+    /// The jobs of one request, and its client's previous answer, if there was one.
+    Submit(Vec<Box<Job>>, Option<Answered>),
     /// The client of these jobs has gone away.
     Cancel(JobRange),
-    /// A client that got its last answer at this instant has closed its connection.
-    ClientLeft(Instant),
+    /// A client whose last answer was this one has closed its connection.
+    ClientLeft(Answered),
     /// An event from the link of this worker.
     Link(WorkerId, LinkEvent),
     /// Log what is queued, and what is in flight.
     Dump,
-    /// End. Jobs that still wait fail.
+    /// Serve no more. All jobs fail, and the links say goodbye to their workers.
     Close,
 }
 
@@ -34,7 +34,7 @@ pub(super) enum Message {
 #[derive(Debug)]
 pub enum LinkEvent {
     /// The worker is connected. The sender is its link's inbox.
-    Up(Hello, mpsc::Sender<LinkCommand>),
+    Up(Hello, mpsc::UnboundedSender<LinkCommand>),
     /// The worker has granted credit for this number of batches.
     Credit(u32),
     /// This number of members of a batch have finished or failed.
@@ -44,13 +44,16 @@ pub enum LinkEvent {
     /// The worker has given back this number of members of a batch. The jobs are those among them that clients still
     /// wait for.
     Yielded(BatchId, usize, Vec<Box<Job>>),
+    /// A batch could not be sent, and its jobs have failed. The worker has not seen it.
+    Unsent(BatchId),
     /// The worker asks to leave.
     Draining,
     /// The connection has ended. These jobs were in flight, each in its batch, or had not been sent yet (`None`).
     Down(Vec<(Option<BatchId>, Box<Job>)>),
 }
 
-/// What the scheduler wants a link to do.
+/// What the scheduler wants a link to do. There are never more commands than batches that the worker granted credit for, and
+/// jobs in them.
 #[derive(Debug)]
 pub enum LinkCommand {
     /// Send a batch, which spends one credit.

@@ -56,6 +56,11 @@ impl Models {
         id
     }
 
+    /// Whether this model is remembered.
+    pub fn has(&self, id: ModelId) -> bool {
+        self.all.iter().any(|model| model.id == id)
+    }
+
     /// Removes a worker that had this model.
     pub fn left(&mut self, id: ModelId) {
         if let Some(model) = self.all.iter_mut().find(|model| model.id == id) {

@@ -1,34 +1,62 @@
 //! The jobs that wait. Plain data; the instant is passed in.
 //!
-//! Adding or removing a job is logarithmic in the number of jobs. A job that comes back from a dead worker takes its
-//! old place. A job that gave way to others waits from then on.
+//! Adding or removing a job is logarithmic in the number of jobs. Choosing the next batch takes a bounded time, however many
+//! batch keys the jobs have: only the oldest buckets are looked at. A job that comes back from a dead worker takes its old
+//! place. A job that gave way to others waits from then on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::{BatchKey, Demand, Job, JobId};
+use crate::domain::{BatchKey, Demand, Job, JobId, Target};
+use crate::policy::backlog::SameSize;
 use crate::policy::candidates::{Bucket, Size};
 
-/// The jobs that wait, in buckets by batch key and size. Each bucket is ordered by when its jobs began to wait.
+/// The most buckets of a line that are looked at for the next batch: those whose first job waits longest.
+const WINDOW: usize = 64;
+
+/// The jobs that wait, in a line for each target.
 #[derive(Debug, Default)]
 pub struct Queue {
+    lines: BTreeMap<Target, Line>,
+    len: usize,
+}
+
+/// The jobs with one target, in buckets by batch key and size. Never empty.
+#[derive(Debug, Default)]
+struct Line {
     /// Each job's bucket and when it began to wait. The oldest job is first.
     index: BTreeMap<JobId, (BucketKey, Instant)>,
     buckets: BTreeMap<BucketKey, BucketJobs>,
+    /// The buckets by the places of their first jobs.
+    by_age: BTreeMap<Place, BucketKey>,
+    /// The jobs of each size, whatever their batch keys.
+    sizes: BTreeMap<Size, SameSize>,
     deadlines: BTreeSet<(Instant, JobId)>,
 }
 
 type BucketKey = (BatchKey, Size);
+/// The order in which the jobs of a bucket leave: when they began to wait, and their numbers.
+type Place = (Instant, JobId);
 
 /// The jobs of one bucket. Never empty.
 #[derive(Debug, Default)]
 struct BucketJobs {
-    /// The jobs, by when they began to wait.
-    jobs: BTreeMap<(Instant, JobId), Box<Job>>,
+    jobs: BTreeMap<Place, Box<Job>>,
     /// Their demand, all together.
     demand: Demand,
+}
+
+/// A bucket from which jobs are being taken. Meanwhile it is not in its line.
+struct OpenBucket {
+    key: BucketKey,
+    /// The place of the job that was the first.
+    was_first: Place,
+    bucket: BucketJobs,
+    /// The demand of the jobs that were taken.
+    taken: Demand,
 }
 
 /// The limits of one batch.
@@ -56,125 +84,259 @@ pub enum Filled {
 impl Queue {
     /// The number of jobs.
     pub fn len(&self) -> usize {
-        self.index.len()
+        self.len
     }
 
     /// Whether no job waits.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.len == 0
     }
 
     /// Adds a job to its bucket, in the order in which the jobs began to wait.
     pub fn push(&mut self, job: Box<Job>) {
-        let demand = job.demand();
-        let key = (job.request.key, Size::of(&demand));
-        self.index.insert(job.id, (key, job.waits_since));
-        self.deadlines.insert((job.deadline, job.id));
-        let bucket = self.buckets.entry(key).or_default();
-        bucket.demand = bucket.demand.and(&demand);
-        bucket.jobs.insert((job.waits_since, job.id), job);
+        self.len += 1;
+        self.lines.entry(job.request.key.target).or_default().push(job);
     }
 
     /// Removes a job, if it waits.
     pub fn remove(&mut self, id: JobId) -> Option<Box<Job>> {
-        let (key, since) = self.index.remove(&id)?;
-        let bucket = self.buckets.get_mut(&key)?;
-        let job = bucket.jobs.remove(&(since, id))?;
-        bucket.demand = bucket.demand.less(&job.demand());
-        if bucket.jobs.is_empty() {
-            self.buckets.remove(&key);
+        let (&target, _) = self.lines.iter().find(|(_, line)| line.index.contains_key(&id))?;
+        self.remove_from(target, id)
+    }
+
+    fn remove_from(&mut self, target: Target, id: JobId) -> Option<Box<Job>> {
+        let line = self.lines.get_mut(&target)?;
+        let job = line.remove(id)?;
+        if line.index.is_empty() {
+            self.lines.remove(&target);
         }
-        self.deadlines.remove(&(job.deadline, id));
+        self.len -= 1;
         Some(job)
+    }
+
+    /// Takes all jobs.
+    pub fn take_all(&mut self) -> Vec<Box<Job>> {
+        self.len = 0;
+        let lines = std::mem::take(&mut self.lines);
+        lines
+            .into_values()
+            .flat_map(|line| line.buckets.into_values())
+            .flat_map(|bucket| bucket.jobs.into_values())
+            .collect()
     }
 
     /// When the oldest job was admitted.
     pub fn oldest(&self) -> Option<Instant> {
-        let (&id, &(key, since)) = self.index.first_key_value()?;
-        Some(self.buckets.get(&key)?.jobs.get(&(since, id))?.admitted)
+        self.lines.values().filter_map(Line::oldest).map(|job| job.admitted).min()
     }
 
-    /// The batch keys of the jobs, some of them more than once.
-    pub fn keys(&self) -> impl Iterator<Item = &BatchKey> + Clone {
-        self.buckets.keys().map(|(key, _)| key)
+    /// The targets of the jobs.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> + Clone {
+        self.lines.keys()
     }
 
-    /// The buckets, with the demand of their jobs.
-    pub fn buckets(&self) -> Vec<Bucket> {
-        let summary = |(&(key, size), bucket): (&BucketKey, &BucketJobs)| {
-            let &(since, _) = bucket.jobs.first_key_value()?.0;
-            Some(Bucket { key, size, since, demand: bucket.demand })
-        };
-        self.buckets.iter().filter_map(summary).collect()
+    /// The buckets from which the next batch is taken, with the demand of their jobs: of each target, the buckets whose first
+    /// job waits longest.
+    pub fn window(&self) -> Vec<Bucket> {
+        self.lines.values().flat_map(Line::window).collect()
+    }
+
+    /// The jobs by size. `included` says whether the jobs with a target count.
+    pub fn sizes(&self, included: impl Fn(&Target) -> bool) -> Vec<SameSize> {
+        let lines = self.lines.iter().filter(|(target, _)| included(target));
+        lines.flat_map(|(_, line)| line.sizes.values().copied()).collect()
     }
 
     /// Takes the oldest jobs of these buckets, which can share a batch, as many as `limits` allow. A job that is larger
     /// than the limits goes alone, so the batch is empty only if the buckets are.
     pub fn take_batch(&mut self, buckets: &[Bucket], limits: &Limits) -> (Vec<Box<Job>>, Filled) {
         let waiting: usize = buckets.iter().map(|bucket| bucket.demand.members).sum();
-        let mut batch = Vec::with_capacity(waiting.min(limits.members));
+        let mut batch: Vec<Box<Job>> = Vec::with_capacity(waiting.min(limits.members));
         let (mut tokens, mut bytes) = (0, 0);
+        let opened = buckets.iter().filter_map(|bucket| self.lines.get_mut(&bucket.key.target)?.open(bucket));
+        let mut opened: Vec<OpenBucket> = opened.collect();
+        let mut firsts: BinaryHeap<_> =
+            opened.iter().enumerate().map(|(at, open)| Reverse((open.was_first, at))).collect();
         let filled = loop {
-            let first = |bucket: &Bucket| self.buckets.get(&(bucket.key, bucket.size))?.jobs.first_key_value();
-            let Some((&(_, id), next)) = buckets.iter().filter_map(first).min_by_key(|(place, _)| **place) else {
-                break Filled::NoMoreJobs;
-            };
+            let Some(Reverse((place, at))) = firsts.pop() else { break Filled::NoMoreJobs };
+            let OpenBucket { key, bucket, taken, .. } = &mut opened[at];
+            let Some(next) = bucket.jobs.first_entry() else { continue };
             if batch.len() >= limits.members.max(1) {
                 break Filled::Members;
             }
-            tokens += next.request.estimated_tokens();
-            bytes += next.request.bytes();
+            tokens += next.get().request.estimated_tokens();
+            bytes += next.get().wire_bytes();
             if !batch.is_empty() && (tokens > limits.tokens || bytes > limits.bytes) {
                 break Filled::Tokens;
             }
-            batch.extend(self.remove(id));
+            let job = next.remove();
+            *taken = taken.and(&job.demand());
+            if let Some(line) = self.lines.get_mut(&key.0.target) {
+                line.index.remove(&place.1);
+                line.deadlines.remove(&(job.deadline, job.id));
+            }
+            batch.push(job);
+            firsts.extend(bucket.first().map(|place| Reverse((place, at))));
         };
+        self.len -= batch.len();
+        for open in opened {
+            let target = open.key.0.target;
+            if let Some(line) = self.lines.get_mut(&target) {
+                line.close(open);
+                if line.index.is_empty() {
+                    self.lines.remove(&target);
+                }
+            }
+        }
         (batch, filled)
     }
 
     /// Takes the jobs whose deadline is not after `now`.
     pub fn take_expired(&mut self, now: Instant) -> Vec<Box<Job>> {
         let mut expired = Vec::new();
-        while let Some(&(deadline, id)) = self.deadlines.first()
+        while let Some((deadline, id, target)) = self.first_deadline(|_| true)
             && deadline <= now
         {
-            expired.extend(self.remove(id));
+            expired.extend(self.remove_from(target, id));
         }
         expired
     }
 
     /// Takes the jobs that have waited for a worker for `wait`, counted from their admission or from `unserved`,
-    /// whichever is later. `unserved` says since when no worker serves a batch key; `None` if one does.
+    /// whichever is later. `unserved` says since when no worker serves a target; `None` if one does.
     pub fn take_unserved(
         &mut self,
-        unserved: impl Fn(&BatchKey) -> Option<Instant>,
+        unserved: impl Fn(&Target) -> Option<Instant>,
         wait: Duration,
         now: Instant,
     ) -> Vec<Box<Job>> {
         let mut taken = Vec::new();
-        while let Some((_, id)) = self.next_unserved(&unserved, wait).filter(|(due, _)| *due <= now) {
-            taken.extend(self.remove(id));
+        while let Some((_, id, target)) = self.first_unserved(&unserved, wait).filter(|(due, ..)| *due <= now) {
+            taken.extend(self.remove_from(target, id));
         }
         taken
     }
 
-    /// The job that will be the first to have waited for a worker for `wait`, and when.
-    pub fn next_unserved(
-        &self,
-        unserved: impl Fn(&BatchKey) -> Option<Instant>,
-        wait: Duration,
-    ) -> Option<(Instant, JobId)> {
-        let first = |((key, _), bucket): (&BucketKey, &BucketJobs)| {
-            let since = unserved(key)?;
-            let (&(_, id), job) = bucket.jobs.first_key_value()?;
-            Some((job.admitted.max(since) + wait, id))
-        };
-        self.buckets.iter().filter_map(first).min()
+    /// When the first job will have waited for a worker for `wait`.
+    pub fn next_unserved(&self, unserved: impl Fn(&Target) -> Option<Instant>, wait: Duration) -> Option<Instant> {
+        self.first_unserved(unserved, wait).map(|(due, ..)| due)
     }
 
-    /// The earliest deadline of a job.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.first().map(|&(deadline, _)| deadline)
+    fn first_unserved(
+        &self,
+        unserved: impl Fn(&Target) -> Option<Instant>,
+        wait: Duration,
+    ) -> Option<(Instant, JobId, Target)> {
+        let first = |(target, line): (&Target, &Line)| {
+            let since = unserved(target)?;
+            let oldest = line.oldest()?;
+            Some((oldest.admitted.max(since) + wait, oldest.id, *target))
+        };
+        self.lines.iter().filter_map(first).min()
+    }
+
+    /// The earliest deadline of a job. `included` says whether the jobs with a target count.
+    pub fn next_deadline(&self, included: impl Fn(&Target) -> bool) -> Option<Instant> {
+        self.first_deadline(included).map(|(deadline, ..)| deadline)
+    }
+
+    fn first_deadline(&self, included: impl Fn(&Target) -> bool) -> Option<(Instant, JobId, Target)> {
+        let lines = self.lines.iter().filter(|(target, _)| included(target));
+        lines.filter_map(|(target, line)| line.deadlines.first().map(|&(deadline, id)| (deadline, id, *target))).min()
+    }
+}
+
+impl Line {
+    fn push(&mut self, job: Box<Job>) {
+        let (demand, place) = (job.demand(), (job.waits_since, job.id));
+        let key = (job.request.key, Size::of(&demand));
+        self.index.insert(job.id, (key, job.waits_since));
+        self.deadlines.insert((job.deadline, job.id));
+        let bucket = self.buckets.entry(key).or_default();
+        let sizes = self.sizes.entry(key.1).or_default();
+        match bucket.first() {
+            Some(first) if first < place => {}
+            first => {
+                sizes.buckets += usize::from(first.is_none());
+                first.map(|first| self.by_age.remove(&first));
+                self.by_age.insert(place, key);
+            }
+        }
+        sizes.demand = sizes.demand.and(&demand);
+        bucket.demand = bucket.demand.and(&demand);
+        bucket.jobs.insert(place, job);
+    }
+
+    fn remove(&mut self, id: JobId) -> Option<Box<Job>> {
+        let (key, since) = self.index.remove(&id)?;
+        let bucket = self.buckets.get_mut(&key)?;
+        let place = (since, id);
+        let was_first = bucket.first() == Some(place);
+        let job = bucket.jobs.remove(&place)?;
+        let demand = job.demand();
+        bucket.demand = bucket.demand.less(&demand);
+        let next = bucket.first();
+        if was_first {
+            self.by_age.remove(&place);
+            next.map(|next| self.by_age.insert(next, key));
+        }
+        if next.is_none() {
+            self.buckets.remove(&key);
+        }
+        self.taken(key, &demand, next.is_none());
+        self.deadlines.remove(&(job.deadline, id));
+        Some(job)
+    }
+
+    /// Takes a bucket out, so that jobs can be taken from it.
+    fn open(&mut self, bucket: &Bucket) -> Option<OpenBucket> {
+        let key = (bucket.key, bucket.size);
+        let bucket = self.buckets.remove(&key)?;
+        Some(OpenBucket { key, was_first: bucket.first()?, bucket, taken: Demand::default() })
+    }
+
+    /// Puts a bucket back, unless all its jobs were taken.
+    fn close(&mut self, OpenBucket { key, was_first, mut bucket, taken }: OpenBucket) {
+        let first = bucket.first();
+        self.taken(key, &taken, first.is_none());
+        if first != Some(was_first) {
+            self.by_age.remove(&was_first);
+            first.map(|first| self.by_age.insert(first, key));
+        }
+        if first.is_some() {
+            bucket.demand = bucket.demand.less(&taken);
+            self.buckets.insert(key, bucket);
+        }
+    }
+
+    /// Records that jobs with this demand were taken from a bucket, all of its jobs if `is_empty`.
+    fn taken(&mut self, key: BucketKey, demand: &Demand, is_empty: bool) {
+        if let Some(sizes) = self.sizes.get_mut(&key.1) {
+            sizes.demand = sizes.demand.less(demand);
+            sizes.buckets -= usize::from(is_empty);
+            if sizes.buckets == 0 {
+                self.sizes.remove(&key.1);
+            }
+        }
+    }
+
+    /// The job that was admitted first.
+    fn oldest(&self) -> Option<&Job> {
+        let (&id, (key, since)) = self.index.first_key_value()?;
+        self.buckets.get(key)?.jobs.get(&(*since, id)).map(|job| &**job)
+    }
+
+    fn window(&self) -> impl Iterator<Item = Bucket> {
+        self.by_age.iter().take(WINDOW).filter_map(|(&(since, _), &(key, size))| {
+            let demand = self.buckets.get(&(key, size))?.demand;
+            Some(Bucket { key, size, since, demand })
+        })
+    }
+}
+
+impl BucketJobs {
+    fn first(&self) -> Option<Place> {
+        self.jobs.first_key_value().map(|(place, _)| *place)
     }
 }
 
@@ -183,14 +345,14 @@ mod tests {
     use pillion_protocol::frame::Options;
 
     use super::*;
-    use crate::domain::{GenerationRequest, Reply};
+    use crate::domain::{GenerationRequest, ModelId, Reply};
 
     const NO_LIMITS: Limits = Limits { members: 100, tokens: u64::MAX, bytes: usize::MAX };
 
     /// Takes a batch from the buckets that have the batch key of the oldest job.
     fn take(queue: &mut Queue, limits: &Limits) -> (Vec<u64>, Filled) {
-        let key = queue.index.first_key_value().unwrap().1.0.0;
-        let buckets: Vec<Bucket> = queue.buckets().into_iter().filter(|bucket| bucket.key == key).collect();
+        let key = queue.lines.values().next().unwrap().oldest().unwrap().request.key;
+        let buckets: Vec<Bucket> = queue.window().into_iter().filter(|bucket| bucket.key == key).collect();
         let (jobs, filled) = queue.take_batch(&buckets, limits);
         (ids(&jobs), filled)
     }
@@ -243,9 +405,9 @@ mod tests {
         for (id, text) in [(3, "short"), (1, "a text that is a little longer"), (2, "short"), (4, "short")] {
             queue.push(job(id, 1.0, text, soon()));
         }
-        assert_eq!(queue.buckets().len(), 2);
+        assert_eq!(queue.window().len(), 2);
         assert_eq!(take(&mut queue, &Limits { members: 3, ..NO_LIMITS }), (vec![1, 2, 3], Filled::Members));
-        let [left] = queue.buckets()[..] else { panic!("{:?}", queue.buckets()) };
+        let [left] = queue.window()[..] else { panic!("{:?}", queue.window()) };
         assert_eq!((left.demand.members, left.demand.bytes, left.demand.tokens), (1, 5, 10));
     }
 
@@ -266,7 +428,7 @@ mod tests {
             job.waits_since = since;
             queue.push(job);
         }
-        assert_eq!(queue.buckets()[0].since, now - Duration::from_secs(2));
+        assert_eq!(queue.window()[0].since, now - Duration::from_secs(2));
         assert_eq!(take(&mut queue, &NO_LIMITS).0, [2, 1, 3]);
     }
 
@@ -277,7 +439,7 @@ mod tests {
         queue.push(job(1, 1.0, "text", now + Duration::from_millis(1)));
         queue.push(job(2, 1.0, "text", now));
         assert_eq!(ids(&queue.take_expired(now)), [2]);
-        assert_eq!(queue.next_deadline(), Some(now + Duration::from_millis(1)));
+        assert_eq!(queue.next_deadline(|_| true), Some(now + Duration::from_millis(1)));
         assert_eq!(queue.len(), 1);
     }
 
@@ -298,9 +460,11 @@ mod tests {
         let mut queue = Queue::default();
         let now = soon();
         queue.push(job(1, 1.0, "text", now));
-        queue.push(job(2, 1.1, "text", now));
-        let served = job(2, 1.1, "text", now).request.key;
-        let unserved = |key: &BatchKey| (*key != served).then_some(now);
+        let served = Target { model: ModelId::new(2), ..Target::ANY };
+        let mut named = job(2, 1.0, "text", now);
+        named.request.key.target = served;
+        queue.push(named);
+        let unserved = |target: &Target| (*target != served).then_some(now);
         assert_eq!(ids(&queue.take_unserved(unserved, Duration::ZERO, now)), [1]);
     }
 
@@ -310,6 +474,49 @@ mod tests {
         queue.push(job(1, 1.0, "text", soon()));
         assert!(queue.remove(JobId(1)).is_some());
         assert!(queue.remove(JobId(1)).is_none());
-        assert!(queue.is_empty() && queue.next_deadline().is_none() && queue.buckets().is_empty());
+        assert!(queue.is_empty() && queue.next_deadline(|_| true).is_none() && queue.window().is_empty());
+    }
+
+    #[test]
+    fn however_many_batch_keys_wait_few_buckets_are_looked_at_and_the_oldest_job_is_in_one_of_them() {
+        let mut queue = Queue::default();
+        let (keys, soon) = (6000, soon());
+        (1..=keys).for_each(|id| queue.push(job(id, 1.0 + id as f32 / 1000.0, "text", soon)));
+        let mut taken = Vec::new();
+        while !queue.is_empty() {
+            let window = queue.window();
+            assert!(window.len() <= WINDOW);
+            let oldest = window.iter().min_by_key(|bucket| bucket.since).unwrap();
+            taken.extend(ids(&queue.take_batch(&[*oldest], &NO_LIMITS).0));
+        }
+        assert!(taken.iter().copied().eq(1..=keys));
+    }
+
+    #[test]
+    fn sizes_sum_the_jobs_of_all_batch_keys() {
+        let mut queue = Queue::default();
+        let text = "as long as the others";
+        for (id, penalty) in [(1, 1.0), (2, 1.0), (3, 1.1)] {
+            queue.push(job(id, penalty, text, soon()));
+        }
+        let sizes = |queue: &Queue| {
+            queue.sizes(|_| true).iter().map(|same| (same.demand.members, same.buckets)).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(&queue), [(3, 2)]);
+        queue.remove(JobId(3));
+        assert_eq!(sizes(&queue), [(2, 1)]);
+        assert!(queue.sizes(|_| false).is_empty());
+        assert_eq!((queue.take_all().len(), queue.len()), (2, 0));
+    }
+
+    #[test]
+    fn the_tokens_that_a_job_has_produced_count_as_bytes_of_the_batch() {
+        let mut queue = Queue::default();
+        for id in 1..=3 {
+            let mut job = job(id, 1.0, "0123456789", soon());
+            job.progress.produced = vec![7; 100];
+            queue.push(job);
+        }
+        assert_eq!(take(&mut queue, &Limits { bytes: 1700, ..NO_LIMITS }), (vec![1, 2], Filled::Tokens));
     }
 }

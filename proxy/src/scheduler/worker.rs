@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use pillion_protocol::BatchId;
 use pillion_protocol::frame::Hello;
-use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use super::batch::DispatchedBatch;
 use super::message::{LinkCommand, WorkerId};
 use crate::admission::{BODY_TIMEOUT, LINGER};
-use crate::domain::{Demand, Job, ModelFingerprint, ModelId, Quarantine, WorkerModel};
+use crate::domain::{Demand, Job, JobId, JobRange, ModelFingerprint, ModelId, Quarantine, WorkerModel};
 use crate::policy::View;
 use crate::policy::candidates::{BatchCandidate, LONGEST_PASSING};
 use crate::policy::forecast::{BatchOutcome, Forecast};
@@ -32,7 +32,7 @@ pub struct Worker {
     /// When it loaded its model, which was before it connected.
     pub loaded: Instant,
     /// Its link's inbox.
-    pub link: Sender<LinkCommand>,
+    pub link: UnboundedSender<LinkCommand>,
     /// The number of batches that it will take.
     pub credit: u32,
     /// The number of its members that have not ended.
@@ -55,6 +55,8 @@ pub struct Worker {
 #[derive(Debug)]
 struct HeldBatch {
     dispatched: DispatchedBatch,
+    /// The numbers of its jobs, which rise.
+    jobs: Vec<JobId>,
     /// The number of members that have not ended.
     unfinished: usize,
     /// When an engine began it, if one has.
@@ -70,7 +72,13 @@ pub(super) const LONGEST_LEAD: Duration = Duration::from_millis(2);
 
 impl Worker {
     /// A worker that has connected at `now`.
-    pub(super) fn new(id: WorkerId, hello: Hello, model: ModelId, link: Sender<LinkCommand>, now: Instant) -> Self {
+    pub(super) fn new(
+        id: WorkerId,
+        hello: Hello,
+        model: ModelId,
+        link: UnboundedSender<LinkCommand>,
+        now: Instant,
+    ) -> Self {
         Self {
             id,
             model: WorkerModel { model, fingerprint: ModelFingerprint::of(&hello.fingerprint) },
@@ -106,18 +114,40 @@ impl Worker {
             self.since = now;
         }
         let runs_since = self.has_free_engine().then_some(now);
-        let (unfinished, gives_way) = (demand.members, false);
-        self.batches.push_back(HeldBatch { dispatched, unfinished, runs_since, gives_way, quarantined });
+        let (jobs, unfinished, gives_way) = (Vec::new(), demand.members, false);
+        self.batches.push_back(HeldBatch { dispatched, jobs, unfinished, runs_since, gives_way, quarantined });
         dispatched
     }
 
-    /// Adds a batch of these jobs, which spends a credit. A batch that is due does not give way later.
+    /// Adds a batch of these jobs, whose numbers rise, which spends a credit. A batch that is due does not give way later.
     pub fn dispatch(&mut self, jobs: &[Box<Job>], is_due: bool, now: Instant) -> DispatchedBatch {
         let demand = jobs.iter().fold(Demand::default(), |all, job| all.and(&job.demand()));
         let may_give_way = !is_due && jobs.iter().all(|job| job.may_give_way());
         let resumable_before = jobs.iter().map(|job| job.deadline).min().filter(|_| may_give_way);
         let quarantined = jobs.iter().any(|job| job.request.key.quarantine != Quarantine::None);
-        self.add_batch(demand, resumable_before, quarantined, now)
+        let dispatched = self.add_batch(demand, resumable_before, quarantined, now);
+        if let Some(held) = self.batches.back_mut() {
+            held.jobs = jobs.iter().map(|job| job.id).collect();
+        }
+        dispatched
+    }
+
+    /// Whether it holds any of these jobs, or held it in a batch that is not completed.
+    pub(super) fn holds_any(&self, jobs: &JobRange) -> bool {
+        self.batches.iter().any(|held| {
+            let at = held.jobs.partition_point(|id| id.0 < jobs.start);
+            held.jobs.get(at).is_some_and(|id| id.0 < jobs.end)
+        })
+    }
+
+    /// Removes a batch that could not be sent, and takes the credit back.
+    pub fn unsent(&mut self, batch: BatchId) {
+        if let Some(at) = self.batches.iter().position(|held| held.dispatched.batch == batch)
+            && let Some(held) = self.batches.remove(at)
+        {
+            self.members = self.members.saturating_sub(held.unfinished);
+            self.credit += 1;
+        }
     }
 
     /// Whether it has asked to leave.

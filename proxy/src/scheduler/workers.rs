@@ -1,15 +1,16 @@
 //! The connected workers: which jobs each of them serves, and which worker gets the next batch. Plain data.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pillion_protocol::BatchId;
 use pillion_protocol::frame::Hello;
-use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use super::message::{LinkCommand, WorkerId};
 use super::worker::Worker;
-use crate::domain::{BatchKey, Demand, ModelId, Quarantine, WorkerModel};
+use crate::domain::{Demand, JobRange, ModelId, Quarantine, Target, WorkerModel};
 use crate::policy::Policy;
 use crate::policy::candidates::{self, BatchCandidate, Bucket};
 use crate::policy::preemption::{Remains, Waiting};
@@ -33,7 +34,14 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 impl Workers {
     /// Adds a worker that has connected.
-    pub fn add(&mut self, id: WorkerId, hello: Hello, model: ModelId, link: Sender<LinkCommand>, now: Instant) {
+    pub fn add(
+        &mut self,
+        id: WorkerId,
+        hello: Hello,
+        model: ModelId,
+        link: UnboundedSender<LinkCommand>,
+        now: Instant,
+    ) {
         self.all.push(Worker::new(id, hello, model, link, now));
         self.leaving = None;
     }
@@ -93,23 +101,23 @@ impl Workers {
         self.left.push((model, now));
     }
 
-    /// Since when no worker serves this batch key: `None` if one does, and `start` if none ever did.
-    pub fn unserved_since(&self, key: &BatchKey, start: Instant) -> Option<Instant> {
-        if self.serving(key).next().is_some() {
+    /// Since when no worker serves this target: `None` if one does, and `start` if none ever did.
+    pub fn unserved_since(&self, target: &Target, start: Instant) -> Option<Instant> {
+        if self.serving(target).next().is_some() {
             return None;
         }
-        self.left.iter().filter(|(model, _)| key.is_for(*model)).map(|(_, at)| *at).max().or(Some(start))
+        self.left.iter().filter(|(model, _)| target.is_for(*model)).map(|(_, at)| *at).max().or(Some(start))
     }
 
-    /// The workers that serve this batch key.
-    pub fn serving<'a>(&'a self, key: &'a BatchKey) -> impl Iterator<Item = &'a Worker> {
-        self.all.iter().filter(|worker| !worker.released && self.serves(worker.model, key))
+    /// The workers that serve this target.
+    pub fn serving<'a>(&'a self, target: &'a Target) -> impl Iterator<Item = &'a Worker> {
+        self.all.iter().filter(|worker| !worker.released && self.serves(worker.model, target))
     }
 
-    /// Whether workers with this worker model serve this batch key: they can serve it, and their model is not
-    /// superseded unless the key is tied to its fingerprint.
-    fn serves(&self, model: WorkerModel, key: &BatchKey) -> bool {
-        key.is_for(model) && (key.is_tied() || !self.is_superseded(model))
+    /// Whether workers with this worker model serve this target: they can serve it, and their model is not superseded
+    /// unless the target is tied to its fingerprint.
+    pub fn serves(&self, model: WorkerModel, target: &Target) -> bool {
+        target.is_for(model) && (target.is_tied() || !self.is_superseded(model))
     }
 
     /// Whether a newer model of the same name serves: a worker that has not asked to leave has another fingerprint,
@@ -130,57 +138,80 @@ impl Workers {
     }
 
     /// The worker with credit and this worker model that is predicted to end a batch soonest. A worker that has asked
-    /// to leave is chosen only if no other has credit.
-    fn soonest(&self, demand: &Demand, model: WorkerModel, now: Instant) -> Option<WorkerId> {
+    /// to leave is chosen only if no other has credit. `but` is not chosen.
+    fn soonest(&self, demand: &Demand, model: WorkerModel, but: Option<WorkerId>, now: Instant) -> Option<WorkerId> {
         let ends = |worker: &Worker| worker.free_in(now) + worker.forecast.time(demand);
         self.with_credit()
-            .filter(|worker| worker.model == model)
+            .filter(|worker| worker.model == model && Some(worker.id) != but)
             .min_by_key(|worker| (worker.is_draining(), ends(worker), worker.members, worker.id))
             .map(|w| w.id)
     }
 
     /// The worker that the next batch goes to, and the candidate that it is taken from. If there are several worker
-    /// models, the candidate that has waited longest goes first. Quarantined jobs wait for a worker that holds nothing
-    /// else. `max_size`: the most members of a batch. `texts_per_second`: the rate at which texts come.
+    /// models, the candidate that has waited longest goes first. Workers whose model is one of `held` get no batch.
+    /// `max_size`: the most members of a batch. `texts_per_second`: the rate at which texts for a model come.
     pub fn next(
         &self,
         buckets: &[Bucket],
         max_size: usize,
-        texts_per_second: f64,
+        texts_per_second: impl Fn(ModelId) -> f64,
+        held: &[ModelId],
         now: Instant,
     ) -> Option<(WorkerId, BatchCandidate)> {
-        let mut models: Vec<WorkerModel> = self.with_credit().map(|worker| worker.model).collect();
+        let mut models: Vec<WorkerModel> =
+            self.with_credit().map(|worker| worker.model).filter(|model| !held.contains(&model.model)).collect();
         models.sort_unstable();
         models.dedup();
         let of_model = |model: WorkerModel| {
-            let buckets = self.served_by(model, buckets);
-            let oldest = buckets.iter().min_by_key(|bucket| bucket.since)?.demand;
-            let id = self.soonest(&oldest.part(oldest.members.min(max_size), oldest.members), model, now)?;
-            let forecast = &self.all.iter().find(|worker| worker.id == id)?.forecast;
-            let candidate = candidates::next(buckets, max_size, |demand| forecast.time(demand), texts_per_second, now)?;
-            if candidate.quarantine() == Quarantine::None {
-                return Some((id, candidate));
-            }
-            let empty = self.with_credit().find(|worker| worker.model == model && worker.is_empty())?;
-            Some((empty.id, candidate))
+            let rate = texts_per_second(model.model);
+            self.next_of(model, self.served_by(model, buckets), max_size, rate, None, now)
         };
         models.into_iter().filter_map(of_model).min_by_key(|(_, candidate)| candidate.since)
     }
 
-    /// A running batch that should give way to the jobs that wait, and what remains of it.
-    pub fn should_give_way(
+    /// The same for one worker model. Quarantined jobs wait for a worker that holds nothing else; until then, one worker
+    /// is `reserved` for them, and the other workers take other jobs.
+    fn next_of(
         &self,
-        buckets: &[Bucket],
+        model: WorkerModel,
+        mut buckets: Vec<Bucket>,
         max_size: usize,
-        policy: &Policy,
+        texts_per_second: f64,
+        reserved: Option<WorkerId>,
+        now: Instant,
+    ) -> Option<(WorkerId, BatchCandidate)> {
+        let oldest = buckets.iter().min_by_key(|bucket| bucket.since)?.demand;
+        let id = self.soonest(&oldest.part(oldest.members.min(max_size), oldest.members), model, reserved, now)?;
+        let forecast = &self.all.iter().find(|worker| worker.id == id)?.forecast;
+        let time = |demand: &Demand| forecast.time(demand);
+        let candidate = candidates::next(buckets.clone(), max_size, time, texts_per_second, now)?;
+        if candidate.quarantine() == Quarantine::None {
+            return Some((id, candidate));
+        }
+        if let Some(empty) = self.with_credit().find(|worker| worker.model == model && worker.is_empty()) {
+            return Some((empty.id, candidate));
+        }
+        let alike = self.all.iter().filter(|worker| worker.model == model && !worker.released);
+        let soonest_free = |worker: &&Worker| (worker.free_in(now), worker.id);
+        let reserved = alike.filter(|worker| !worker.is_quarantined()).min_by_key(soonest_free);
+        buckets.retain(|bucket| bucket.key.quarantine == Quarantine::None);
+        self.next_of(model, buckets, max_size, texts_per_second, reserved.map(|worker| worker.id), now)
+    }
+
+    /// A running batch that should give way to the jobs that wait, and what remains of it.
+    pub fn should_give_way<'a>(
+        &self,
+        mut buckets: Vec<Bucket>,
+        max_size: usize,
+        policy: impl Fn(ModelId) -> Option<&'a Policy>,
         now: Instant,
     ) -> Option<(WorkerId, BatchId, Remains)> {
-        if buckets.iter().any(|bucket| self.have_credit_for(&bucket.key)) || !self.may_preempt() {
-            return None;
-        }
-        let rate = policy.texts_per_second(now);
-        self.all.iter().filter(|worker| !worker.released).find_map(|worker| {
-            let buckets = self.served_by(worker.model, buckets);
+        buckets.retain(|bucket| !self.have_credit_for(&bucket.key.target));
+        let may_be_told = |worker: &&Worker| !worker.released && self.may_preempt(worker.model.model);
+        self.all.iter().filter(|_| !buckets.is_empty()).filter(may_be_told).find_map(|worker| {
+            let policy = policy(worker.model.model)?;
+            let rate = policy.texts_per_second(now);
+            let buckets = self.served_by(worker.model, &buckets);
             let candidate = candidates::next(buckets, max_size, |demand| worker.forecast.time(demand), rate, now)?;
             let waiting = Waiting { members: candidate.demand.members, time: candidate.time };
             let mut running = worker.running(now, waiting.time);
@@ -206,21 +237,36 @@ impl Workers {
         if longest.saturating_sub(shorter) > longest / WORTH_SHARING { part } else { usize::MAX }
     }
 
-    /// The number of engines that take batches.
-    pub fn engines(&self) -> usize {
-        self.all.iter().filter(|worker| !worker.released).map(|worker| worker.hello.slots as usize).sum()
+    /// The number of engines that take batches for this model.
+    pub fn engines(&self, model: ModelId) -> usize {
+        let serving = self.all.iter().filter(|worker| !worker.released && worker.model.model == model);
+        serving.map(|worker| worker.hello.slots as usize).sum()
     }
 
-    /// Whether a batch may be told to give way: no other is giving way, and any worker can continue its members.
-    fn may_preempt(&self) -> bool {
-        let mut serving = self.all.iter().filter(|worker| !worker.released);
+    /// The models of the workers that take batches.
+    pub fn models(&self) -> BTreeSet<ModelId> {
+        self.all.iter().filter(|worker| !worker.released).map(|worker| worker.model.model).collect()
+    }
+
+    /// Tells the workers that hold any of these jobs that their client has gone away.
+    pub fn cancel(&self, jobs: &JobRange) {
+        for worker in self.all.iter().filter(|worker| worker.holds_any(jobs)) {
+            // An error means that the link has ended, and with it the jobs' attempts.
+            let _ = worker.link.send(LinkCommand::Cancel(jobs.clone()));
+        }
+    }
+
+    /// Whether a batch of this model may be told to give way: no other is giving way, and any worker can continue its
+    /// members.
+    fn may_preempt(&self, model: ModelId) -> bool {
+        let mut serving = self.all.iter().filter(|worker| !worker.released && worker.model.model == model);
         let alike = serving.clone().zip(serving.clone().skip(1)).all(|(a, b)| a.fingerprint == b.fingerprint);
         alike && !serving.any(Worker::has_batch_that_gives_way)
     }
 
-    /// Whether a worker with credit serves this batch key.
-    pub fn have_credit_for(&self, key: &BatchKey) -> bool {
-        self.with_credit().any(|worker| self.serves(worker.model, key))
+    /// Whether a worker with credit serves this target.
+    pub fn have_credit_for(&self, target: &Target) -> bool {
+        self.with_credit().any(|worker| self.serves(worker.model, target))
     }
 
     /// Whether any worker takes a batch.
@@ -230,6 +276,11 @@ impl Workers {
 
     fn with_credit(&self) -> impl Iterator<Item = &Worker> + Clone {
         self.all.iter().filter(|worker| worker.credit > 0 && !worker.released && !worker.is_quarantined())
+    }
+
+    /// The worker with this number.
+    pub fn get(&self, id: WorkerId) -> Option<&Worker> {
+        self.all.iter().find(|worker| worker.id == id)
     }
 
     /// All workers.
@@ -243,17 +294,17 @@ impl Workers {
     }
 
     /// The workers that have asked to leave and are not needed: another with their model stays, or there is no work for
-    /// them and none is coming. `waiting`: the queue's batch keys. `arriving`: whether request bodies are being read.
+    /// them and none is coming. `waiting`: the targets of the jobs that wait. `arriving`: whether request bodies are being read.
     pub fn releasable<'a>(
         &self,
-        waiting: &(impl Iterator<Item = &'a BatchKey> + Clone),
+        waiting: &(impl Iterator<Item = &'a Target> + Clone),
         arriving: bool,
         now: Instant,
     ) -> Vec<WorkerId> {
         let equal_stays =
             |leaver: &Worker| self.all.iter().any(|worker| !worker.is_draining() && worker.model == leaver.model);
         let is_idle =
-            |leaver: &Worker| leaver.members == 0 && !waiting.clone().any(|key| self.serves(leaver.model, key));
+            |leaver: &Worker| leaver.members == 0 && !waiting.clone().any(|target| self.serves(leaver.model, target));
         let more_may_come = |leaver: &Worker| {
             !self.is_superseded(leaver.model) && leaver.lingers_until(arriving).is_some_and(|until| until > now)
         };
@@ -267,7 +318,7 @@ impl Workers {
 
     /// The buckets that workers with this worker model serve.
     fn served_by(&self, model: WorkerModel, buckets: &[Bucket]) -> Vec<Bucket> {
-        buckets.iter().filter(|bucket| self.serves(model, &bucket.key)).copied().collect()
+        buckets.iter().filter(|bucket| self.serves(model, &bucket.key.target)).copied().collect()
     }
 }
 

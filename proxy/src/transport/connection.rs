@@ -4,18 +4,21 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Version;
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, EXPECT, HeaderValue};
 use hyper::service::service_fn;
+use hyper::{Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tokio_util::io::{InspectReader, InspectWriter};
+use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::activity::{Activity, CloseReason};
+use super::request_body::RequestBody;
 use super::tracked_body::TrackedBody;
 use crate::http::{ClientHistory, Service};
 use crate::metrics::Metrics;
@@ -39,6 +42,8 @@ pub struct Server {
     metrics: Arc<Metrics>,
     most: usize,
     connections: Arc<Semaphore>,
+    /// The connections that are served.
+    open: TaskTracker,
     /// Places for requests over HTTP/2, as many as for connections.
     streams: Arc<Semaphore>,
 }
@@ -47,7 +52,7 @@ impl Server {
     /// Creates a server that serves `service` on at most `most` connections at once.
     pub fn new(service: Service, metrics: Arc<Metrics>, most: usize) -> Self {
         let places = || Arc::new(Semaphore::new(most));
-        Self { service, metrics, most, connections: places(), streams: places() }
+        Self { service, metrics, most, connections: places(), open: TaskTracker::new(), streams: places() }
     }
 
     /// The places for connections. Each connection holds one until it ends.
@@ -57,14 +62,13 @@ impl Server {
 
     /// Resolves when no connection is open.
     pub async fn all_closed(&self) {
-        let all = u32::try_from(self.most).unwrap_or(u32::MAX);
-        // The semaphore is never closed, so there is no error.
-        let _ = self.connections.acquire_many(all).await;
+        self.open.close();
+        self.open.wait().await;
     }
 
     /// Number of open connections.
     pub fn open(&self) -> usize {
-        self.most - self.connections.available_permits()
+        self.open.len()
     }
 
     /// Whether more than three quarters of the places are taken.
@@ -78,19 +82,25 @@ impl Server {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let _open = self.open.token();
         let activity = Arc::new(Activity::new(Instant::now()));
         let client = Arc::new(ClientHistory::default());
-        let service = service_fn(|request| {
+        let service = service_fn(|request: Request<Incoming>| {
             let (service, streams, in_flight) = (self.service.clone(), self.streams.clone(), activity.begin_request());
             let is_http2 = request.version() == Version::HTTP_2;
             // An HTTP/2 connection has many requests at once, so the last answer does not predict the next request.
+            let asks_first = request.headers().contains_key(EXPECT);
+            // Over HTTP/2, the end of one request does not end the connection.
+            let request = RequestBody::of(request, !is_http2 && !asks_first, &activity);
             let client = if is_http2 { Arc::new(ClientHistory::default()) } else { client.clone() };
             async move {
                 // REFUSED_STREAM means that nothing was done for the request, so the client may send it again.
                 let refused = |_| h2::Error::from(h2::Reason::REFUSED_STREAM);
                 let place = is_http2.then(|| streams.try_acquire_owned().map_err(refused)).transpose()?;
                 let mut answer = service.answer(request, &client).await;
-                if !is_http2 && service.is_leaving() {
+                // A client that asked before it sent its body, and was refused, has sent none. Then nothing can follow.
+                let is_refused = asks_first && !answer.status().is_success();
+                if !is_http2 && (is_refused || service.is_leaving()) {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, h2::Error>(answer.map(|body| TrackedBody::new(body, in_flight, place)))

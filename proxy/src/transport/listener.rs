@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::connection::Server;
@@ -47,8 +47,8 @@ impl Listener {
         self.listener.local_addr()
     }
 
-    /// Accepts and serves clients until `closed` resolves. Each connection holds a place until it ends; with no place free no
-    /// connection is accepted.
+    /// Accepts and serves clients until `closed` resolves, and then those that have connected by then. Each connection holds a
+    /// place until it ends; with no place free no connection is accepted.
     pub async fn accept(self, server: Server, closed: impl Future<Output = ()>) {
         let serve = |stream: TcpStream, place: OwnedSemaphorePermit| {
             // Answers are whole when they are written, so Nagle's algorithm would only delay them.
@@ -81,12 +81,18 @@ impl Listener {
                 (_, Err(_)) => return,
             }
         }
-        // Closing the socket would reset connections that the kernel has completed and that were not accepted yet.
-        while !self.is_inherited
-            && let Ok(place) = server.places().clone().try_acquire_owned()
-            && let Ok(Ok((stream, _))) = timeout(Duration::ZERO, self.listener.accept()).await
+        // Closing the socket would reset the connections that the kernel has completed and that were not accepted yet. The
+        // system is asked for them, since the runtime may not have heard of them.
+        if !self.is_inherited
+            && let Ok(listener) = self.listener.into_std()
         {
-            serve(stream, place);
+            while let Ok(place) = server.places().clone().try_acquire_owned()
+                && let Ok((stream, _)) = listener.accept()
+                && stream.set_nonblocking(true).is_ok()
+                && let Ok(stream) = TcpStream::from_std(stream)
+            {
+                serve(stream, place);
+            }
         }
     }
 }

@@ -11,26 +11,37 @@ use super::listener::ACCEPT_PAUSE;
 use super::rate_limited_log::RateLimitedLog;
 use crate::link::{self, Links};
 use crate::metrics::Metrics;
-use crate::socket::WorkerSocket;
+use crate::socket::{PathLeadsTo, WorkerSocket};
 
 /// Accepts workers forever. Each holds one of `places` until its connection ends. If the socket's file is removed, it is
-/// created again, unless another proxy has bound the path.
+/// created again. If another proxy takes the path, a warning says so.
 pub async fn accept_workers(mut socket: WorkerSocket, links: Links, metrics: Arc<Metrics>, places: Arc<Semaphore>) {
     let mut check = interval(Duration::from_secs(1));
     let (mut failures, mut refusals) = (RateLimitedLog::default(), RateLimitedLog::default());
-    while let Ok(place) = places.clone().acquire_owned().await {
-        let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
+    let mut was_taken = false;
+    loop {
+        let (accepted, place) = tokio::select! {
+            accepted = async {
+                let place = places.clone().acquire_owned().await;
+                (socket.accept().await, place)
+            } => accepted,
             _ = check.tick() => {
-                if socket.is_gone() {
-                    match socket.bind_again() {
+                match socket.path_leads_to() {
+                    PathLeadsTo::Us => was_taken = false,
+                    PathLeadsTo::Nothing => match socket.bind_again() {
                         Ok(()) => warn!("the workers' socket was removed; created it again"),
                         Err(error) => error!(%error, "the workers' socket was removed and cannot be created; trying again"),
+                    },
+                    PathLeadsTo::Another => {
+                        if !std::mem::replace(&mut was_taken, true) {
+                            warn!("another proxy has taken the workers' socket; workers that connect from now on serve that one");
+                        }
                     }
                 }
                 continue;
             }
         };
+        let Ok(place) = place else { return };
         match accepted {
             Ok(Ok(stream)) => {
                 let links = links.clone();

@@ -48,11 +48,29 @@ pub struct Request {
     pub timeout: Option<Duration>,
     /// When its client goes away, if it does.
     pub leaves: Option<Duration>,
+    /// The model that it names, if it names one. Then it is asked of the OpenAI API.
+    pub model: Option<&'static str>,
+    /// Over HTTP/2, the bytes of the answer that may be sent before the client reads them.
+    pub window: Option<u32>,
 }
 
 impl Request {
+    /// Where it is sent.
+    pub fn path(&self) -> &'static str {
+        match (self.model, self.is_stream) {
+            (Some(_), _) => "/v1/completions",
+            (None, true) => "/generate_stream",
+            (None, false) => "/generate",
+        }
+    }
+
     /// As it is sent.
     pub fn body(&self) -> Value {
+        if let Some(model) = self.model {
+            let penalty = if self.looks_back { 1.3 } else { 1.0 };
+            return json!({"model": model, "prompt": self.texts[0], "max_tokens": self.max, "min_tokens": self.min,
+                "repetition_penalty": penalty});
+        }
         let text = if self.texts.len() == 1 { json!(self.texts[0]) } else { json!(self.texts) };
         let mut body = json!({"text": text, "max_new_tokens": self.max, "min_new_tokens": self.min});
         if self.looks_back {
@@ -104,16 +122,20 @@ const FAULTS: [FaultKind; 8] = [
 /// Workers before the last two, which are sound.
 const UNSOUND: u64 = 3;
 const REQUESTS: u64 = 80;
+/// The models that workers have where there are several.
+const MODELS: [&str; 2] = ["simulated", "other"];
 
 impl Plan {
     /// Drawn from a seed.
     ///
     /// One plan in eight has a prompt that kills, and no other fault, so that who fails is known beforehand. One in three
-    /// has a newer model of the same name come, while the workers with the older one are told to leave.
+    /// has a newer model of the same name come, while the workers with the older one are told to leave. Of the others, one in
+    /// three has workers with another model beside the first.
     pub fn of(seed: u64) -> Self {
         let mut dice = Dice(SplitMix64(seed));
         let is_poisoned = dice.one_in(8);
         let swaps = !is_poisoned && dice.one_in(3);
+        let models = if !is_poisoned && !swaps && dice.one_in(3) { 2 } else { 1 };
         let most = 1 + dice.below(12);
         let attempts = if is_poisoned { 2 + dice.below(3) } else { 20 };
         let flags =
@@ -123,7 +145,8 @@ impl Plan {
         let mut workers = 0;
         for _ in 0..unsound {
             let fault = Some(Fault { kind: FAULTS[dice.count(8)], batch: 1 + dice.below(9), step: dice.below(4) });
-            acts.push((dice.millis(20), Act::Worker(Box::new(Profile { fault, ..worker(&mut dice, "a") }))));
+            let model = MODELS[dice.count(models)];
+            acts.push((dice.millis(20), Act::Worker(Box::new(Profile { fault, ..worker(&mut dice, model, "a") }))));
             workers += 1;
         }
         let requests = 1 + dice.count(REQUESTS);
@@ -132,11 +155,13 @@ impl Plan {
         for number in 0..requests {
             if number == sound_at {
                 let fingerprint = if swaps && number > swap_at { "b" } else { "a" };
-                acts.push((Duration::ZERO, Act::Worker(Box::new(worker(&mut dice, fingerprint)))));
-                workers += 1;
+                for model in &MODELS[..usize::try_from(models).unwrap_or(1)] {
+                    acts.push((Duration::ZERO, Act::Worker(Box::new(worker(&mut dice, model, fingerprint)))));
+                    workers += 1;
+                }
             }
             if swaps && number == swap_at {
-                acts.push((Duration::ZERO, Act::Worker(Box::new(worker(&mut dice, "b")))));
+                acts.push((Duration::ZERO, Act::Worker(Box::new(worker(&mut dice, MODELS[0], "b")))));
                 (0..workers).for_each(|old| acts.push((Duration::from_millis(1), Act::Drain(old))));
                 workers += 1;
             }
@@ -147,18 +172,23 @@ impl Plan {
                     acts.push((dice.millis(10), if dice.one_in(2) { Act::Kill(victim) } else { Act::Drain(victim) }));
                 }
             }
-            let request = request(&mut dice, seed, number, poison_at == Some(number));
-            acts.push((dice.millis(12), Act::Ask(request)));
+            let mut request = request(&mut dice, seed, number, poison_at == Some(number));
+            // A model can be named once its workers have said its name.
+            let is_plain = request.texts.len() == 1 && !request.is_stream && request.timeout.is_none();
+            if models > 1 && is_plain && number >= sound_at && dice.one_in(2) {
+                request.model = Some(MODELS[dice.count(models)]);
+            }
+            acts.push((Duration::from_millis(1) + dice.millis(12), Act::Ask(request)));
         }
         if swap_at >= requests || !swaps {
-            acts.push((Duration::ZERO, Act::Worker(Box::new(worker(&mut dice, "a")))));
+            acts.push((Duration::ZERO, Act::Worker(Box::new(worker(&mut dice, MODELS[0], "a")))));
         }
         let flags = flags.split(' ').map(str::to_owned).collect();
         Self { seed, flags, acts }
     }
 }
 
-fn worker(dice: &mut Dice, fingerprint: &str) -> Profile {
+fn worker(dice: &mut Dice, model: &str, fingerprint: &str) -> Profile {
     let mut profile = Profile {
         batch_cost: dice.millis(30),
         step_cost: Duration::from_millis(1) + dice.millis(4),
@@ -167,6 +197,7 @@ fn worker(dice: &mut Dice, fingerprint: &str) -> Profile {
         ..Profile::default()
     };
     fingerprint.clone_into(&mut profile.hello.fingerprint);
+    model.clone_into(&mut profile.hello.model);
     profile.hello.slots = if dice.one_in(3) { 2 } else { 1 };
     profile
 }
@@ -189,5 +220,7 @@ fn request(dice: &mut Dice, seed: u64, number: usize, is_poison: bool) -> Reques
         is_stream,
         timeout: (!is_list && !is_poison && dice.one_in(10)).then(|| Duration::from_millis(1) + dice.millis(500)),
         leaves: (!is_poison && dice.one_in(8)).then(|| dice.millis(60)),
+        model: None,
+        window: dice.one_in(5).then(|| u32::try_from(1 + dice.below(100)).unwrap_or(1)),
     }
 }

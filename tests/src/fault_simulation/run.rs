@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use futures_util::future::Either;
+use serde_json::{Map, Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -80,17 +81,30 @@ pub async fn run(plan: &Plan) -> Outcome {
 
 /// What the client gets; nothing where it goes away first. A status of 0 says that it got nothing in all the time.
 fn ask(memory: &mut Memory, request: &Request) -> impl Future<Output = Option<Got>> + Send + use<> {
-    let path = if request.is_stream { "/generate_stream" } else { "/generate" };
-    let answer = memory.post(path, &request.body());
-    let leaves = request.leaves;
+    let (path, body) = (request.path(), request.body());
+    let answer = match request.window {
+        Some(window) => Either::Left(memory.post_http2(path, &body, window)),
+        None => Either::Right(memory.post(path, &body)),
+    };
+    let (leaves, is_named) = (request.leaves, request.model.is_some());
     async move {
         let begun = Instant::now();
         match timeout(leaves.unwrap_or(LONGEST), answer).await {
-            Ok(answer) => Some(Got { status: answer.status, body: answer.body.to_vec(), after: begun.elapsed() }),
+            Ok(answer) => {
+                let body = if is_named { without_time(&answer.body) } else { answer.body.to_vec() };
+                Some(Got { status: answer.status, body, after: begun.elapsed() })
+            }
             Err(_) if leaves.is_some() => None,
             Err(_) => Some(Got { status: 0, body: Vec::new(), after: begun.elapsed() }),
         }
     }
+}
+
+/// The answer of the OpenAI API without the time of day, which no seed determines.
+fn without_time(body: &[u8]) -> Vec<u8> {
+    let Ok(mut answer) = serde_json::from_slice::<Map<String, Value>>(body) else { return body.to_vec() };
+    answer.remove("created");
+    Value::Object(answer).to_string().into_bytes()
 }
 
 /// Nothing waits or runs when nobody asks.

@@ -45,7 +45,7 @@ pub fn judge(request: &Request, got: &Got, swapped: bool) -> Result<(), Wrong> {
 
 fn judge_whole(request: &Request, answer: &Value) -> Result<(), Wrong> {
     let of = |field: &str, nth: usize| {
-        let value = &answer[field];
+        let value = if request.model.is_some() { &answer["choices"][0][field] } else { &answer[field] };
         if request.texts.len() == 1 { value.clone() } else { value[nth].clone() }
     };
     for (nth, text) in request.texts.iter().enumerate() {
@@ -106,6 +106,8 @@ mod tests {
             is_stream,
             timeout: None,
             leaves: None,
+            model: None,
+            window: None,
         }
     }
 

@@ -5,10 +5,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::Memory;
+use crate::client::Answer;
 
 /// A client with one connection. Clones share it.
 #[derive(Clone, Debug)]
@@ -26,6 +27,40 @@ impl Memory {
             let _ = connection.await;
         });
         Http2Client(sender)
+    }
+}
+
+impl Memory {
+    /// Posts JSON to a path over HTTP/2, over a connection of its own, and reads the whole answer, of which the proxy may send
+    /// only `window` bytes before they are read. Dropping the future closes the connection.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub fn post_http2(
+        &mut self,
+        path: &'static str,
+        request: &Value,
+        window: u32,
+    ) -> impl Future<Output = Answer> + Send + use<> {
+        let near = self.connect();
+        let body = Full::new(Bytes::from(request.to_string()));
+        async move {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder.initial_stream_window_size(window);
+            let (mut sender, connection) = builder.handshake(TokioIo::new(near)).await.expect("a pipe");
+            let ask = async {
+                let request = Request::post(format!("http://memory{path}")).header("x-request-id", "memory").body(body);
+                let answer = sender.send_request(request.expect("a request")).await.expect("an answer");
+                let (head, body) = answer.into_parts();
+                let body = body.collect().await.expect("a whole answer").to_bytes();
+                Answer { status: head.status.as_u16(), headers: head.headers, body }
+            };
+            tokio::select! {
+                biased;
+                answer = ask => answer,
+                _ = connection => panic!("the connection ended before the answer"),
+            }
+        }
     }
 }
 

@@ -90,7 +90,7 @@ pub(super) struct World<'a> {
     longest_hold: Duration,
     longest_waits: Vec<Duration>,
     longest_passings: Vec<Duration>,
-    _links: Vec<mpsc::Receiver<LinkCommand>>,
+    _links: Vec<mpsc::UnboundedReceiver<LinkCommand>>,
 }
 
 impl<'a> World<'a> {
@@ -100,7 +100,7 @@ impl<'a> World<'a> {
         let mut workers = Workers::default();
         let mut links = Vec::new();
         for (id, engine) in (0..).zip(&setting.engines) {
-            let (link, inbox) = mpsc::channel(16);
+            let (link, inbox) = mpsc::unbounded_channel();
             let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
             let (step_ns, member_ns, prompt_ns) = (nanos(engine.step), nanos(engine.member), nanos(engine.prompt));
             let cost = if engine.told { UnitCost { step_ns, member_ns, prompt_ns } } else { UnitCost::default() };

@@ -1,5 +1,6 @@
 //! What completions and chat completions have in common.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pillion_protocol::frame::FinishReason;
@@ -42,9 +43,10 @@ struct Usage {
 }
 
 impl Usage {
-    /// Adds a text. A prompt with several answers counts once, with the first of them, for which `is_first` is set.
-    fn add(&mut self, completion: &Completion, is_first: bool) {
-        if is_first {
+    /// Adds an answer to this prompt. A prompt with several answers counts once, with the first that ends. If the proxy ends an
+    /// answer for a worker that is late, it does not know the prompt's tokens, and another answer may.
+    fn add(&mut self, completion: &Completion, prompt: usize, counted: &mut BTreeSet<usize>) {
+        if completion.prompt_tokens > 0 && counted.insert(prompt) {
             self.prompt_tokens += u64::from(completion.prompt_tokens);
         }
         self.completion_tokens += u64::from(completion.completion_tokens);
@@ -61,11 +63,14 @@ pub(super) struct Answer {
     pub fields: FieldNames,
     include_usage: bool,
     usage: Usage,
+    /// The prompts whose tokens are in the usage.
+    counted: BTreeSet<usize>,
 }
 
 impl Answer {
     pub(super) fn new(head: Head, n: usize, fields: FieldNames, stream_options: StreamOptions) -> Self {
-        Self { head, n, fields, include_usage: stream_options.include_usage, usage: Usage::default() }
+        let (include_usage, usage, counted) = (stream_options.include_usage, Usage::default(), BTreeSet::new());
+        Self { head, n, fields, include_usage, usage, counted }
     }
 
     /// The whole answer. One failed text fails the request, since OpenAI's format has no place for the error of one text.
@@ -74,11 +79,11 @@ impl Answer {
         outcomes: &'a [Outcome],
         choice: impl Fn(usize, &'a Completion) -> C,
     ) -> Result<Vec<u8>, ApiError> {
-        let mut usage = Usage::default();
+        let (mut usage, mut counted) = (Usage::default(), BTreeSet::new());
         let mut choices = Vec::with_capacity(outcomes.len());
         for (text, outcome) in outcomes.iter().enumerate() {
             let completion = outcome.as_ref().map_err(Clone::clone)?;
-            usage.add(completion, text.is_multiple_of(self.n));
+            usage.add(completion, text / self.n, &mut counted);
             choices.push(choice(text, completion));
         }
         Ok(write::json(&Body { head: &self.head, choices, usage: Some(Some(usage)) }))
@@ -86,7 +91,7 @@ impl Answer {
 
     /// Adds a streamed text that has ended to the usage.
     pub(super) fn count(&mut self, text: usize, completion: &Completion) {
-        self.usage.add(completion, text.is_multiple_of(self.n));
+        self.usage.add(completion, text / self.n, &mut self.counted);
     }
 
     /// Appends the event for a change of one choice.
@@ -159,4 +164,27 @@ pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
 /// Seconds since the Unix epoch.
 pub(super) fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_counts_once_with_the_first_answer_that_knows_its_tokens() {
+        let answer = |prompt_tokens| Completion {
+            text: String::new(),
+            reason: FinishReason::Stop,
+            prompt_tokens,
+            completion_tokens: 2,
+            first_token_at: None,
+            dispatch: None,
+        };
+        // Two prompts with three answers each. The first answer to each has failed, and the proxy has ended the second.
+        let (mut usage, mut counted) = (Usage::default(), BTreeSet::new());
+        for (text, prompt_tokens) in [(1, 0), (4, 0), (5, 7), (2, 5)] {
+            usage.add(&answer(prompt_tokens), text / 3, &mut counted);
+        }
+        assert_eq!(usage, Usage { prompt_tokens: 12, completion_tokens: 8, total_tokens: 20 });
+    }
 }

@@ -55,8 +55,8 @@ impl Sampling {
             no_repeat_ngram_size: fields.integer("no_repeat_ngram_size", 0, 1024)?.unwrap_or(0),
         };
         let n = fields.integer("n", 1, MAX_ANSWERS)?.unwrap_or(1);
-        let key =
-            BatchKey { model: model.map_or(ModelId::ANY, |model| model.id), ..BatchKey::new(options, min_tokens) };
+        let mut key = BatchKey::new(options, min_tokens);
+        key.target.model = model.map_or(ModelId::ANY, |model| model.id);
         Ok(Self { key, stop: Arc::new(fields.stops()?), n: n as usize })
     }
 }

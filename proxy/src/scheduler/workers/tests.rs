@@ -3,9 +3,10 @@ use std::time::Duration;
 use pillion_protocol::frame::{BatchCost, Options, UnitCost};
 use tokio::sync::mpsc;
 
+use super::super::batch::DispatchedBatch;
 use super::super::worker::LONGEST_LEAD;
 use super::*;
-use crate::domain::{GenerationRequest, Job, JobId, ModelFingerprint, Reply};
+use crate::domain::{BatchKey, GenerationRequest, Job, JobId, ModelFingerprint, Reply};
 use crate::policy::candidates::Size;
 use crate::policy::forecast::BatchOutcome;
 
@@ -31,7 +32,7 @@ fn workers_of(costs: &[(&str, UnitCost)]) -> (Workers, Instant) {
             cost: *cost,
             age_ms: 0,
         };
-        workers.add(WorkerId(id), hello, ModelId::new(1), mpsc::channel(1).0, now);
+        workers.add(WorkerId(id), hello, ModelId::new(1), mpsc::unbounded_channel().0, now);
         workers.get_mut(WorkerId(id)).unwrap().credit = 1;
     }
     (workers, now)
@@ -62,26 +63,26 @@ fn without_measurements_the_worker_with_credit_and_the_fewest_members_is_next() 
     workers.get_mut(WorkerId(1)).unwrap().members = 5;
     workers.get_mut(WorkerId(2)).unwrap().members = 2;
     workers.get_mut(WorkerId(3)).unwrap().credit = 0;
-    assert_eq!(workers.soonest(&demand(1), model("a"), now), Some(WorkerId(2)));
+    assert_eq!(workers.soonest(&demand(1), model("a"), None, now), Some(WorkerId(2)));
     workers.get_mut(WorkerId(2)).unwrap().credit = 0;
-    assert_eq!(workers.soonest(&demand(1), model("a"), now), Some(WorkerId(1)));
+    assert_eq!(workers.soonest(&demand(1), model("a"), None, now), Some(WorkerId(1)));
     workers.get_mut(WorkerId(1)).unwrap().credit = 0;
-    assert_eq!(workers.soonest(&demand(1), model("a"), now), None);
+    assert_eq!(workers.soonest(&demand(1), model("a"), None, now), None);
 }
 
 #[test]
 fn the_worker_that_is_predicted_to_end_the_batch_soonest_is_next() {
     let slow = UnitCost { step_ns: 3 * COST.step_ns, member_ns: 3 * COST.member_ns, ..COST };
     let (mut workers, now) = workers_of(&[("a", slow), ("a", COST)]);
-    assert_eq!(workers.soonest(&demand(4), model("a"), now), Some(WorkerId(2)));
+    assert_eq!(workers.soonest(&demand(4), model("a"), None, now), Some(WorkerId(2)));
     // The fast worker takes 10 steps of 1.4 ms, after a batch of 10 steps of 5 ms; the slow one 10 steps of 4.2 ms.
     let fast = workers.get_mut(WorkerId(2)).unwrap();
     let dispatched = fast.add_batch(demand(40), None, false, now);
     fast.credit = 1;
     assert_eq!(dispatched.predicted, Duration::from_millis(50));
-    assert_eq!(workers.soonest(&demand(4), model("a"), now), Some(WorkerId(1)));
+    assert_eq!(workers.soonest(&demand(4), model("a"), None, now), Some(WorkerId(1)));
     assert_eq!(
-        workers.soonest(&demand(4), model("a"), now + Duration::from_millis(40)),
+        workers.soonest(&demand(4), model("a"), None, now + Duration::from_millis(40)),
         Some(WorkerId(2)),
         "it is nearly free"
     );
@@ -117,8 +118,8 @@ fn the_last_worker_is_kept_while_jobs_wait_for_it() {
     let (mut workers, told) = workers(&["a"]);
     workers.drains(WorkerId(1), told);
     let now = told + MINUTE;
-    assert!(workers.releasable(&[any()].iter(), false, now).is_empty());
-    let for_another = BatchKey { model: ModelId::new(2), ..any() };
+    assert!(workers.releasable(&[Target::ANY].iter(), false, now).is_empty());
+    let for_another = Target { model: ModelId::new(2), ..Target::ANY };
     assert_eq!(workers.releasable(&[for_another].iter(), false, now), [WorkerId(1)]);
     assert_eq!(workers.releasable(&[].iter(), false, now), [WorkerId(1)]);
     workers.get_mut(WorkerId(1)).unwrap().members = 1;
@@ -163,11 +164,11 @@ fn workers_are_leaving_until_another_connects_but_not_if_the_last_one_died() {
     assert!(workers.leaving().is_some(), "the worker that is left has asked to leave");
     workers.remove(WorkerId(1), now);
     assert!(workers.leaving().is_some(), "it has left");
-    workers.add(WorkerId(3), died, ModelId::new(1), mpsc::channel(1).0, now);
+    workers.add(WorkerId(3), died, ModelId::new(1), mpsc::unbounded_channel().0, now);
     assert!(workers.leaving().is_none());
     workers.remove(WorkerId(3), now);
     assert!(workers.leaving().is_none(), "it had not asked to leave");
-    workers.add(WorkerId(4), told, ModelId::new(1), mpsc::channel(1).0, now);
+    workers.add(WorkerId(4), told, ModelId::new(1), mpsc::unbounded_channel().0, now);
     workers.drains(WorkerId(3), now);
     assert!(workers.leaving().is_none(), "a worker that is gone does not count");
 }
@@ -177,39 +178,40 @@ fn a_worker_may_leave_at_once_if_another_with_its_model_stays() {
     let (mut workers, now) = workers(&["a", "a"]);
     let leaver = workers.get_mut(WorkerId(2)).unwrap();
     (leaver.drains_since, leaver.members) = (Some(now), 1);
-    assert_eq!(workers.releasable(&[any()].iter(), false, now), [WorkerId(2)]);
-    assert_eq!(workers.soonest(&demand(1), model("a"), now), Some(WorkerId(1)));
+    assert_eq!(workers.releasable(&[Target::ANY].iter(), false, now), [WorkerId(2)]);
+    assert_eq!(workers.soonest(&demand(1), model("a"), None, now), Some(WorkerId(1)));
 }
 
 #[test]
 fn a_newer_model_gets_new_jobs_and_the_older_one_ends_what_it_has_begun() {
     let (mut workers, now) = workers(&["old", "old", "new"]);
-    let tied = BatchKey { fingerprint: ModelFingerprint::of("old"), ..any() };
+    let tied = Target { fingerprint: ModelFingerprint::of("old"), ..Target::ANY };
     let serving =
-        |workers: &Workers, key: BatchKey| workers.serving(&key).map(|worker| worker.id.0).collect::<Vec<_>>();
-    assert_eq!((serving(&workers, any()), serving(&workers, tied)), (vec![3], vec![1, 2]));
-    let next = |workers: &Workers, key| {
-        let bucket = Bucket { key, size: Size::of(&demand(1)), since: now, demand: demand(1) };
-        workers.next(&[bucket], 50, 0.0, now).map(|(id, _)| id.0)
+        |workers: &Workers, target: Target| workers.serving(&target).map(|worker| worker.id.0).collect::<Vec<_>>();
+    assert_eq!((serving(&workers, Target::ANY), serving(&workers, tied)), (vec![3], vec![1, 2]));
+    let next = |workers: &Workers, target| {
+        let bucket =
+            Bucket { key: BatchKey { target, ..any() }, size: Size::of(&demand(1)), since: now, demand: demand(1) };
+        workers.next(&[bucket], 50, |_| 0.0, &[], now).map(|(id, _)| id.0)
     };
-    assert_eq!((next(&workers, any()), next(&workers, tied)), (Some(3), Some(1)));
+    assert_eq!((next(&workers, Target::ANY), next(&workers, tied)), (Some(3), Some(1)));
     for id in [1, 2] {
         let leaver = workers.get_mut(WorkerId(id)).unwrap();
         (leaver.drains_since, leaver.members) = (Some(now), 1);
     }
     assert!(
-        workers.releasable(&[any()].iter(), false, now).is_empty(),
+        workers.releasable(&[Target::ANY].iter(), false, now).is_empty(),
         "they hold members that no other worker can continue"
     );
     workers.get_mut(WorkerId(1)).unwrap().members = 0;
-    assert_eq!(workers.releasable(&[any()].iter(), false, now), [WorkerId(1)]);
-    assert!(workers.releasable(&[any(), tied].iter(), false, now).is_empty());
+    assert_eq!(workers.releasable(&[Target::ANY].iter(), false, now), [WorkerId(1)]);
+    assert!(workers.releasable(&[Target::ANY, tied].iter(), false, now).is_empty());
     // The new model is withdrawn, so the old one takes over again.
     workers.get_mut(WorkerId(1)).unwrap().drains_since = None;
     workers.drains(WorkerId(3), now);
-    assert_eq!(serving(&workers, any()), [1, 2, 3]);
+    assert_eq!(serving(&workers, Target::ANY), [1, 2, 3]);
     workers.remove(WorkerId(3), now);
-    assert_eq!(serving(&workers, any()), [1, 2]);
+    assert_eq!(serving(&workers, Target::ANY), [1, 2]);
 }
 
 #[test]
@@ -218,8 +220,8 @@ fn a_worker_that_dials_again_does_not_make_its_model_newer() {
     let hello = workers.all[0].hello.clone();
     // Its model was loaded a minute ago, and it connects a second after the other worker.
     let hello = Hello { fingerprint: "old".into(), age_ms: 60_000, ..hello };
-    workers.add(WorkerId(2), hello, ModelId::new(1), mpsc::channel(1).0, now + Duration::from_secs(1));
-    let serving = workers.serving(&any()).map(|worker| worker.id).collect::<Vec<_>>();
+    workers.add(WorkerId(2), hello, ModelId::new(1), mpsc::unbounded_channel().0, now + Duration::from_secs(1));
+    let serving = workers.serving(&Target::ANY).map(|worker| worker.id).collect::<Vec<_>>();
     assert_eq!(serving, [WorkerId(1)]);
 }
 
@@ -230,7 +232,8 @@ fn a_quarantined_job_has_a_worker_for_itself() {
         let key = BatchKey { quarantine, ..any() };
         Bucket { key, size: Size::of(&demand(1)), since: now, demand: demand(1) }
     };
-    let next = |workers: &Workers, quarantine| workers.next(&[bucket(quarantine)], 50, 0.0, now).map(|(id, _)| id.0);
+    let next =
+        |workers: &Workers, quarantine| workers.next(&[bucket(quarantine)], 50, |_| 0.0, &[], now).map(|(id, _)| id.0);
     let dispatch = |workers: &mut Workers, id, quarantine| {
         let request = GenerationRequest::text("text", BatchKey { quarantine, ..any() }, 10);
         let worker = workers.get_mut(WorkerId(id)).unwrap();
@@ -245,6 +248,59 @@ fn a_quarantined_job_has_a_worker_for_itself() {
 }
 
 #[test]
+fn while_a_quarantined_job_waits_for_an_empty_worker_only_one_worker_takes_no_other_jobs() {
+    let (mut workers, now) = workers(&["a", "a"]);
+    for id in [1, 2] {
+        let worker = workers.get_mut(WorkerId(id)).unwrap();
+        worker.add_batch(demand(1), None, false, now);
+        worker.credit = 1;
+    }
+    let bucket = |quarantine, since| {
+        let key = BatchKey { quarantine, ..any() };
+        Bucket { key, size: Size::of(&demand(1)), since, demand: demand(1) }
+    };
+    let (trial, other) = (bucket(Quarantine::Alone, now - MINUTE), bucket(Quarantine::None, now));
+    let next = |workers: &Workers| {
+        let next = workers.next(&[trial, other], 50, |_| 0.0, &[], now);
+        next.map(|(id, candidate)| (id.0, candidate.quarantine()))
+    };
+    assert_eq!(next(&workers), Some((2, Quarantine::None)));
+    workers.get_mut(WorkerId(2)).unwrap().credit = 0;
+    assert_eq!(next(&workers), None, "the first worker is kept for the trial");
+    let worker = workers.get_mut(WorkerId(1)).unwrap();
+    let ended =
+        DispatchedBatch { batch: BatchId(1), demand: demand(1), predicted: Duration::ZERO, resumable_before: None };
+    worker.done(&ended, &BatchOutcome::default(), now);
+    assert_eq!(next(&workers), Some((1, Quarantine::Alone)));
+}
+
+#[test]
+fn a_cancellation_goes_to_the_worker_that_holds_the_job() {
+    let (mut workers, now) = workers(&["a", "a"]);
+    let mut inboxes = Vec::new();
+    for (id, jobs) in [(1, [1, 4, 9]), (2, [2, 3, 8])] {
+        let jobs: Vec<_> = jobs
+            .map(|job| {
+                let request = GenerationRequest::text("text", any(), 10);
+                Box::new(Job::new(JobId(job), request, now, now, Reply::unheard()))
+            })
+            .into();
+        let worker = workers.get_mut(WorkerId(id)).unwrap();
+        let (link, inbox) = mpsc::unbounded_channel();
+        worker.link = link;
+        worker.dispatch(&jobs, false, now);
+        inboxes.push(inbox);
+    }
+    for (jobs, told) in
+        [(4..5, [1, 0]), (3..4, [0, 1]), (3..5, [1, 1]), (5..8, [0, 0]), (9..12, [1, 0]), (0..1, [0, 0])]
+    {
+        workers.cancel(&jobs);
+        let seen: Vec<_> = inboxes.iter_mut().map(|inbox| usize::from(inbox.try_recv().is_ok())).collect();
+        assert_eq!(seen, told, "{jobs:?}");
+    }
+}
+
+#[test]
 fn a_batch_does_not_run_before_an_engine_has_begun_it() {
     let (mut workers, now) = workers(&["a"]);
     let worker = workers.get_mut(WorkerId(1)).unwrap();
@@ -256,19 +312,19 @@ fn a_batch_does_not_run_before_an_engine_has_begun_it() {
 }
 
 #[test]
-fn a_batch_key_is_unserved_since_the_last_suitable_worker_left() {
+fn a_target_is_unserved_since_the_last_suitable_worker_left() {
     let (mut workers, start) = workers(&["a"]);
-    let (later, other) = (start + MINUTE, BatchKey { model: ModelId::new(2), ..any() });
-    assert_eq!(workers.unserved_since(&any(), start), None);
+    let (later, other) = (start + MINUTE, Target { model: ModelId::new(2), ..Target::ANY });
+    assert_eq!(workers.unserved_since(&Target::ANY, start), None);
     assert_eq!(workers.unserved_since(&other, start), Some(start), "there has never been a suitable worker");
     workers.remove(WorkerId(1), later);
-    assert_eq!(workers.unserved_since(&any(), start), Some(later));
+    assert_eq!(workers.unserved_since(&Target::ANY, start), Some(later));
     assert_eq!(
-        workers.unserved_since(&BatchKey { fingerprint: ModelFingerprint::of("a"), ..any() }, start),
+        workers.unserved_since(&Target { fingerprint: ModelFingerprint::of("a"), ..Target::ANY }, start),
         Some(later)
     );
     assert_eq!(
-        workers.unserved_since(&BatchKey { fingerprint: ModelFingerprint::of("b"), ..any() }, start),
+        workers.unserved_since(&Target { fingerprint: ModelFingerprint::of("b"), ..Target::ANY }, start),
         Some(start)
     );
 }
@@ -277,7 +333,7 @@ fn a_batch_key_is_unserved_since_the_last_suitable_worker_left() {
 fn a_released_worker_gets_no_batches() {
     let (mut workers, now) = workers(&["a"]);
     workers.get_mut(WorkerId(1)).unwrap().released = true;
-    assert!(workers.soonest(&demand(1), model("a"), now).is_none() && workers.none_serving());
+    assert!(workers.soonest(&demand(1), model("a"), None, now).is_none() && workers.none_serving());
 }
 
 /// Workers without credit that each have one member of ten left after 10 of 1000 steps; and forty short jobs that wait.
@@ -301,19 +357,35 @@ fn with_few_members_left(fingerprints: &[&str], timeout: Duration) -> (Workers, 
 #[test]
 fn only_one_batch_gives_way_at_a_time() {
     let (mut workers, policy, buckets, now) = with_few_members_left(&["a", "a"], MINUTE);
-    let (id, batch, _) = workers.should_give_way(&buckets, 50, &policy, now).unwrap();
+    let (id, batch, _) = workers.should_give_way(buckets.clone(), 50, |_| Some(&policy), now).unwrap();
     workers.get_mut(id).unwrap().give_way(batch);
-    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "an engine will be free for these jobs");
+    assert_eq!(
+        workers.should_give_way(buckets.clone(), 50, |_| Some(&policy), now),
+        None,
+        "an engine will be free for these jobs"
+    );
 }
 
 #[test]
 fn a_batch_does_not_give_way_if_its_members_would_start_again_or_be_late_or_if_an_engine_is_free() {
     let (workers, policy, buckets, now) = with_few_members_left(&["a", "b"], MINUTE);
-    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "the other worker has another model");
+    assert_eq!(
+        workers.should_give_way(buckets.clone(), 50, |_| Some(&policy), now),
+        None,
+        "the other worker has another model"
+    );
     let (workers, policy, buckets, now) = with_few_members_left(&["a"], Duration::from_secs(5));
-    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "the member's deadline is near");
+    assert_eq!(
+        workers.should_give_way(buckets.clone(), 50, |_| Some(&policy), now),
+        None,
+        "the member's deadline is near"
+    );
     let (mut workers, policy, buckets, now) = with_few_members_left(&["a"], MINUTE);
-    assert!(workers.should_give_way(&buckets, 50, &policy, now).is_some());
+    assert!(workers.should_give_way(buckets.clone(), 50, |_| Some(&policy), now).is_some());
     workers.get_mut(WorkerId(1)).unwrap().credit = 1;
-    assert_eq!(workers.should_give_way(&buckets, 50, &policy, now), None, "a worker has credit for these jobs");
+    assert_eq!(
+        workers.should_give_way(buckets.clone(), 50, |_| Some(&policy), now),
+        None,
+        "a worker has credit for these jobs"
+    );
 }

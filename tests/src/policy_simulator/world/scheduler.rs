@@ -21,12 +21,12 @@ impl World<'_> {
             if !self.workers.have_credit() {
                 return;
             }
-            let waiting = self.queue.buckets();
+            let waiting = self.queue.window();
             let oldest = waiting.iter().map(|bucket| bucket.since).min().unwrap_or(self.now);
             let buckets = mechanism::seen(waiting.clone(), self.setting.without, self.now);
             // With a rate of 0, requests of all sizes share a batch: no others are expected that would wait for the long ones.
             let rate = if self.setting.rule == Rule::Pillion { self.policy.texts_per_second(self.now) } else { 0.0 };
-            let Some((id, mut candidate)) = self.workers.next(&buckets, most, rate, self.now) else { return };
+            let Some((id, mut candidate)) = self.workers.next(&buckets, most, |_| rate, &[], self.now) else { return };
             let Some(worker) = self.workers.get_mut(id) else { return };
             if self.setting.without == Some(Mechanism::ShortestFirst) {
                 candidate.since += mechanism::LONG_AGO;
@@ -72,7 +72,7 @@ impl World<'_> {
 
     /// If younger jobs leave before the oldest one, records how long the oldest one has waited.
     fn watch_the_oldest(&mut self, leaving: &[Box<Job>]) {
-        let Some(oldest) = self.queue.buckets().into_iter().min_by_key(|bucket| bucket.since) else { return };
+        let Some(oldest) = self.queue.window().into_iter().min_by_key(|bucket| bucket.since) else { return };
         if leaving.iter().any(|job| job.waits_since <= oldest.since) {
             return;
         }
@@ -110,9 +110,9 @@ impl World<'_> {
 
     /// Interrupts batches in favour of requests that wait, as the scheduler does.
     pub(super) fn preempt(&mut self) {
-        let buckets = mechanism::seen(self.queue.buckets(), self.setting.without, self.now);
+        let buckets = mechanism::seen(self.queue.window(), self.setting.without, self.now);
         let most = self.setting.max_batch_size;
-        let told = self.workers.should_give_way(&buckets, most, &self.policy, self.now);
+        let told = self.workers.should_give_way(buckets, most, |_| Some(&self.policy), self.now);
         if let Some((id, batch, remains)) = told {
             self.workers.get_mut(id).expect("no worker leaves").give_way(batch);
             self.policy.preemption.spend(&remains);
