@@ -151,7 +151,7 @@ impl Admission {
     }
 
     /// Sets how long the engines of each model are forecast to take for the waiting texts that they may serve. `texts` is the
-    /// number of all texts that wait.
+    /// number of all texts that wait. A model whose engines are not measured yet is left out.
     pub fn set_backlog(&self, by_model: Vec<(ModelId, Duration)>, texts: usize) {
         *self.state.backlog.lock().unwrap_or_else(PoisonError::into_inner) = Backlog { by_model, texts };
     }
@@ -170,11 +170,22 @@ impl State {
 
     /// The engines' time for the texts that wait now and that this model may serve. For any model, the shortest time counts.
     fn backlog(&self, model: ModelId) -> Duration {
+        self.backlog_of(|known| {
+            let of_model = known.iter().filter(|(other, _)| model == ModelId::ANY || *other == model);
+            of_model.map(|(_, time)| *time).min()
+        })
+    }
+
+    /// The time after which the engines of all models will have served what waits now.
+    fn longest_backlog(&self) -> Duration {
+        self.backlog_of(|known| known.iter().map(|(_, time)| *time).max())
+    }
+
+    fn backlog_of(&self, chosen: impl Fn(&[(ModelId, Duration)]) -> Option<Duration>) -> Duration {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let now = count(self.depth.get());
         let known = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_model = known.by_model.iter().filter(|(other, _)| model == ModelId::ANY || *other == model);
-        match of_model.map(|(_, time)| *time).min().filter(|time| !time.is_zero()) {
+        match chosen(&known.by_model) {
             // The queue may have grown since then.
             Some(time) => time.saturating_mul(now) / count(known.texts).max(1),
             None => UNKNOWN_PACE.saturating_mul(now),
@@ -232,7 +243,7 @@ impl BodyBytes {
         let most = if other_bodies == 0 { bounds.bytes } else { bounds.bytes / INCOMPLETE_SHARE };
         if held > bounds.bytes - others || (incomplete > self.incomplete && other_bodies + incomplete > most) {
             metrics.rejected_queue_bytes.increment(1);
-            return Err(Rejected::QueueBytes { retry_after: self.state.retry_after(self.state.backlog(ModelId::ANY)) });
+            return Err(Rejected::QueueBytes { retry_after: self.state.retry_after(self.state.longest_backlog()) });
         }
         Ok((held, incomplete))
     }

@@ -1,5 +1,6 @@
 //! The proxy put together: listeners in front, workers behind, and an end in good order.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use listenfd::ListenFd;
 use metrics_exporter_prometheus::BuildError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{interval, timeout};
 use tracing::{error, info, warn};
 
@@ -94,6 +95,7 @@ impl Proxy {
     {
         let server = if scope == Scope::All { &self.clients } else { &self.operators };
         let _place = server.places().acquire().await;
+        let _open = server.opened();
         server.serve(io).await;
     }
 
@@ -141,28 +143,41 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         tasks.spawn(listener.accept(proxy.operators.clone(), std::future::pending()));
     }
 
-    let broken = tokio::select! {
+    let mut broken = tokio::select! {
         () = signals.stop(|| proxy.handle.dump()) => None,
-        _ = &mut accepting => Some("the task that accepts clients has ended"),
-        _ = tasks.join_next() => Some("a task of the proxy has ended"),
+        broken = first_end(&mut tasks, &mut accepting) => Some(broken),
     };
-    if let Some(broken) = broken {
-        error!("{broken}, which is a bug; the proxy stops");
+    if let Some(broken) = &broken {
+        error!("{broken}; the proxy stops");
     }
     info!(drain_timeout = %humantime::format_duration(config.drain_timeout), "stopping: answering what was admitted");
     proxy.handle.shut_down();
-    if !accepting.is_finished() {
-        let _ = accepting.await;
-    }
     let all_gone = async {
-        if timeout(LINGER, proxy.clients.all_closed()).await.is_err() {
-            proxy.service.drain();
+        let accepted = async {
+            if !accepting.is_finished() {
+                let _ = (&mut accepting).await;
+            }
             proxy.clients.all_closed().await;
+        };
+        let mut accepted = pin!(accepted);
+        if timeout(LINGER, accepted.as_mut()).await.is_err() {
+            proxy.service.drain();
+            accepted.await;
         }
     };
-    let drained = tokio::select! {
-        gone = timeout(config.drain_timeout, all_gone) => gone.is_ok(),
-        () = signals.stop(|| proxy.handle.dump()) => false,
+    let mut all_gone = pin!(timeout(config.drain_timeout, all_gone));
+    let mut signals_left = if broken.is_some() { 2 } else { 1 };
+    let drained = loop {
+        tokio::select! {
+            gone = all_gone.as_mut() => break gone.is_ok(),
+            () = signals.stop(|| proxy.handle.dump()) => {
+                signals_left -= 1;
+                if signals_left == 0 {
+                    break false;
+                }
+            }
+            Some(ended) = tasks.join_next() => broken = Some(has_ended("a task of the proxy", ended)),
+        }
     };
     let connections = proxy.clients.open();
 
@@ -174,7 +189,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     };
     let _ = timeout(GOODBYE, heard).await;
     if let Some(broken) = broken {
-        return Err(AppError::Internal(broken.to_owned()));
+        return Err(broken);
     }
     if !drained {
         return Err(AppError::Unfinished { connections });
@@ -223,10 +238,52 @@ fn room(asked: usize) -> usize {
     room
 }
 
+/// Resolves when one of the tasks ends that should run as long as the proxy. Their panics are logged where they happen.
+async fn first_end(tasks: &mut JoinSet<()>, accepting: &mut JoinHandle<()>) -> AppError {
+    tokio::select! {
+        ended = accepting => has_ended("the task that accepts clients", ended),
+        Some(ended) = tasks.join_next() => has_ended("a task of the proxy", ended),
+    }
+}
+
+fn has_ended(task: &str, ended: Result<(), JoinError>) -> AppError {
+    let how = if ended.is_err_and(|error| error.is_panic()) { "has panicked" } else { "has ended" };
+    AppError::Internal(format!("{task} {how}, which is a bug"))
+}
+
 async fn upkeep(proxy: Proxy) {
     let mut tick = interval(Duration::from_secs(5));
     loop {
         tick.tick().await;
         proxy.metrics.upkeep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_ends_or_panics_is_noticed_whichever_it_is() {
+        let first_end = async |accept: bool, task: bool| {
+            let mut tasks = JoinSet::new();
+            tasks.spawn(pending());
+            tasks.spawn(async move {
+                if !task {
+                    pending::<()>().await;
+                }
+                panic!("on purpose");
+            });
+            let mut accepting = tokio::spawn(async move {
+                if !accept {
+                    pending::<()>().await;
+                }
+            });
+            first_end(&mut tasks, &mut accepting).await.to_string()
+        };
+        assert_eq!(first_end(true, false).await, "the task that accepts clients has ended, which is a bug");
+        assert_eq!(first_end(false, true).await, "a task of the proxy has panicked, which is a bug");
     }
 }

@@ -47,6 +47,8 @@ enum LinkEnd {
     Goodbye,
     /// The worker closed the connection without GOODBYE.
     Closed,
+    /// The proxy serves no more. The worker is to hear GOODBYE.
+    Shutdown,
 }
 
 struct Link<I> {
@@ -123,7 +125,7 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, han
     // A bug in this task must not cost the jobs. What they have produced is plain data, which no panic leaves half changed.
     let ended = AssertUnwindSafe(link.run()).catch_unwind().await.unwrap_or(Err(LinkError::Panicked));
     let lost = match &ended {
-        Ok(LinkEnd::Goodbye) => None,
+        Ok(LinkEnd::Goodbye | LinkEnd::Shutdown) => None,
         Err(LinkError::Stuck(_)) => Some(&link.metrics.workers_lost_stuck),
         Err(LinkError::Panicked) => Some(&link.metrics.workers_lost_internal),
         Err(error) if error.is_violation() => Some(&link.metrics.workers_lost_protocol),
@@ -135,8 +137,20 @@ pub async fn serve<I: AsyncRead + AsyncWrite>(io: I, Links { max_batch_size, han
     // The jobs go back first, so that they do not wait for a worker that reads nothing.
     let jobs = link.take_all();
     link.handle.on_link(worker, LinkEvent::Down(jobs)).await;
-    if let Err(error) = ended {
-        report_failure(worker, &error, &mut link.writer, &link.metrics).await;
+    match ended {
+        Err(error) => report_failure(worker, &error, &mut link.writer, &link.metrics).await,
+        Ok(LinkEnd::Shutdown) => {
+            let message = "the proxy has drained and exits".into();
+            say_goodbye(&mut link.writer, Goodbye { reason: GoodbyeReason::Drained, message }).await;
+        }
+        Ok(LinkEnd::Goodbye | LinkEnd::Closed) => {}
+    }
+}
+
+/// Sends the last frame, if the worker reads it soon.
+async fn say_goodbye<W: AsyncWrite + Unpin>(writer: &mut FrameWriter<W>, goodbye: Goodbye) {
+    if writer.put(&Frame::Goodbye(goodbye)).is_ok() {
+        let _ = timeout(Duration::from_secs(1), writer.flush()).await;
     }
 }
 
@@ -156,10 +170,7 @@ async fn report_failure<W: AsyncWrite + Unpin>(
     if matches!(error, LinkError::Panicked) {
         return;
     }
-    let goodbye = Goodbye { reason: error.reason(), message };
-    if writer.put(&Frame::Goodbye(goodbye)).is_ok() {
-        let _ = timeout(Duration::from_secs(1), writer.flush()).await;
-    }
+    say_goodbye(writer, Goodbye { reason: error.reason(), message }).await;
 }
 
 impl<I: AsyncRead + AsyncWrite> Link<I> {
@@ -173,10 +184,16 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 // In this order no branch starves: the first three are bounded by time, by the socket, and by credit.
                 // The fixed order also makes simulations repeatable.
                 biased;
-                _ = tick.tick(), if !self.inflight.is_empty() => self.check()?,
+                _ = tick.tick(), if !self.inflight.is_empty() => {
+                    // A worker that reads nothing keeps the next branches but one from being taken.
+                    if self.inbox.is_closed() && self.inbox.is_empty() {
+                        return Ok(LinkEnd::Shutdown);
+                    }
+                    self.check()?;
+                }
                 flushed = self.writer.flush(), if unwritten > 0 => flushed?,
                 command = self.inbox.recv(), if unwritten < HIGH_WATER => {
-                    let Some(command) = command else { return self.say_goodbye().await.map(|()| LinkEnd::Goodbye) };
+                    let Some(command) = command else { return Ok(LinkEnd::Shutdown) };
                     self.on_command(command).await?;
                     // Whatever waits is handled together, so that thousands of cancellations cost few frames and writes.
                     while self.writer.pending() < HIGH_WATER
@@ -210,12 +227,6 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
     fn check(&mut self) -> Result<(), LinkError> {
         self.expire()?;
         self.progress.stuck(Instant::now()).map_or(Ok(()), |silent| Err(LinkError::Stuck(silent)))
-    }
-
-    async fn say_goodbye(&mut self) -> Result<(), LinkError> {
-        let message = "the proxy has drained and exits".into();
-        self.writer.put(&Frame::Goodbye(Goodbye { reason: GoodbyeReason::Drained, message }))?;
-        Ok(self.writer.flush().await?)
     }
 
     async fn on_command(&mut self, command: LinkCommand) -> Result<(), LinkError> {
@@ -294,24 +305,26 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 }
             }
             Frame::Finished(batch, members) => {
-                let ended = members.len();
+                let (ended, mut answered) = (members.len(), 0);
                 for finished in members {
                     if let Some(job) = self.inflight.finish(batch, &finished)? {
                         self.metrics.prompt_tokens.increment(u64::from(finished.prompt_tokens));
                         self.metrics.generated_tokens.increment(u64::from(finished.completion_tokens));
                         job.finish(finished.reason, finished.prompt_tokens, finished.completion_tokens);
+                        answered += 1;
                     }
                 }
-                self.handle.on_link(self.worker, LinkEvent::Ended(batch, ended)).await;
+                self.handle.on_link(self.worker, LinkEvent::Ended { batch, members: ended, answered }).await;
             }
             Frame::Failed(batch, members) => {
-                let ended = members.len();
+                let (ended, mut answered) = (members.len(), 0);
                 for MemberFailed { member, code, message } in members {
                     if let Some(job) = self.inflight.end(batch, member)? {
                         job.reply.fail(Failure::Worker { code, message });
+                        answered += 1;
                     }
                 }
-                self.handle.on_link(self.worker, LinkEvent::Ended(batch, ended)).await;
+                self.handle.on_link(self.worker, LinkEvent::Ended { batch, members: ended, answered }).await;
             }
             Frame::Yielded(batch, members) => {
                 let given_back = members.len();
@@ -337,10 +350,14 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 self.handle.on_link(self.worker, LinkEvent::Draining).await;
             }
             Frame::Heartbeat(heartbeat) => self.progress.on_heartbeat(&heartbeat, Instant::now()),
-            Frame::Goodbye(_) => {}
             Frame::Hello(_) => return Err(LinkError::Again("HELLO")),
-            // The reader refuses these by their headers.
-            Frame::Welcome(_) | Frame::Batch(..) | Frame::Cancel(..) | Frame::Yield(_) | Frame::Release => {}
+            // The caller has handled the first, and the reader refuses the others by their headers.
+            Frame::Goodbye(_)
+            | Frame::Welcome(_)
+            | Frame::Batch(..)
+            | Frame::Cancel(..)
+            | Frame::Yield(_)
+            | Frame::Release => {}
         }
         Ok(())
     }

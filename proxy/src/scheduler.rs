@@ -31,11 +31,12 @@ use self::message::Message;
 pub use self::message::{LinkCommand, LinkEvent, Serving, WorkerId};
 use self::policies::Policies;
 use self::queue::Queue;
+use self::worker::Worker;
 use self::workers::Workers;
 use crate::admission::Admission;
 use crate::domain::{Answered, Demand, Failure, Job, JobId, JobRange, ModelId, Target};
 use crate::metrics::Metrics;
-use crate::policy::backlog;
+use crate::policy::backlog::{self, SameSize};
 
 /// The scheduler's settings.
 #[derive(Clone, Copy, Debug)]
@@ -131,10 +132,7 @@ impl Scheduler {
     fn on_message(&mut self, message: Message) {
         match message {
             Message::Submit(jobs, answered) => self.submit(jobs, answered),
-            Message::Cancel(jobs) => {
-                self.policies.concerns(ModelId::ANY);
-                self.cancel(&jobs);
-            }
+            Message::Cancel(jobs) => self.cancel(&jobs),
             Message::ClientLeft(answered) => {
                 let model = self.model(answered.model);
                 self.policies.of(model).returns.left(answered.at);
@@ -148,7 +146,9 @@ impl Scheduler {
     /// Serves no more: all jobs fail, and the links, whose inboxes close, say goodbye to their workers.
     fn close(&mut self) {
         self.is_closed = true;
-        self.workers = Workers::default();
+        for worker in std::mem::take(&mut self.workers).iter() {
+            self.metrics.workers_connected(&worker.hello.model).decrement(1.0);
+        }
         self.queue.take_all().into_iter().for_each(|job| job.reply.fail(Failure::ShutDown));
     }
 
@@ -198,10 +198,9 @@ impl Scheduler {
         let of_model = |model: ModelId| {
             let worker = self.workers.iter().find(|worker| !worker.released && worker.model.model == model)?;
             let asked = Target { model, ..Target::ANY };
-            let sizes = self.queue.sizes(|target| target.may_share_a_worker(&asked));
-            let time = backlog::time_for(&sizes, self.max_size(), |demand| worker.forecast.time(demand));
-            let engines = u32::try_from(self.workers.engines(model)).unwrap_or(u32::MAX);
-            Some((model, time / engines.max(1)))
+            let (time, texts) = self.time_before(&asked, worker, |sizes| sizes);
+            // Without a measurement the time is zero.
+            (texts == 0 || !time.is_zero()).then_some((model, time))
         };
         let by_model = self.workers.models().into_iter().filter_map(of_model).collect();
         self.admission.set_backlog(by_model, self.queue.len());
@@ -219,18 +218,38 @@ impl Scheduler {
         }
         // Assumes the fastest worker and no running batches, so that no request is refused that might be in time.
         let fastest = self.workers.serving(target).min_by_key(|worker| worker.forecast.time(own))?;
-        let time = |demand: &Demand| fastest.forecast.time(demand);
-        let sizes = self.queue.sizes(|other| other.may_share_a_worker(target));
-        let ahead = backlog::ahead(&sizes, own, time);
-        let engines = self.workers.serving(target).fold(0, |all: u32, worker| all.saturating_add(worker.hello.slots));
-        let begins_in = backlog::time_for(ahead.clone(), self.max_size(), time) / engines.max(1);
-        let ahead = ahead.map(|same| same.demand.members).sum();
+        let ahead = |sizes| backlog::ahead(sizes, own, |demand| fastest.forecast.time(demand));
+        let (begins_in, ahead) = self.time_before(target, fastest, ahead);
         (now + begins_in >= deadline)
             .then(|| Failure::TooLate { ahead, retry_after: self.admission.retry_after(begins_in) })
     }
 
+    /// How long the engines take for the waiting jobs that go before those with this target, and how many these are. `worker`
+    /// has the forecast; `chosen` picks the jobs among those that could take the same engines.
+    fn time_before(
+        &self,
+        target: &Target,
+        worker: &Worker,
+        chosen: impl Fn(Vec<SameSize>) -> Vec<SameSize>,
+    ) -> (Duration, usize) {
+        let (mut all, mut texts) = (Duration::ZERO, 0);
+        for (other, sizes) in self.queue.sizes().filter(|(other, _)| other.may_share_a_worker(target)) {
+            let sizes = chosen(sizes);
+            let time = backlog::time_for(&sizes, self.max_size(), |demand| worker.forecast.time(demand));
+            let serving = self.workers.serving(other);
+            let engines = serving.fold(0, |engines: u32, worker| engines.saturating_add(worker.hello.slots));
+            all = all.saturating_add(time / engines.max(1));
+            texts += sizes.iter().map(|same| same.demand.members).sum::<usize>();
+        }
+        (all, texts)
+    }
+
     fn cancel(&mut self, jobs: &JobRange) {
-        let queued = jobs.clone().filter_map(|id| self.queue.remove(JobId(id))).count() as u64;
+        let mut queued = 0;
+        for job in jobs.clone().filter_map(|id| self.queue.remove(JobId(id))) {
+            self.policies.concerns(job.request.key.target.model);
+            queued += 1;
+        }
         self.metrics.cancelled_queued.increment(queued);
         if queued < jobs.end - jobs.start {
             self.workers.cancel(jobs);

@@ -2,14 +2,15 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use interprocess::local_socket::tokio::{Listener, Stream, prelude::*};
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName};
 use interprocess::os::unix::local_socket::ListenerOptionsExt;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 use pillion_process::socket;
 use tracing::warn;
@@ -57,7 +58,7 @@ impl WorkerSocket {
         {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is not a socket"));
         }
-        if UnixStream::connect(path).is_ok() {
+        if is_listened_to(path) {
             warn!(socket = %path.display(), "another proxy listens on the workers' socket; this one takes it over");
         }
         let temporary = path.with_extension(format!("{}.new", std::process::id()));
@@ -100,6 +101,17 @@ impl WorkerSocket {
         let is_allowed = user == Uid::effective() || self.allowed.contains(&user.as_raw());
         Ok(if is_allowed { Ok(stream) } else { Err(user) })
     }
+}
+
+/// Whether a process listens on the socket at this path. Does not wait for that process to accept.
+fn is_listened_to(path: &Path) -> bool {
+    let (flags, family) = (SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, AddressFamily::Unix);
+    let dialled = UnixAddr::new(path).and_then(|address| {
+        let socket = nix::sys::socket::socket(family, SockType::Stream, flags, None)?;
+        nix::sys::socket::connect(socket.as_raw_fd(), &address)
+    });
+    // EAGAIN: so many connections wait that no more fit.
+    matches!(dialled, Ok(()) | Err(Errno::EAGAIN))
 }
 
 impl Drop for WorkerSocket {

@@ -108,3 +108,22 @@ async fn who_asks_before_sending_a_body_is_not_told_to_send_one_that_is_refused(
     timeout(Duration::from_secs(1), client.read_to_string(&mut said)).await.expect("the connection closes").unwrap();
     assert!(said.starts_with("HTTP/1.1 413 ") && said.contains("connection: close"), "{said}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_before_sending_a_body_and_is_told_to_send_it_loses_no_answer_either() {
+    let mut memory = Memory::start(&["--max-body-bytes", "1000"]);
+    let mut client = memory.connect();
+    let head = b"POST /generate HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    let mut told = [0; 25];
+    client.read_exact(&mut told).await.unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    // A chunk of 2000 bytes, of which the first 1001 are too many already.
+    client.write_all(b"7d0\r\n").await.unwrap();
+    client.write_all(&[b' '; 1001]).await.unwrap();
+    let refused = answer(&mut client).await;
+    assert!(refused.starts_with("HTTP/1.1 413 ") && !refused.contains("connection: close"), "{refused}");
+    client.write_all(&[b' '; 999]).await.unwrap();
+    client.write_all(b"\r\n0\r\n\r\nGET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    assert!(answer(&mut client).await.ends_with("ok\n"));
+}

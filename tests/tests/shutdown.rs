@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use pillion_protocol::Frame;
+use pillion_protocol::connection::FrameWriter;
 use pillion_tests::client::Answer;
 use pillion_tests::fake_worker::Profile;
 use pillion_tests::memory::Memory;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -51,4 +53,24 @@ async fn requests_that_the_shutdown_cuts_are_told_to_go_elsewhere() {
     }
     assert_eq!((memory.metrics().sum("pillion_running"), memory.metrics().sum("pillion_queue_depth")), (0, 0));
     goes_elsewhere(&memory.generate(&json!({"text": "after the end"})).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_does_not_read_keeps_no_client_from_hearing_of_the_shutdown() {
+    // Batches that fill the pipe to the worker, and one that fills the link's buffer too.
+    for prompt in [10_000, 2_000_000] {
+        let mut memory = Memory::start(&["--max-body-bytes", "4MiB"]);
+        let mut worker = FrameWriter::new(memory.dial());
+        worker.put(&Frame::Hello(Profile::default().hello)).unwrap();
+        worker.put(&Frame::Credit { grant: 2 }).unwrap();
+        worker.flush().await.unwrap();
+        sleep(SECOND).await;
+        let asked = tokio::spawn(memory.generate(&json!({"text": "a ".repeat(prompt / 2)})));
+        sleep(SECOND).await;
+        assert_eq!(memory.metrics().sum("pillion_running"), 1);
+        memory.proxy().handle.close().await;
+        let begun = Instant::now();
+        goes_elsewhere(&asked.await.unwrap());
+        assert!(begun.elapsed() < SECOND, "it heard after {:?}", begun.elapsed());
+    }
 }

@@ -91,9 +91,12 @@ impl Service {
         } else {
             let (limits, models) = (*limits, handle.serving(|serving| serving.models.clone()));
             let request_id = record.request_id().to_owned();
-            let parsed = spawn_blocking(move || parse(dialect, &bytes, &limits, &models, &request_id)).await;
+            // The memory stays reserved while the body is parsed, even if the client leaves meanwhile.
+            let parse = move || (parse(dialect, &bytes, &limits, &models, &request_id), reserved);
             // An error means that parsing has panicked, or that the process ends.
-            parsed.map_err(|_| ApiError::Failed(Failure::Internal))??
+            let parsed = spawn_blocking(parse).await.map_err(|_| ApiError::Failed(Failure::Internal))?;
+            reserved = parsed.1;
+            parsed.0?
         };
         // A prompt with several answers is kept several times.
         let prompts: usize = call.requests.iter().map(|request| prompt_bytes(&request.prompt)).sum();

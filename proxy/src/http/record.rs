@@ -180,7 +180,7 @@ fn millis(time: Duration) -> f64 {
 
 /// Whether a field's name can be logged. The name of an unknown field is the client's, and could be anything.
 fn is_name(field: &str) -> bool {
-    field.len() <= 64 && field.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.[]".contains(&byte))
+    (1..=64).contains(&field.len()) && field.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.[]".contains(&byte))
 }
 
 impl Drop for Record {

@@ -30,13 +30,10 @@ pub fn time_for<'a>(
 
 /// The jobs that go before those of a request with the demand `own`: those that do not take much longer. Longer jobs are
 /// passed over, unless they are due, which this forecast leaves out.
-pub fn ahead<'a>(
-    sizes: &'a [SameSize],
-    own: &Demand,
-    time: impl Fn(&Demand) -> Duration + Clone + 'a,
-) -> impl Iterator<Item = &'a SameSize> + Clone {
+pub fn ahead(mut sizes: Vec<SameSize>, own: &Demand, time: impl Fn(&Demand) -> Duration) -> Vec<SameSize> {
     let limit = time(&own.part(1, own.members)).saturating_mul(ALIKE);
-    sizes.iter().filter(move |same| time(&same.demand.part(1, same.demand.members)) <= limit)
+    sizes.retain(|same| time(&same.demand.part(1, same.demand.members)) <= limit);
+    sizes
 }
 
 #[cfg(test)]
@@ -77,7 +74,7 @@ mod tests {
     fn short_jobs_wait_for_short_jobs_and_long_jobs_for_all() {
         let sizes = [same_size(20, 10), same_size(5, 200)];
         let waiting = |own: &Demand, time: fn(&Demand) -> Duration| -> usize {
-            ahead(&sizes, own, time).map(|same| same.demand.members).sum()
+            ahead(sizes.to_vec(), own, time).iter().map(|same| same.demand.members).sum()
         };
         assert_eq!(waiting(&demand(1, 10), time), 20);
         assert_eq!(waiting(&demand(1, 100), time), 25);

@@ -93,6 +93,10 @@ impl Scheduler {
         if jobs.is_empty() {
             return None;
         }
+        if jobs.len() < members {
+            let members = jobs.len();
+            jobs.iter_mut().filter_map(|job| job.dispatch.as_mut()).for_each(|dispatch| dispatch.members = members);
+        }
         // In this order a job is found quickly when it is cancelled.
         jobs.sort_unstable_by_key(|job| job.id);
         let trigger = match filled {

@@ -38,10 +38,10 @@ impl Scheduler {
                     worker.credit = worker.credit.saturating_add(grant);
                 }
             }
-            LinkEvent::Ended(batch, members) => {
+            LinkEvent::Ended { batch, members, answered } => {
                 if let Some(worker) = self.workers.get_mut(id) {
                     worker.ended(batch, members);
-                    self.policies.of(worker.model.model).returns.answered(members, Instant::now());
+                    self.policies.of(worker.model.model).returns.answered(answered, Instant::now());
                 }
             }
             LinkEvent::Done(CompletedBatch { dispatched, outcome, .. }) => {
@@ -71,7 +71,7 @@ impl Scheduler {
             }
             LinkEvent::Unsent(batch) => {
                 if let Some(worker) = self.workers.get_mut(id) {
-                    worker.unsent(batch);
+                    worker.unsent(batch, Instant::now());
                 }
             }
             LinkEvent::Draining => self.workers.drains(id, Instant::now()),
@@ -113,6 +113,7 @@ impl Scheduler {
         } else if let Err(failure) = job.requeue() {
             job.reply.fail(failure);
         } else {
+            self.policies.concerns(job.request.key.target.model);
             job.slot = Some(self.admission.readmit());
             self.queue.push(job);
         }

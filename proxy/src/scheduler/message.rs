@@ -37,8 +37,15 @@ pub enum LinkEvent {
     Up(Hello, mpsc::UnboundedSender<LinkCommand>),
     /// The worker has granted credit for this number of batches.
     Credit(u32),
-    /// This number of members of a batch have finished or failed.
-    Ended(BatchId, usize),
+    /// Members of a batch have finished or failed.
+    Ended {
+        /// The batch.
+        batch: BatchId,
+        /// How many.
+        members: usize,
+        /// How many of them clients still waited for.
+        answered: usize,
+    },
     /// The worker has completed a batch.
     Done(CompletedBatch),
     /// The worker has given back this number of members of a batch. The jobs are those among them that clients still

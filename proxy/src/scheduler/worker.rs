@@ -141,13 +141,21 @@ impl Worker {
     }
 
     /// Removes a batch that could not be sent, and takes the credit back.
-    pub fn unsent(&mut self, batch: BatchId) {
-        if let Some(at) = self.batches.iter().position(|held| held.dispatched.batch == batch)
-            && let Some(held) = self.batches.remove(at)
-        {
+    pub fn unsent(&mut self, batch: BatchId, now: Instant) {
+        if let Some(held) = self.take(batch, now) {
             self.members = self.members.saturating_sub(held.unfinished);
             self.credit += 1;
         }
+    }
+
+    /// Removes a batch that the worker does not hold any more. Its engine begins the next one.
+    fn take(&mut self, batch: BatchId, now: Instant) -> Option<HeldBatch> {
+        let at = self.batches.iter().position(|held| held.dispatched.batch == batch)?;
+        let held = self.batches.remove(at);
+        if let Some(next) = self.batches.iter_mut().find(|held| held.runs_since.is_none()) {
+            next.runs_since = Some(now);
+        }
+        held
     }
 
     /// Whether it has asked to leave.
@@ -159,6 +167,11 @@ impl Worker {
     /// sent before clients were told to go elsewhere. `arriving`: whether request bodies are being read.
     pub(super) fn lingers_until(&self, arriving: bool) -> Option<Instant> {
         self.drains_since.map(|since| since + if arriving { LINGER + BODY_TIMEOUT } else { 2 * LINGER })
+    }
+
+    /// The number of batches that it holds.
+    pub(super) fn batches(&self) -> usize {
+        self.batches.len()
     }
 
     /// Whether it holds no batch.
@@ -191,11 +204,7 @@ impl Worker {
 
     /// Removes a completed batch. The forecast learns from it, unless it gave way and so did not do all of its work.
     pub fn done(&mut self, dispatched: &DispatchedBatch, outcome: &BatchOutcome, now: Instant) {
-        let at = self.batches.iter().position(|held| held.dispatched.batch == dispatched.batch);
-        let held = at.and_then(|at| self.batches.remove(at));
-        if let Some(next) = self.batches.iter_mut().find(|held| held.runs_since.is_none()) {
-            next.runs_since = Some(now);
-        }
+        let held = self.take(dispatched.batch, now);
         self.since = now;
         if !held.is_some_and(|held| held.gives_way) {
             self.forecast.learn(&dispatched.demand, outcome);

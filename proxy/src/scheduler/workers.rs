@@ -124,6 +124,9 @@ impl Workers {
     /// which was first loaded later than this one.
     fn is_superseded(&self, model: WorkerModel) -> bool {
         let there = || self.all.iter().filter(|worker| !worker.released && worker.model.model == model.model);
+        if there().all(|worker| worker.model == model) {
+            return false;
+        }
         let age = |worker: &Worker| (worker.loaded, worker.id);
         let since = |fingerprint| there().filter(|worker| worker.model.fingerprint == fingerprint).map(age).min();
         there().any(|other| {
@@ -192,8 +195,10 @@ impl Workers {
             return Some((empty.id, candidate));
         }
         let alike = self.all.iter().filter(|worker| worker.model == model && !worker.released);
-        let soonest_free = |worker: &&Worker| (worker.free_in(now), worker.id);
-        let reserved = alike.filter(|worker| !worker.is_quarantined()).min_by_key(soonest_free);
+        // An empty worker without credit takes no batch for the time being.
+        let may_be_empty_soon = |worker: &&Worker| !worker.is_quarantined() && !worker.is_empty();
+        let soonest_free = |worker: &&Worker| (worker.batches(), worker.free_in(now), worker.id);
+        let reserved = alike.filter(may_be_empty_soon).min_by_key(soonest_free);
         buckets.retain(|bucket| bucket.key.quarantine == Quarantine::None);
         self.next_of(model, buckets, max_size, texts_per_second, reserved.map(|worker| worker.id), now)
     }
@@ -209,6 +214,7 @@ impl Workers {
         buckets.retain(|bucket| !self.have_credit_for(&bucket.key.target));
         let may_be_told = |worker: &&Worker| !worker.released && self.may_preempt(worker.model.model);
         self.all.iter().filter(|_| !buckets.is_empty()).filter(may_be_told).find_map(|worker| {
+            worker.running(now, Duration::ZERO).next()?;
             let policy = policy(worker.model.model)?;
             let rate = policy.texts_per_second(now);
             let buckets = self.served_by(worker.model, &buckets);

@@ -2,19 +2,19 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, EXPECT, HeaderValue};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::io::{InspectReader, InspectWriter};
-use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::activity::{Activity, CloseReason};
@@ -42,8 +42,8 @@ pub struct Server {
     metrics: Arc<Metrics>,
     most: usize,
     connections: Arc<Semaphore>,
-    /// The connections that are served.
-    open: TaskTracker,
+    /// The number of connections that are served.
+    open: watch::Sender<usize>,
     /// Places for requests over HTTP/2, as many as for connections.
     streams: Arc<Semaphore>,
 }
@@ -52,7 +52,7 @@ impl Server {
     /// Creates a server that serves `service` on at most `most` connections at once.
     pub fn new(service: Service, metrics: Arc<Metrics>, most: usize) -> Self {
         let places = || Arc::new(Semaphore::new(most));
-        Self { service, metrics, most, connections: places(), open: TaskTracker::new(), streams: places() }
+        Self { service, metrics, most, connections: places(), open: watch::Sender::new(0), streams: places() }
     }
 
     /// The places for connections. Each connection holds one until it ends.
@@ -62,13 +62,19 @@ impl Server {
 
     /// Resolves when no connection is open.
     pub async fn all_closed(&self) {
-        self.open.close();
-        self.open.wait().await;
+        // An error means that all senders are dropped, and this server has one.
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    /// Counts a connection as open until the value is dropped.
+    pub fn opened(&self) -> Open {
+        self.open.send_modify(|open| *open += 1);
+        Open(self.open.clone())
     }
 
     /// Number of open connections.
     pub fn open(&self) -> usize {
-        self.open.len()
+        *self.open.borrow()
     }
 
     /// Whether more than three quarters of the places are taken.
@@ -77,30 +83,27 @@ impl Server {
     }
 
     /// Serves one connection until the client closes it, until the connection is idle or too slow, or until clients are to go
-    /// elsewhere and the requests in flight have been answered. The caller holds the connection's [place](Self::places).
+    /// elsewhere and the requests in flight have been answered. The caller holds the connection's [place](Self::places), and counts it as [open](Self::opened).
     pub async fn serve<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let _open = self.open.token();
         let activity = Arc::new(Activity::new(Instant::now()));
         let client = Arc::new(ClientHistory::default());
         let service = service_fn(|request: Request<Incoming>| {
             let (service, streams, in_flight) = (self.service.clone(), self.streams.clone(), activity.begin_request());
             let is_http2 = request.version() == Version::HTTP_2;
             // An HTTP/2 connection has many requests at once, so the last answer does not predict the next request.
-            let asks_first = request.headers().contains_key(EXPECT);
-            // Over HTTP/2, the end of one request does not end the connection.
-            let request = RequestBody::of(request, !is_http2 && !asks_first, &activity);
+            let (request, waits) = RequestBody::of(request, &activity);
             let client = if is_http2 { Arc::new(ClientHistory::default()) } else { client.clone() };
             async move {
                 // REFUSED_STREAM means that nothing was done for the request, so the client may send it again.
                 let refused = |_| h2::Error::from(h2::Reason::REFUSED_STREAM);
                 let place = is_http2.then(|| streams.try_acquire_owned().map_err(refused)).transpose()?;
                 let mut answer = service.answer(request, &client).await;
-                // A client that asked before it sent its body, and was refused, has sent none. Then nothing can follow.
-                let is_refused = asks_first && !answer.status().is_success();
-                if !is_http2 && (is_refused || service.is_leaving()) {
+                // If the client has not sent the body, nothing can follow on the connection.
+                let has_no_body = waits.is_some_and(|waits| waits.load(Relaxed));
+                if !is_http2 && (has_no_body || service.is_leaving()) {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, h2::Error>(answer.map(|body| TrackedBody::new(body, in_flight, place)))
@@ -160,6 +163,16 @@ impl Server {
         };
         counter.increment(1);
         debug!(%reason, "closing a client's connection");
+    }
+}
+
+/// Counts an open connection until it is dropped.
+#[derive(Debug)]
+pub struct Open(watch::Sender<usize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
     }
 }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
 use super::connection::Server;
 use super::rate_limited_log::RateLimitedLog;
+use crate::admission::LINGER;
 
 /// Pause before accepting again after an error, such as no file descriptor being left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -53,10 +54,11 @@ impl Listener {
         let serve = |stream: TcpStream, place: OwnedSemaphorePermit| {
             // Answers are whole when they are written, so Nagle's algorithm would only delay them.
             let _ = stream.set_nodelay(true);
-            let server = server.clone();
+            // Counted here, since the task may begin after it was asked whether connections are open.
+            let (server, open) = (server.clone(), server.opened());
             tokio::spawn(async move {
                 server.serve(stream).await;
-                drop(place);
+                drop((place, open));
             });
         };
         let mut failures = RateLimitedLog::default();
@@ -86,12 +88,21 @@ impl Listener {
         if !self.is_inherited
             && let Ok(listener) = self.listener.into_std()
         {
-            while let Ok(place) = server.places().clone().try_acquire_owned()
-                && let Ok((stream, _)) = listener.accept()
-                && stream.set_nonblocking(true).is_ok()
-                && let Ok(stream) = TcpStream::from_std(stream)
-            {
-                serve(stream, place);
+            // Places become free when idle connections are closed.
+            let until = Instant::now() + 2 * LINGER;
+            while let Ok(Ok(place)) = timeout_at(until, server.places().clone().acquire_owned()).await {
+                match listener.accept() {
+                    Ok((stream, _)) => {
+                        if stream.set_nonblocking(true).is_ok()
+                            && let Ok(stream) = TcpStream::from_std(stream)
+                        {
+                            serve(stream, place);
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // This connection has failed, or no file descriptor is left.
+                    Err(_) => sleep(ACCEPT_PAUSE).await,
+                }
             }
         }
     }

@@ -5,13 +5,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::Request;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::EXPECT;
+use hyper::{Request, Version};
 use tokio::runtime;
 use tokio::time::timeout;
 
@@ -25,15 +27,25 @@ const SENDS_ON: Duration = Duration::from_secs(5);
 pub(super) struct RequestBody {
     /// `None` from the body's end on.
     body: Option<Incoming>,
-    reads_on: bool,
+    /// Over HTTP/2, the end of one request does not end the connection.
+    is_http2: bool,
+    /// Set if the client waits to be told before it sends the body (`expect: 100-continue`) and was not told. The first poll
+    /// tells it.
+    unsent: Option<Arc<AtomicBool>>,
     activity: Arc<Activity>,
 }
 
 impl RequestBody {
-    /// The same request with such a body. `reads_on`: whether the rest is to be read.
-    pub(super) fn of(request: Request<Incoming>, reads_on: bool, activity: &Arc<Activity>) -> Request<Self> {
-        let activity = activity.clone();
-        request.map(|body| Self { body: Some(body).filter(|body| !body.is_end_stream()), reads_on, activity })
+    /// The same request with such a body, and a flag that says, once the request was answered, whether the client waits in vain
+    /// to be told to send its body.
+    pub(super) fn of(request: Request<Incoming>, activity: &Arc<Activity>) -> (Request<Self>, Option<Arc<AtomicBool>>) {
+        let is_http2 = request.version() == Version::HTTP_2;
+        let expects = request.version() == Version::HTTP_11 && request.headers().contains_key(EXPECT);
+        let is_over = request.body().is_end_stream();
+        let waits = (expects && !is_over).then(|| Arc::new(AtomicBool::new(true)));
+        let (unsent, activity) = (waits.clone(), activity.clone());
+        let request = request.map(|body| Self { body: (!is_over).then_some(body), is_http2, unsent, activity });
+        (request, waits)
     }
 }
 
@@ -45,6 +57,9 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(unsent) = self.unsent.take() {
+            unsent.store(false, Relaxed);
+        }
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let frame = Pin::new(&mut *body).poll_frame(context);
         if matches!(frame, Poll::Ready(None | Some(Err(_)))) || body.is_end_stream() {
@@ -64,7 +79,8 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        let Some(mut body) = self.body.take().filter(|_| self.reads_on) else { return };
+        let reads_on = !self.is_http2 && self.unsent.is_none();
+        let Some(mut body) = self.body.take().filter(|_| reads_on) else { return };
         // While the body is read, the request counts as in flight.
         let in_flight = self.activity.begin_request();
         // There is no runtime when the process ends.

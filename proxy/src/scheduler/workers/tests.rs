@@ -249,7 +249,8 @@ fn a_quarantined_job_has_a_worker_for_itself() {
 
 #[test]
 fn while_a_quarantined_job_waits_for_an_empty_worker_only_one_worker_takes_no_other_jobs() {
-    let (mut workers, now) = workers(&["a", "a"]);
+    let (mut workers, now) = workers(&["a", "a", "a"]);
+    workers.get_mut(WorkerId(3)).unwrap().credit = 0;
     for id in [1, 2] {
         let worker = workers.get_mut(WorkerId(id)).unwrap();
         worker.add_batch(demand(1), None, false, now);
@@ -264,7 +265,7 @@ fn while_a_quarantined_job_waits_for_an_empty_worker_only_one_worker_takes_no_ot
         let next = workers.next(&[trial, other], 50, |_| 0.0, &[], now);
         next.map(|(id, candidate)| (id.0, candidate.quarantine()))
     };
-    assert_eq!(next(&workers), Some((2, Quarantine::None)));
+    assert_eq!(next(&workers), Some((2, Quarantine::None)), "the third worker is empty, and takes no batch");
     workers.get_mut(WorkerId(2)).unwrap().credit = 0;
     assert_eq!(next(&workers), None, "the first worker is kept for the trial");
     let worker = workers.get_mut(WorkerId(1)).unwrap();
