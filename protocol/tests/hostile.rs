@@ -4,7 +4,7 @@
 use bytes::{BufMut, BytesMut};
 use pillion_protocol::connection::FrameReader;
 use pillion_protocol::frame::{Batch, Goodbye, GoodbyeReason, Options};
-use pillion_protocol::{BatchId, DecodeError, EncodeError, Frame, ReadError, codec};
+use pillion_protocol::{BatchId, DecodeError, EncodeError, Frame, Peer, ReadError, codec};
 
 const TYPES: [u8; 15] = [0x01, 0x02, 0x03, 0x10, 0x11, 0x20, 0x21, 0x22, 0x23, 0x24, 0x30, 0x31, 0x40, 0x41, 0x42];
 const JSON: [u8; 11] = [0x01, 0x02, 0x03, 0x10, 0x11, 0x21, 0x22, 0x23, 0x24, 0x30, 0x40];
@@ -45,17 +45,45 @@ fn a_huge_length_is_refused_before_memory_is_taken() {
     }
 }
 
+/// The table of frames in `PROTOCOL.md`: each type, its name, who sends it, and the limit of its payload in bytes.
+fn table() -> Vec<(u8, &'static str, Option<Peer>, u32)> {
+    let rows = include_str!("../PROTOCOL.md").lines().filter_map(|line| {
+        let cells: Vec<&str> = line.strip_prefix("| `")?.strip_suffix(" |")?.split(" | ").collect();
+        let [kind, name, from, _, _, limit] = cells[..] else { return None };
+        let sender = match from {
+            "proxy" => Some(Peer::Proxy),
+            "worker" => Some(Peer::Worker),
+            "either" => None,
+            _ => return None,
+        };
+        let limit = match limit.split_once(' ') {
+            Some((number, "KiB")) => number.parse::<u32>().ok()? << 10,
+            Some((number, "MiB")) => number.parse::<u32>().ok()? << 20,
+            _ => limit.parse().ok()?,
+        };
+        Some((u8::from_str_radix(kind.strip_suffix('`')?, 16).ok()?, name, sender, limit))
+    });
+    rows.collect()
+}
+
 #[test]
-fn one_byte_over_each_limit_is_refused_and_the_limit_itself_is_not() {
-    const KIB: u32 = 1024;
-    const MIB: u32 = 1024 * KIB;
-    let limits =
-        [64 * KIB, 64 * KIB, 64 * KIB, KIB, 64 * MIB, 16 * MIB, 4 * MIB, 4 * MIB, 4 * MIB, KIB, 4 * MIB, 0, KIB, 0, 0];
-    for (kind, limit) in TYPES.into_iter().zip(limits) {
+fn the_table_of_frames_says_who_sends_each_type_and_how_long_it_may_be() {
+    let table = table();
+    assert!(table.iter().map(|row| row.0).eq(TYPES), "{table:?}");
+    for kind in 0..=u8::MAX {
+        let is_known = !matches!(codec::decode(&mut header(kind, 0)), Err(DecodeError::Type(_)));
+        assert_eq!(is_known, TYPES.contains(&kind), "type {kind:#04x}");
+    }
+    for (kind, name, sender, limit) in table {
         let over = codec::decode(&mut header(kind, limit + 1));
-        assert!(matches!(over, Err(DecodeError::TooLong { .. })), "type {kind:#04x}: {over:?}");
+        assert!(matches!(over, Err(DecodeError::TooLong { kind, .. }) if kind == name), "{name}: {over:?}");
         let at = codec::decode(&mut header(kind, limit));
-        assert!(at.is_ok(), "type {kind:#04x}: {at:?}");
+        assert!(at.is_ok(), "{name}: {at:?}");
+        for peer in [Peer::Proxy, Peer::Worker] {
+            let sent = codec::decode_from(Some(peer), &mut header(kind, limit));
+            let is_refused = matches!(sent, Err(DecodeError::Direction { .. }));
+            assert_eq!(is_refused, sender.is_some_and(|sender| sender != peer), "{name} from the {peer}: {sent:?}");
+        }
     }
 }
 

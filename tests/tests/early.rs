@@ -95,7 +95,8 @@ async fn a_body_that_is_too_large_is_read_for_a_few_seconds() {
         sleep(Duration::from_millis(100)).await;
         assert!(begun.elapsed() < Duration::from_secs(20), "the connection stays open");
     }
-    assert!(begun.elapsed() > Duration::from_secs(3), "closed after {:?}", begun.elapsed());
+    let seconds = begun.elapsed().as_secs_f64();
+    assert!((4.9..5.3).contains(&seconds), "closed after {seconds} s");
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use pillion_tests::client::{Client, Raw};
 use pillion_tests::contract::DESCRIPTION;
 use pillion_tests::eventually;
 use pillion_tests::fake_worker::echo::expected;
+use pillion_tests::folder::Folder;
 use pillion_tests::stack::Stack;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -137,7 +138,7 @@ async fn with_an_api_key_file_only_requests_with_a_key_are_served() {
     assert_eq!(error(&refused, 401)["code"], "invalid_api_key");
     assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
     error(&client.get("/v1/models").await, 401);
-    for open in ["/livez", "/healthz", "/readyz", "/metrics"] {
+    for open in ["/livez", "/healthz", "/readyz", "/metrics", "/openapi.json"] {
         assert_eq!(client.get(open).await.status, 200, "{open}");
     }
     // Kubernetes changes a secret in the same way: it renames another file into its place.
@@ -201,4 +202,19 @@ async fn the_log_names_the_field_that_was_refused_and_how_long_a_request_waited_
         assert_eq!(status, expected, "{line}");
         assert!(line["queue_ms"].as_f64().unwrap() >= 29.0, "{line}");
     }
+}
+
+#[tokio::test]
+async fn log_prompts_logs_prompts_and_answers_and_rust_log_turns_off_the_lines_of_requests() {
+    let wrapper = ["env", "RUST_LOG=info,pillion_proxy::request=off"];
+    let mut stack = Stack::proxy_by(&wrapper, Folder::new(), &["--log-prompts"]).await;
+    stack.simulated_worker(&[]);
+    stack.ready().await;
+    let client = stack.client();
+    assert_eq!(client.generate(&json!({"text": "alpha beta"})).await.status, 200);
+    client.events("/generate_stream", &json!({"text": "gamma delta"})).await.rest().await;
+    for text in ["alpha beta", "beta alpha", "gamma delta", "sending a piece of an answer"] {
+        stack.proxy.logged(text, |line| line.contains(text).then_some(())).await;
+    }
+    assert!(!stack.proxy.log().contains("pillion_proxy::request"), "{}", stack.proxy.log());
 }

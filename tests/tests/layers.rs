@@ -42,11 +42,40 @@ fn one_file_of_the_proxy_chooses_statuses() {
     assert_eq!(choose.iter().map(|(module, _)| module.as_str()).collect::<Vec<_>>(), ["http::response"]);
 }
 
+/// The layers of the table in `worker/README.md`, from the bottom.
+fn workers_layers() -> Vec<Vec<String>> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("worker/README.md");
+    let text = std::fs::read_to_string(page).unwrap();
+    let table = text.split("## Code map").nth(1).unwrap().split("\n## ").next().unwrap();
+    let files = table.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let modules = |files: &str| {
+        let names = files.split('`').filter_map(|name| name.strip_suffix(".rs"));
+        names.map(str::to_owned).collect()
+    };
+    let mut layers: Vec<_> = files.map(modules).collect();
+    layers.reverse();
+    layers
+}
+
 #[test]
-fn the_workers_imports_go_round_in_no_circle() {
+fn the_workers_imports_go_downwards_and_round_in_no_circle() {
     let sources = read("worker");
     assert!(sources.len() > 40, "the worker's files were not found");
-    assert_eq!(circle(&imports(&sources)), None);
+    let imports = imports(&sources);
+    assert_eq!(circle(&imports), None);
+    let layers = workers_layers();
+    let layers: Vec<Vec<&str>> = layers.iter().map(|layer| layer.iter().map(String::as_str).collect()).collect();
+    let layers: Vec<&[&str]> = layers.iter().map(Vec::as_slice).collect();
+    assert_eq!(upward(&imports, &layers), Vec::<String>::new());
+    for file in layers.concat() {
+        assert!(sources.contains_key(file), "worker/README.md names {file}.rs, which is not there");
+    }
+}
+
+#[test]
+fn one_file_of_the_worker_knows_ct2rs() {
+    let know: Vec<_> = read("worker").into_iter().filter(|(_, text)| text.contains("ct2rs")).collect();
+    assert_eq!(know.iter().map(|(module, _)| module.as_str()).collect::<Vec<_>>(), ["engine::ct2"]);
 }
 
 fn read(package: &str) -> Sources {

@@ -301,3 +301,15 @@ async fn an_error_in_a_stream_has_the_form_that_openais_clients_expect() {
     assert!(name.is_empty() && data.starts_with("{\"error\":{\"message\""), "{data}");
     carries_on(&client).await;
 }
+
+#[tokio::test]
+async fn one_failed_answer_fails_the_request_and_a_deadline_is_a_length() {
+    let stack = Stack::simulated(&[], &["--step-cost", "20ms"]).await;
+    let client = stack.client();
+    let failed = client.post(COMPLETIONS, &completion(json!(["a b", "!fail:engine"]))).await;
+    assert_eq!(error(&failed, 502)["code"], "worker_failed");
+    let long = json!({"min_tokens": 1000, "max_tokens": 1000, "timeout_ms": 300});
+    let cut = client.post(COMPLETIONS, &with(completion("a b c"), long)).await.json();
+    assert_eq!(cut["choices"][0]["finish_reason"], "length");
+    assert!((1..1000).contains(&cut["usage"]["completion_tokens"].as_i64().unwrap()), "{cut}");
+}

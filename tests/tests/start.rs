@@ -1,7 +1,9 @@
 //! How the programs start, and how they do not.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 use pillion_tests::client::Client;
@@ -85,28 +87,80 @@ async fn a_socket_left_behind_is_taken_over() {
     stack.ready().await;
 }
 
+/// The rows of a table of `deploy/README.md`: the names in the first column, without labels, and the row.
+fn rows_until(heading: &str, end: &str) -> Vec<(Vec<String>, String)> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("deploy/README.md");
+    let text = fs::read_to_string(page).unwrap();
+    let section = text.split(heading).nth(1).unwrap().split(end).next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `").map(|rest| (rest, line)));
+    rows.map(|(rest, line)| {
+        let cell = format!("`{}", rest.split(" | ").next().unwrap_or_default());
+        let names =
+            cell.split('`').skip(1).step_by(2).map(|name| name.split('{').next().unwrap_or_default().to_owned());
+        (names.collect(), line.to_owned())
+    })
+    .collect()
+}
+
 #[tokio::test]
-async fn every_counter_stands_at_zero_from_the_start() {
-    let stack = Stack::proxy(&[]).await;
-    let metrics = stack.metrics().await;
-    for name in [
-        "requests_total",
-        "batches_total",
-        "forced_steps_total",
-        "prompt_tokens_total",
-        "generated_tokens_total",
-        "rejected_total",
-        "cancelled_total",
-        "resumed_total",
-        "worker_reconnects_total",
-        "protocol_errors_total",
-        "log_lines_lost_total",
-        "workers_refused_total",
-        "connections_closed_total",
-        "queue_depth",
-        "running",
-        "build_info",
+async fn the_page_of_metrics_has_each_series_and_each_series_is_there_from_the_start() {
+    let stack = Stack::simulated(&[], &[]).await;
+    // A histogram is there once it has a sample.
+    stack.client().generate(&json!({"text": "a b"})).await;
+    let served = stack.client().get("/metrics").await.text();
+    let types = served.lines().filter_map(|line| line.strip_prefix("# TYPE pillion_")?.split(' ').next());
+    let served_names: BTreeSet<&str> = types.collect();
+    let rows = rows_until("\n## Metrics\n", "\n## ");
+    let named: BTreeSet<&str> = rows.iter().flat_map(|(names, _)| names).map(String::as_str).collect();
+    assert_eq!(named, served_names);
+    // Counters begin at 0, and the page explains each reason.
+    for (label, values) in [
+        ("rejected_total", ["queue_full", "queue_bytes", "deadline", "draining"].as_slice()),
+        ("cancelled_total", &["queued", "running"]),
+        ("resumed_total", &["worker_lost", "yielded", "preempted"]),
+        ("workers_lost_total", &["closed", "stuck", "protocol", "internal"]),
+        ("connections_closed_total", &["idle", "head", "unread"]),
     ] {
-        assert!(metrics.has(&format!("pillion_{name}")), "pillion_{name} is missing");
+        let series = served.lines().filter(|line| line.starts_with(&format!("pillion_{label}{{")));
+        let served: BTreeSet<&str> = series.filter_map(|line| line.split('"').nth(1)).collect();
+        assert_eq!(served, values.iter().copied().collect(), "{label}");
+        let (_, row) = rows.iter().find(|(names, _)| names.iter().any(|name| name == label)).unwrap();
+        values.iter().for_each(|value| assert!(row.contains(&format!("`{value}`")), "{label}: {value}"));
+    }
+}
+
+/// The flags that `--help` names, each with its default or nothing. Each must have its environment variable.
+async fn flags(program: &str) -> BTreeMap<String, String> {
+    let folder = Folder::new();
+    let mut process = Process::start(program, &["--help"], folder.path().join("help"));
+    assert_eq!(process.ended().await, Some(0));
+    let help = process.log();
+    let mut flags = BTreeMap::new();
+    for part in help.split("\n      --").skip(1) {
+        let name = part.split_whitespace().next().unwrap();
+        let variable = format!("[env: PILLION_{}=]", name.to_uppercase().replace('-', "_"));
+        assert!(part.contains(&variable), "--{name} has no {variable}");
+        let default = part.split("[default: ").nth(1).and_then(|rest| rest.split(']').next()).unwrap_or_default();
+        flags.insert(format!("--{name}"), default.to_owned());
+    }
+    flags
+}
+
+#[tokio::test]
+async fn the_page_of_flags_has_each_flag_with_its_default() {
+    for program in ["pillion-proxy", "pillion-worker"] {
+        let flags = flags(program).await;
+        let heading = format!("\n| `{program}` | default | meaning |\n");
+        let section = rows_until(&heading, "\n\n");
+        let named: BTreeSet<&String> = section.iter().flat_map(|(names, _)| names).collect();
+        assert_eq!(named, flags.keys().collect(), "{program}");
+        for (names, row) in &section {
+            let stated = row.split(" | ").nth(1).unwrap().trim_matches('`');
+            let (default, is_word) = (&flags[&names[0]], stated.contains(' ') || names.len() > 1);
+            // Where the default is none of the flag's values, the page has words.
+            if !default.is_empty() && !is_word && names[0] != "--socket" {
+                assert_eq!(stated, default, "{program} {}", names[0]);
+            }
+        }
     }
 }

@@ -222,6 +222,9 @@ impl<'a, W: AsyncWrite + Unpin> Session<'a, W> {
 
     fn on_batch(&mut self, id: BatchId, mut batch: Batch) -> Result<(), Trouble> {
         let protocol = |message: &str| Trouble::Protocol(format!("{id}: {message}"));
+        if self.released {
+            return Err(protocol("a batch came after RELEASE"));
+        }
         self.credit.spend().map_err(|error| protocol(&error.to_string()))?;
         let place = self.granted.pop().ok_or_else(|| protocol("a batch came for which no place was reserved"))?;
         if batch.members.is_empty() || batch.members.len() > pillion_protocol::codec::MAX_BATCH_MEMBERS {

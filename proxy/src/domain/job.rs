@@ -216,6 +216,21 @@ mod tests {
     }
 
     #[test]
+    fn a_job_gives_way_three_times_and_never_with_options_that_look_back() {
+        let mut job = job();
+        for _ in 0..3 {
+            assert!(job.may_give_way());
+            job.gave_way += 1;
+        }
+        assert!(!job.may_give_way());
+        job.gave_way = 0;
+        job.request.key.options.repetition_penalty = 1.1;
+        assert!(!job.may_give_way());
+        job.request.key.options = Options { no_repeat_ngram_size: 3, ..Options::default() };
+        assert!(!job.may_give_way());
+    }
+
+    #[test]
     fn a_job_that_produced_tokens_in_the_attempt_is_not_suspected() {
         let (mut job, fingerprint) = (job(), Arc::from("a"));
         for produced in 1..9 {

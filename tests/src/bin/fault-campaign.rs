@@ -38,6 +38,8 @@ async fn main() -> ExitCode {
     all.run("poison", scenes::poison(scale)).await;
     all.run("stops", scenes::stops(scale)).await;
     all.run("liars", scenes::liars(scale)).await;
+    all.run("crowds", scenes::crowds(scale)).await;
+    all.run("unread-logs", machine::unread_logs(scale)).await;
     all.run("proxy-stops", machine::proxy_stops(scale)).await;
     all.run("folder-removed", machine::folder_removed(scale)).await;
     all.run("descriptors", machine::descriptors(scale)).await;

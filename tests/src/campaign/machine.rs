@@ -44,6 +44,36 @@ pub async fn proxy_stops(scale: Scale) -> Row {
     }
 }
 
+/// Nobody reads what proxy and workers log, after the first lines, and a worker is killed.
+pub async fn unread_logs(scale: Scale) -> Row {
+    // What reads the first lines stays until the program ends, so that the pipe fills and does not break.
+    let reader = "exec \"$@\" 2> >(head -n 3 >&2; exec tail --pid=$$ -f /dev/null)";
+    let wrapper = ["bash", "-c", reader, "bash"];
+    let stack = Stack::proxy_by(&wrapper, Folder::new(), &BATCH).await;
+    let program = Program::simulated(&[]);
+    let again = program.clone();
+    let mut lines = 0;
+    let (tally, _) = often(scale, stack, &[program.clone(), program], questions(), async |stack, _| {
+        again.replace(stack, 0, Signal::SIGKILL);
+        connected(stack, 2).await;
+        // As many lines as a pipe holds, and more.
+        let client = stack.client();
+        for _ in 0..400 {
+            client.post("/generate", &json!({"text": "", "wrong": 1})).await;
+        }
+        lines = stack.proxy.log().lines().count();
+    })
+    .await;
+    Row {
+        fault: "nobody reads what the proxy and its workers log, and a worker is killed",
+        promise: "no request fails",
+        times: scale.times.to_string(),
+        seen: format!("{lines} lines were read"),
+        kept: tally.is_clean() && lines < 400,
+        tally,
+    }
+}
+
 /// The workers' socket is removed, or the whole folder that it is in, and a worker restarted.
 pub async fn folder_removed(scale: Scale) -> Row {
     let stack = Stack::proxy(&BATCH).await;

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use super::load::{Load, Question};
 use super::setting::{BATCH, Program, busy, capacity, connected, often, questions, real_questions};
 use super::{Row, Scale};
+use crate::client::Raw;
 use crate::stack::Stack;
 
 /// Time between two kills.
@@ -189,6 +190,34 @@ pub async fn stops(scale: Scale) -> Row {
         times: scale.times.to_string(),
         seen: format!("{found} found stuck"),
         kept: tally.is_clean() && found >= i64::try_from(scale.times).expect("few"),
+        tally,
+    }
+}
+
+/// Clients that come all at once, ask for something long, and leave all at once.
+pub async fn crowds(scale: Scale) -> Row {
+    const CROWD: usize = 300;
+    let stack = Stack::proxy(&BATCH).await;
+    let program = Program::simulated(&[]);
+    let (tally, metrics) = often(scale, stack, &[program.clone(), program], questions(), async |stack, _| {
+        let mut crowd = Vec::new();
+        for _ in 0..CROWD {
+            let mut client = Raw::connect(stack.address()).await;
+            client.post(r#"{"text": "a b c", "min_new_tokens": 2000, "max_new_tokens": 2000}"#).await;
+            crowd.push(client);
+        }
+        busy(stack).await;
+        drop(crowd);
+        stack.metric("pillion_queue_depth", |waiting| waiting < 50).await;
+    })
+    .await;
+    let cancelled = metrics.sum("pillion_cancelled_total");
+    Row {
+        fault: "300 more clients ask for long answers, and all of them leave at once",
+        promise: "the others are served, no request fails",
+        times: scale.times.to_string(),
+        seen: format!("{cancelled} texts cancelled"),
+        kept: tally.is_clean() && cancelled >= i64::try_from(CROWD * scale.times / 2).expect("few"),
         tally,
     }
 }

@@ -101,8 +101,13 @@ impl<'a> RunningCall<'a> {
                 return Some(Ending::Finished(FinishReason::Cancelled));
             }
             let interruption = self.batch.signals.interruption(member.index, member.deadline, self.now);
-            // Another worker would have to feed the whole answer at once. If that does not fit the memory, the member stays.
-            interruption.filter(|how| *how != Ending::Yielded || shared.limits().allows(member.shape()))
+            // Another worker would have to feed the whole answer at once. If it could not, the member stays: the answer does not
+            // fit the memory, or a part of it was streamed and the options look back over it.
+            let can_move = || {
+                let is_begun = member.stream && member.reported > member.prompt as usize;
+                shared.limits().allows(member.shape()) && !(is_begun && self.batch.options.look_back())
+            };
+            interruption.filter(|how| *how != Ending::Yielded || can_move())
         });
         let ends = ending.is_some();
         if let Some(how) = ending {

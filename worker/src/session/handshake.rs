@@ -25,8 +25,8 @@ pub enum HandshakeError {
     /// The proxy did not answer in time.
     #[error("the proxy did not answer within {} seconds", PATIENCE.as_secs())]
     Silence,
-    /// The proxy answered with another frame.
-    #[error("the proxy did not answer HELLO with WELCOME")]
+    /// The proxy answered with another frame, or with a batch size of 0.
+    #[error("the proxy did not answer HELLO with a valid WELCOME")]
     Other,
     /// The connection failed.
     #[error("the connection failed: {0}")]
@@ -56,19 +56,21 @@ pub(super) async fn greet<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     let exchange = async {
         writer.put(&Frame::Hello(hello.clone())).map_err(io::Error::other)?;
         writer.flush().await?;
-        match reader.next().await? {
-            Some(Frame::Welcome(welcome)) if VERSIONS.contains(&welcome.version) => Ok(()),
-            Some(Frame::Welcome(welcome)) => {
+        let (reason, message, error) = match reader.next().await {
+            Ok(Some(Frame::Welcome(welcome))) if !VERSIONS.contains(&welcome.version) => {
                 let message = format!("this worker speaks {VERSIONS:?}");
-                let goodbye = Frame::Goodbye(Goodbye { reason: GoodbyeReason::Version, message });
-                writer.put(&goodbye).map_err(io::Error::other)?;
-                writer.flush().await?;
-                Err(HandshakeError::Version(welcome.version))
+                (GoodbyeReason::Version, message, HandshakeError::Version(welcome.version))
             }
-            Some(Frame::Goodbye(goodbye)) => Err(HandshakeError::Refused(goodbye)),
-            Some(_) => Err(HandshakeError::Other),
-            None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-        }
+            Ok(Some(Frame::Welcome(welcome))) if welcome.max_batch_size > 0 => return Ok(()),
+            Ok(Some(Frame::Goodbye(goodbye))) => return Err(HandshakeError::Refused(goodbye)),
+            Ok(Some(_)) => (GoodbyeReason::Protocol, HandshakeError::Other.to_string(), HandshakeError::Other),
+            Ok(None) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Err(ReadError::Io(error)) => return Err(error.into()),
+            Err(error) => (GoodbyeReason::Protocol, error.to_string(), error.into()),
+        };
+        writer.put(&Frame::Goodbye(Goodbye { reason, message })).map_err(io::Error::other)?;
+        writer.flush().await?;
+        Err(error)
     };
     tokio::time::timeout(PATIENCE, exchange).await.unwrap_or(Err(HandshakeError::Silence))
 }

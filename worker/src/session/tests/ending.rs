@@ -82,6 +82,52 @@ fn a_member_that_could_not_be_fed_again_is_finished_here() {
     assert!(matches!(end, End::Goodbye { .. }));
 }
 
+/// No worker could continue it, since the options look back over the part that was streamed.
+#[test]
+fn a_member_that_no_worker_could_continue_is_finished_here() {
+    let (script, gate) = Script::gated();
+    let worker = worker(&Arc::new(script), 1);
+    let end = play(&worker, async |mut proxy: Proxy| {
+        proxy.expect_credit(1).await;
+        let options = Options { repetition_penalty: 1.5, ..Options::default() };
+        proxy.batch(1, options, vec![Member { stream: true, ..member("ab", 3) }, member("xy", 900)]).await;
+        gate.send(()).unwrap();
+        assert!(matches!(proxy.answer().await, Frame::Tokens(..)), "a part of the answer is sent");
+        proxy.controls.send(Control::Drain).await.unwrap();
+        assert_eq!(proxy.answer().await, Frame::Draining);
+        proxy.send(&Frame::Release).await;
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        (0..3).for_each(|_| gate.send(()).unwrap_or_default());
+        let outcome = proxy.outcome(1, 2).await;
+        assert_eq!(
+            (&outcome.yielded[..], outcome.finished.len()),
+            (&[1][..], 1),
+            "the other one starts again elsewhere"
+        );
+        assert!(matches!(proxy.answer().await, Frame::Goodbye(Goodbye { reason: GoodbyeReason::Drained, .. })));
+    });
+    assert_eq!(end, End::Drained);
+}
+
+#[test]
+fn a_batch_after_a_release_breaks_the_protocol() {
+    let (script, gate) = Script::gated();
+    let worker = worker(&Arc::new(script), 2);
+    let end = play(&worker, async |mut proxy: Proxy| {
+        proxy.expect_credit(2).await;
+        proxy.batch(1, Options::default(), vec![member("ab", 900)]).await;
+        proxy.controls.send(Control::Drain).await.unwrap();
+        assert_eq!(proxy.answer().await, Frame::Draining);
+        proxy.send(&Frame::Release).await;
+        proxy.batch(2, Options::default(), vec![member("ab", 1)]).await;
+        while proxy.reader.next().await.unwrap().is_some() {}
+    });
+    drop(gate);
+    assert!(matches!(&end, End::Lost { reason, .. } if reason.contains("after RELEASE")), "{end:?}");
+}
+
 #[test]
 fn a_second_signal_ends_at_once_and_counts_unfinished_members() {
     let (script, gate) = Script::gated();
