@@ -47,7 +47,7 @@ pub async fn proxy_stops(scale: Scale) -> Row {
 /// Nobody reads what proxy and workers log, after the first lines, and a worker is killed.
 pub async fn unread_logs(scale: Scale) -> Row {
     // What reads the first lines stays until the program ends, so that the pipe fills and does not break.
-    let reader = "exec \"$@\" 2> >(head -n 3 >&2; exec tail --pid=$$ -f /dev/null)";
+    let reader = "exec \"$@\" 2> >(head -n 2 >&2; exec tail --pid=$$ -f /dev/null)";
     let wrapper = ["bash", "-c", reader, "bash"];
     let stack = Stack::proxy_by(&wrapper, Folder::new(), &BATCH).await;
     let program = Program::simulated(&[]);
