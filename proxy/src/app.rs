@@ -166,6 +166,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         }
     };
     let mut all_gone = pin!(timeout(config.drain_timeout, all_gone));
+    // If no signal has begun the drain, the first one is the operator's request for it, and the second one cuts it.
     let mut signals_left = if broken.is_some() { 2 } else { 1 };
     let drained = loop {
         tokio::select! {
@@ -201,9 +202,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 /// The sockets for clients, and for operators if they have one of their own.
 ///
 /// The process may inherit them by systemd's convention (`sd_listen_fds(3)`): descriptors from 3 on. `LISTEN_FDS` is the
-/// number of these descriptors, and `LISTEN_PID` is the process that they are for.
-/// Such a socket outlives the process. If a connection comes after
-/// one proxy has ended and before the next one begins, it is not refused but waits in the kernel.
+/// number of these descriptors, and `LISTEN_PID` is the process that they are for. Such a socket outlives the process. If a
+/// connection comes after one proxy has ended and before the next one begins, it is not refused but waits in the kernel.
 async fn listen(config: &Config) -> Result<(Listener, Option<Listener>), AppError> {
     let mut inherited = ListenFd::from_env();
     let addresses = [Some(config.listen), config.admin_listen];

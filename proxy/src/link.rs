@@ -185,7 +185,7 @@ impl<I: AsyncRead + AsyncWrite> Link<I> {
                 // The fixed order also makes simulations repeatable.
                 biased;
                 _ = tick.tick(), if !self.inflight.is_empty() => {
-                    // A worker that reads nothing keeps the next branches but one from being taken.
+                    // While the worker reads nothing, no command is taken below, and the inbox's end would not be seen.
                     if self.inbox.is_closed() && self.inbox.is_empty() {
                         return Ok(LinkEnd::Shutdown);
                     }
