@@ -77,10 +77,12 @@ class Starter:
     bin_dir: Path
     logs: Path
 
-    def pillion(self, model: Path, threads: int, *flags: str, name: str = "pillion") -> AbstractContextManager[Stack]:
+    def pillion(
+        self, model: Path, threads: int, *flags: str, name: str = "pillion", proxy_flags: Command = ()
+    ) -> AbstractContextManager[Stack]:
         """With more of the worker's flags where there are any."""
         worker: Command = [self.bin_dir / "pillion-worker", "--model", model, "--threads", str(threads)]
-        return self._pillion(name, [*worker, *flags])
+        return self._pillion(name, [*worker, *flags], proxy_flags)
 
     def simulated(self, *flags: str | Path, proxy_flags: Command = ()) -> AbstractContextManager[Stack]:
         """Pillion's proxy with a worker that costs next to nothing."""
