@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,8 @@ from layouts import pythons  # noqa: E402
 from processes import Command  # noqa: E402
 from stacks import Starter, Unfit  # noqa: E402
 
-MODEL = HERE.parents[1] / "deploy" / "models" / "builtin"
+ROOT = HERE.parents[1]
+MODEL = ROOT / "deploy" / "models" / "builtin"
 CLIENT_LIMIT = 900
 """Seconds that a client may take."""
 TABLE = re.compile(r"(?<=<!-- table -->\n).*(?=<!-- end -->)", re.DOTALL)
@@ -29,7 +29,7 @@ TABLE = re.compile(r"(?<=<!-- table -->\n).*(?=<!-- end -->)", re.DOTALL)
 
 @dataclass
 class Client:
-    """A line of clients.toml."""
+    """An entry of clients.toml."""
 
     name: str
     script: str
@@ -66,10 +66,10 @@ class Installer:
             name = re.split(r"[\[=<]", client.packages[0])[0]
             wanted = ["import importlib.metadata as m, sys; print(m.version(sys.argv[1]))", name]
             return [str(python), script], {}, output(python, "-c", *wanted)
-        for program, package in client.debian.items():
-            if not shutil.which(program):
-                raise Skipped(f"{package} is not installed: apt-get install {package}")
-        [package] = client.debian.values()
+        [(program, package)] = client.debian.items()
+        # Without RUNLEVEL=1, Debian's packages would start their programs as services.
+        install = 'source deploy/functions && RUNLEVEL=1 install_missing "$1"'
+        subprocess.run(["bash", "-euc", install, "bash", f"{program}:{package}"], cwd=ROOT, check=True)
         return [sys.executable, script], {}, output("dpkg-query", "-W", "-f", "${Version}", package)
 
     def python(self, client: Client) -> Path:
@@ -148,7 +148,7 @@ def last_line(text: str) -> str:
 
 def reason(text: str) -> str:
     """The last line that names an error, with the names of files instead of their paths."""
-    named = [line for line in text.splitlines() if re.search(r"(Error|Exception)\b.*:", line)]
+    named = [line for line in text.splitlines() if re.search(r"(?i)^(?!\s*\[Symbol).*(error|exception)\b.*: [^{]", line)]
     line = named[-1].strip() if named else last_line(text)
     return re.sub(r"(?<![\w/:])(/[\w.-]+)+/(?=[\w.-])", "", line)[:300]
 
