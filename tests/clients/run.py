@@ -150,7 +150,7 @@ def reason(text: str) -> str:
     """The last line that names an error, with the names of files instead of their paths."""
     named = [line for line in text.splitlines() if re.search(r"(?i)^(?!\s*\[Symbol).*(error|exception)\b.*: [^{]", line)]
     line = named[-1].strip() if named else last_line(text)
-    return re.sub(r"(?<![\w/:])(/[\w.-]+)+/(?=[\w.-])", "", line)[:300]
+    return re.sub(r"(?<![\w/:])(/[\w.-]+){3,}/(?=[\w.-])", "", line)[:300]
 
 
 def main() -> None:
